@@ -1,0 +1,149 @@
+"""What watches a training run: the average of the weights, the file they are saved in, pictures of what they do."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+
+from hsidenoise.data.synthetic import Batch
+from hsidenoise.figures import false_colour, fit_stretch, rgb_bands
+from hsidenoise.weights import save_weights
+
+BEST = "val/psnr"  # what the best checkpoint and the weights file are chosen by
+
+
+class AverageWeights(WeightAveraging):
+    """Exponential moving average of the weights: used in validation, kept in checkpoints, saved as the weights.
+
+    Early in training the average must forget its random start quickly, so the decay rises to its value:
+    ``min(decay, (1 + n) / (10 + n))`` after n updates.
+
+    Args:
+        decay: Share of the old average kept at each step, 0 (no averaging) to below 1.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay of the weight average is {decay:g}: must be at least 0 and below 1")
+
+        @torch.no_grad()
+        def average(averages: list[Tensor], current: list[Tensor], updates: int | Tensor) -> None:
+            kept = min(decay, (1 + float(updates)) / (10 + float(updates)))
+            torch._foreach_lerp_(averages, current, 1 - kept)
+
+        # buffers are copied: some are indices, which have no mean
+        super().__init__(use_buffers=False, multi_avg_fn=average)
+
+    def network(self, task: pl.LightningModule) -> nn.Module:
+        """The averaged network, or the current one if there is no average.
+
+        Args:
+            task: Task in training.
+        """
+        averaged = self._average_model.module if self._average_model is not None else task
+        return averaged.get_submodule("network")
+
+
+class WeightsFile(pl.Callback):
+    """Writes ``weights.safetensors`` whenever validation is the best so far, and at the end if there was no validation.
+
+    Args:
+        path: File to write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.best = -math.inf
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save if better."""
+        score = trainer.callback_metrics.get(BEST)
+        if not trainer.sanity_checking and score is not None and float(score) > self.best:
+            self.best = float(score)
+            self._save(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what there is if nothing was ever scored."""
+        if self.best == -math.inf:
+            self._save(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best score and time spent, for a checkpoint."""
+        return {"best": self.best, "seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score and the time of the run that is resumed."""
+        self.best, self._seconds_before = state_dict["best"], state_dict["seconds"]
+
+    @property
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+    @rank_zero_only
+    def _save(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        average = next((each for each in callbacks if isinstance(each, AverageWeights)), None)
+        network = average.network(task) if average is not None else task.get_submodule("network")
+        describe = getattr(getattr(trainer, "datamodule", None), "description", dict)
+        scores = {
+            key: f"{float(value):.4f}" for key, value in trainer.callback_metrics.items() if key.startswith("val/")
+        }
+        metadata = {
+            **describe(),
+            "steps": str(trainer.global_step),
+            "epochs": str(trainer.current_epoch),
+            "minutes": f"{self._seconds / 60:.1f}",
+            "precision": str(trainer.precision),
+            "commit": _commit(),
+            **scores,
+        }
+        save_weights(self.path, network, name=task.hparams["model"], metadata=metadata)
+
+
+class Pictures(pl.Callback):
+    """Shows noisy, denoised and clean of the first validation item side by side in false colour, in TensorBoard."""
+
+    @rank_zero_only
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first item, which is the same in every validation."""
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if batch_idx or trainer.sanity_checking or not loggers:
+            return
+        cubes = [cube[0].float().cpu().numpy() for cube in (batch["noisy"], outputs, batch["clean"])]
+        stretch = fit_stretch(cubes[-1], rgb_bands(len(cubes[-1])))
+        pictures = torch.stack([torch.from_numpy(false_colour(cube, stretch=stretch)) for cube in cubes])
+        for logger in loggers:
+            logger.experiment.add_images("noisy, denoised, clean", pictures, trainer.global_step, dataformats="NHWC")
+
+
+def _commit() -> str:
+    """Commit of the source tree, with ``-dirty`` if files differ from it; ``unknown`` in an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or "unknown"
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

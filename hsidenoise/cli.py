@@ -1,0 +1,233 @@
+"""The command line: one thin verb per job.
+
+Nothing heavy is imported before a verb runs, so that ``--help`` answers at once. What the user can mend (ValueError,
+OSError, ImportError) becomes one line on stderr and exit status 2; any other exception is a bug and keeps its
+traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NoReturn, TextIO
+
+from hsidenoise import __version__
+
+# Options offered by --help without importing torch; a test holds them equal to the tables they repeat.
+PROTOCOLS = ("standard", "qrnn3d", "hsir", "sert", "t3sc", "mafnet")
+NORMALIZE = ("auto", "none", "minmax", "percentile")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; those of the process if absent.
+
+    Returns:
+        Exit status: 0 done, 2 something the user can mend, 130 interrupted.
+
+    Example:
+        >>> main(["corrupt", "--list"])  # doctest: +ELLIPSIS
+        gaussian-30 ...
+        0
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with _plain_warnings():
+        try:
+            status = _run(arguments)
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:
+            # The reader (`| head`) has gone. Python would complain once more when it flushes stdout at exit.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except KeyboardInterrupt:
+            print("hsidenoise: interrupted; nothing half-written was left behind", file=sys.stderr)
+            return 130
+        except (ValueError, OSError, ImportError) as error:
+            print(f"hsidenoise: error: {_one_line(error)}", file=sys.stderr)
+            return 2
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        if arguments[:1] == ["train"]:
+            from hsidenoise.training import main as train
+
+            train(arguments[1:])
+        else:
+            options = _parser().parse_args(arguments)
+            from hsidenoise import verbs
+
+            getattr(verbs, options.verb)(options)
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong argument
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show warnings as one line, without the path and source line of this package's code."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        print(f"hsidenoise: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    before = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, as every other error of this program."""
+        print(f"hsidenoise: error: {message} (see `{self.prog} --help`)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class _ListNoise(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        from hsidenoise.noise import NOISE_CASES
+
+        for case in NOISE_CASES.values():
+            print(f"{case.name:<18} {case.definition}  [{case.source}]")
+        print(f"{'gaussian-<sigma>':<18} the same sigma on every band, 0-255 scale")
+        print(f"{'gaussian-<a>-<b>':<18} one sigma per cube, uniform in [a, b]")
+        parser.exit(0)
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write HEIGHTxWIDTH, such as 100x120")
+    return int(parts[0]), int(parts[1])
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="hsidenoise",
+        description="Denoise hyperspectral cubes, measure the result, train networks for it.",
+        epilog="`hsidenoise VERB --help` says more about a verb.",
+    )
+    parser.add_argument("--version", action="version", version=f"hsidenoise {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
+
+    def verb(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+        sub.set_defaults(verb=name)
+        return sub
+
+    def reading(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--key", metavar="NAME", help="variable that holds the cube")
+        sub.add_argument(
+            "--axes",
+            help="meaning of the variable's axes as MATLAB shows them: hwb, bhw, ... (height, width, bands), "
+            "or bp / pb for a bands x pixels matrix, with --size",
+        )
+        sub.add_argument("--size", type=_size, metavar="HxW", help="height and width of a bands x pixels matrix")
+
+    sub = verb(
+        "denoise",
+        "denoise a cube",
+        "The output has the same variable name, axis order and dtype, and every other variable of the file.",
+    )
+    sub.add_argument("noisy", help=".mat file (v5 or v7.3), or a folder of one PNG per band")
+    sub.add_argument("-o", "--output", metavar="FILE", help="output; <noisy>_denoised.mat beside the input if absent")
+    reading(sub)
+    sub.add_argument("--weights", metavar="NAME|FILE", help="shipped weights (see `hsidenoise weights`) or a file")
+    sub.add_argument("--tile", type=_count, metavar="N", help="side of a tile in pixels; chosen by memory if absent")
+    sub.add_argument("--overlap", type=_natural, metavar="N", help="overlap of neighbouring tiles in pixels")
+    sub.add_argument("--normalize", choices=NORMALIZE, default="auto", help="scaling of the values (default: auto)")
+    sub.add_argument("--device", metavar="cpu|cuda", help="where to compute; a GPU if there is one")
+    sub.add_argument("--picture", metavar="FILE.png", help="also draw a before/after page")
+    sub.add_argument(
+        "--band", type=_natural, metavar="N", help="band shown on that page, 0-based; the noisiest if absent"
+    )
+
+    sub = verb("inspect", "say what a file holds and how it would be read")
+    sub.add_argument("cube", help=".mat file or folder of PNG")
+    reading(sub)
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = verb(
+        "corrupt",
+        "add synthetic noise to a clean cube",
+        "Writes `input`, `gt` and `sigma` as the published ICVL test sets do: the clean cube scaled to [0, 1] by its "
+        "own minimum and maximum, the noise not clipped.",
+    )
+    sub.add_argument("clean", help=".mat file or folder of PNG")
+    sub.add_argument("noisy", help=".mat file to write")
+    sub.add_argument("--noise", required=True, metavar="CASE", help="noise case; `hsidenoise corrupt --list` shows all")
+    sub.add_argument("--seed", type=_natural, default=0, metavar="N", help="seed of the noise (default: 0)")
+    sub.add_argument("--crop", type=_count, metavar="N", help="take the centre N x N pixels first")
+    sub.add_argument("--no-minmax", dest="minmax", action="store_false", help="keep the values as they are")
+    sub.add_argument("--list", action=_ListNoise, nargs=0, help="list the noise cases with their sources and stop")
+    reading(sub)
+
+    sub = verb(
+        "evaluate",
+        "measure a denoised cube against the clean one",
+        "Of files that `corrupt` wrote, `input` is read on the denoised and `gt` on the clean side. Clean values that "
+        "are not floats in [0, 1] are brought there by their range, and the denoised ones by the same scale.",
+    )
+    sub.add_argument("denoised")
+    sub.add_argument("clean")
+    sub.add_argument("--protocol", choices=PROTOCOLS, default="standard", help="whose metrics (default: standard)")
+    sub.add_argument("--key", metavar="NAME", help="variable of the denoised cube")
+    sub.add_argument("--clean-key", metavar="NAME", help="variable of the clean cube")
+    sub.add_argument("--data-range", type=_positive, metavar="X", help="range of clean values; nothing is scaled then")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    # `train` never reaches argparse (see main): LightningCLI has its own options and its own --help.
+    verbs.add_parser("train", add_help=False, help="train a network (LightningCLI over one YAML per run)")
+
+    sub = verb("weights", "list the weights that ship, what they were trained on and how good they are")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

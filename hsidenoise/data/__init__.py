@@ -1,0 +1,1 @@
+"""Files and data sets: cubes from and to files, training data from cubes."""

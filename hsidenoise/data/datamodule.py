@@ -1,0 +1,217 @@
+"""The Lightning seam of the data: which scenes, which patches, which noise, in batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader
+
+from hsidenoise.data.datasets import DATASETS, Scenes, find_scenes, read_clean
+from hsidenoise.data.patches import SCALES, Cache, CubeStore
+from hsidenoise.data.synthetic import Pair, SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs
+
+#: Cases of the published tables (QRNN3D and its followers).
+TABLE_CASES = ("gaussian-30", "gaussian-50", "gaussian-70", "non-iid", "stripe", "deadline", "impulse", "mixture")
+
+
+class CubeDataModule(pl.LightningDataModule):
+    """Noisy and clean patches of a data set for training, centre crops with fixed noise for validation.
+
+    A batch is a dictionary: ``noisy`` and ``clean`` (batch, bands, height, width) in [0, 1] before noise, ``case``
+    (names of the noise cases), ``weight`` (1, or 0 for an item that only fills up the last process).
+
+    Args:
+        root: Folder of the cubes.
+        dataset: Data set: ``folder`` (any cubes; sub-folders train, validation, test if present), ``cave`` or ``icvl``.
+        split: Published split of the data set, its first by default.
+        missing: ``error``, or ``skip`` to go on without scenes of the split that are not there.
+        bands: Bands of the network. Of a cube with more, a random run of neighbouring bands is taken.
+        patch_size: Side of a training patch in pixels.
+        batch_size: Patches of a batch, per process.
+        patches_per_epoch: Patches between two validations, all processes together; rounded down to whole batches.
+        scales: Factors in (0, 1] by which the cubes are reduced before patches are cut.
+        train_crop: Side of the centre square of each training cube that is used, in pixels. None: all of it.
+        augment: Whether patches are flipped, turned by quarter turns and reversed in their bands.
+        noise: Noise cases to train on, drawn alike; or a weight for each.
+        validation_noise: Noise cases of validation; each is applied to each validation cube.
+        validation_crop: Side of the centre square of a validation cube, in pixels.
+        workers: Processes that prepare patches; ``auto``: one per CPU core but one, at most 8.
+        seed: Seed of patches and noise, not negative. With it, the number of an item decides all about it.
+        cache: ``memory``, ``mmap`` or ``auto`` (memory if the cubes fit in half of what is free).
+        cache_dir: Folder of memory-mapped cubes; by default one in the system's temporary folder.
+
+    Raises:
+        ValueError: If an option is out of range or a noise case or data set is unknown.
+
+    Example:
+        >>> CubeDataModule(root="cubes", noise=["gaussian-50", "mixture"]).noise.names
+        ['gaussian-50', 'mixture']
+    """
+
+    def __init__(
+        self,
+        root: str,
+        dataset: str = "folder",
+        split: str | None = None,
+        missing: Literal["error", "skip"] = "error",
+        bands: int = 31,
+        patch_size: int = 64,
+        batch_size: int = 8,
+        patches_per_epoch: int = 4000,
+        scales: Sequence[float] = SCALES,
+        train_crop: int | None = None,
+        augment: bool = True,
+        noise: Sequence[str] | Mapping[str, float] = TABLE_CASES,
+        validation_noise: Sequence[str] = TABLE_CASES,
+        validation_crop: int = 256,
+        workers: int | Literal["auto"] = "auto",
+        seed: int = 0,
+        cache: Cache = "auto",
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        if dataset not in DATASETS:
+            raise ValueError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
+        if batch_size < 1 or bands < 1 or seed < 0:
+            raise ValueError("batch_size and bands must be at least 1 and seed at least 0")
+        self.root, self.dataset, self.split, self.missing = Path(root), dataset, split, missing
+        self.bands, self.patch_size, self.batch_size = bands, patch_size, batch_size
+        self.patches_per_epoch, self.scales, self.train_crop = patches_per_epoch, tuple(scales), train_crop
+        self.augment, self.noise, self.validation_noise = augment, SyntheticNoise(noise), list(validation_noise)
+        self.validation_crop, self.workers, self.seed = validation_crop, workers, seed
+        self.cache, self.cache_dir = cache, cache_dir
+        SyntheticNoise(self.validation_noise)  # a misspelt case fails here, not at the first validation
+        self.scenes: Scenes | None = None
+        self._train: TrainingPairs | None = None
+        self._validation: ValidationPairs | None = None
+
+    def setup(self, stage: str) -> None:
+        """Find and read the cubes.
+
+        Args:
+            stage: Lightning's stage; only ``fit`` needs training cubes.
+        """
+        if self.scenes is None:
+            self.scenes = find_scenes(self.dataset, self.root, split=self.split, missing=self.missing)
+        key = DATASETS[self.dataset].key
+        if stage == "fit" and self._train is None:
+            store = CubeStore(
+                self.scenes.train,
+                patch_size=self.patch_size,
+                bands=self.bands,
+                scales=self.scales,
+                cache=self.cache,
+                cache_dir=self.cache_dir,
+                key=key,
+                crop=self.train_crop,
+            )
+            together = self.batch_size * self._processes
+            epoch = self.patches_per_epoch // together * together
+            if not epoch:
+                raise ValueError(
+                    f"{self.patches_per_epoch} patches per epoch do not fill one batch of {together}: raise "
+                    f"--data.patches_per_epoch or lower --data.batch_size"
+                )
+            self._train = TrainingPairs(
+                store, self.noise, patches_per_epoch=epoch, seed=self.seed, augment=self.augment
+            )
+        if stage in ("fit", "validate") and self._validation is None:
+            cubes = []
+            for path in self.scenes.validation:
+                cube = read_clean(path, key=key, crop=self.validation_crop)
+                if len(cube) < self.bands:
+                    raise ValueError(f"{path}: {len(cube)} bands, {self.bands} are needed: lower --data.bands")
+                cubes.append(centre_bands(cube, self.bands))
+            self._validation = ValidationPairs(cubes, self.validation_noise, seed=self.seed)
+
+    def train_dataloader(self) -> DataLoader[Pair]:
+        """Batches of patches, an epoch at a time, from where training stands."""
+        assert self._train is not None, "setup('fit') comes first"
+        return ResumableLoader(
+            self._train,
+            batch_size=self.batch_size,
+            sampler=TurnSampler(self._train, process=self._process, processes=self._processes, start=self._next_item),
+            drop_last=True,
+            **self._worker_options(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Pair]:
+        """Each validation cube with each noise case; one by one, since cubes may differ in size."""
+        assert self._validation is not None, "setup('fit') or setup('validate') comes first"
+        sampler = TurnSampler(self._validation, process=self._process, processes=self._processes)
+        return DataLoader(self._validation, batch_size=1, sampler=sampler)
+
+    def description(self) -> dict[str, str]:
+        """What the training data is, for the header of a weights file."""
+        scenes = ", ".join(path.stem for path in self.scenes.train) if self.scenes else ""
+        validation = ", ".join(path.stem for path in self.scenes.validation) if self.scenes else ""
+        noise = zip(self.noise.names, self.noise.probabilities, strict=True)
+        return {
+            "data": f"{self.dataset}{f' ({self.split})' if self.split else ''}: {scenes}",
+            "validation": validation,
+            "noise": ", ".join(f"{name} {share:.3f}" for name, share in noise),
+            "patches": f"{self.bands}x{self.patch_size}x{self.patch_size} at scales "
+            + ", ".join(f"{scale:g}" for scale in self.scales),
+            "data_seed": str(self.seed),
+        }
+
+    @property
+    def _process(self) -> int:
+        return int(self.trainer.global_rank) if self.trainer is not None else 0
+
+    @property
+    def _processes(self) -> int:
+        return int(self.trainer.world_size) if self.trainer is not None else 1
+
+    def _next_item(self) -> int:
+        """Number of the next item: batches done so far in this run, resumed ones included, times their size.
+
+        Lightning's count over all epochs is saved in checkpoints, so this holds after resuming inside an epoch too.
+        """
+        if self.trainer is None:
+            return 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        return int(progress.total.processed) * self.batch_size * self._processes  # type: ignore[attr-defined]
+
+    def _worker_options(self) -> dict[str, Any]:
+        if isinstance(self.workers, int):
+            workers = self.workers
+        else:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            workers = min(8, max(0, cores // self._processes - 1))
+        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin}
+
+
+class ResumableLoader(DataLoader[Pair]):
+    """A loader whose position follows from the trainer's count of batches, so it has no state of its own to save.
+
+    The two methods tell Lightning that resuming inside an epoch is safe.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the sampler asks the trainer where training stands."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def centre_bands(cube: Any, bands: int) -> Any:
+    """The middle ``bands`` of a cube (a view).
+
+    Args:
+        cube: (bands, height, width) array.
+        bands: How many, at most as many as the cube has.
+
+    Example:
+        >>> import numpy as np
+        >>> centre_bands(np.zeros((9, 2, 3)), 4).shape
+        (4, 2, 3)
+    """
+    first = (len(cube) - bands) // 2
+    return cube[first : first + bands]

@@ -1,0 +1,295 @@
+"""Data sets of clean cubes: where their scenes lie in a folder, and which scene is for what.
+
+One table, :data:`DATASETS`, has a row per data set and, in it, a row per published split. A split is a set of lists
+of scene names that ship with the package (``hsidenoise/data/splits``). Scenes are looked up by name wherever they
+lie under the root, and always in the order of their list or sorted: never in the order of a directory.
+
+References:
+    ICVL: Arad and Ben-Shahar, "Sparse Recovery of Hyperspectral Signal from Natural RGB Images", ECCV 2016.
+    doi:10.1007/978-3-319-46478-7_2
+    CAVE: Yasuma et al., "Generalized Assorted Pixel Camera", IEEE TIP 2010. doi:10.1109/TIP.2010.2046811
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32
+
+from hsidenoise.data.io import read_cube
+
+SPLITS = Path(__file__).parent / "splits"
+
+_TRAIN, _VALIDATION, _TEST = ("train",), ("validation", "val"), ("test",)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One published split of a data set.
+
+    Attributes:
+        source: Who published it.
+        train: List of training scenes, a file name in the package's ``splits`` folder.
+        test: Lists of test scenes.
+        validation: List of validation scenes; one that is also in the training list is taken out of that.
+        held_out: Without a validation list, this many scenes at the end of the training list become validation.
+    """
+
+    source: str
+    train: str
+    test: tuple[str, ...]
+    validation: str | None = None
+    held_out: int = 0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One row of the table of data sets.
+
+    Attributes:
+        name: What ``--data.dataset`` calls it.
+        summary: What it is.
+        key: Variable that holds the cube, where every file has the same one.
+        splits: Published splits by name; the first is the default. None: sub-folders make the split.
+    """
+
+    name: str
+    summary: str
+    key: str | None = None
+    splits: Mapping[str, Split] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Files (or folders of PNG) of the three parts of a data set; no scene is in two of them."""
+
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...]
+    test: tuple[Path, ...]
+
+
+_ROWS = (
+    Dataset(
+        "icvl",
+        "ICVL, 201 scenes 1392x1300, 31 bands 400-700 nm, MATLAB v7.3",
+        key="rad",
+        splits={
+            "sert": Split("SERT", "icvl_sert_train.txt", ("icvl_sert_test.txt",), "icvl_sert_val.txt"),
+            "qrnn3d": Split(
+                "QRNN3D",
+                "icvl_qrnn3d_train.txt",
+                ("icvl_qrnn3d_test_gaussian.txt", "icvl_qrnn3d_test_complex.txt"),
+                held_out=5,
+            ),
+        },
+    ),
+    Dataset(
+        "cave",
+        "CAVE, 32 scenes 512x512, 31 bands 400-700 nm, folders of PNG or .mat",
+        splits={
+            "hsir": Split("HSIR", "cave_hsir_train.txt", ("cave_hsir_test.txt",), "cave_hsidenoise_validation.txt")
+        },
+    ),
+    Dataset("folder", "any folder of cubes, with or without sub-folders train, validation and test"),
+)
+
+#: Every data set that ``hsidenoise train`` knows.
+DATASETS: dict[str, Dataset] = {row.name: row for row in _ROWS}
+
+
+def scene_name(path: str | Path) -> str:
+    """Name of a scene, the same for ``balloons.mat``, ``balloons_ms`` and ``Balloons_ms.mat``.
+
+    Example:
+        >>> scene_name("cave/balloons_ms"), scene_name("BGU_0403-1419-1.mat")
+        ('balloons', 'bgu_0403-1419-1')
+    """
+    name = Path(path).name
+    return name.removesuffix(".mat").removesuffix("_ms").lower()
+
+
+def read_split(file: str) -> tuple[str, ...]:
+    """Scene names of one list that ships with the package, in the order of the list.
+
+    Args:
+        file: File name in the package's ``splits`` folder.
+
+    Example:
+        >>> read_split("icvl_sert_val.txt")[0]
+        'gavyam_0823-0945.mat'
+    """
+    text = (SPLITS / file).read_text(encoding="utf-8")
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def find_scenes(
+    dataset: str,
+    root: str | Path,
+    *,
+    split: str | None = None,
+    missing: Literal["error", "skip"] = "error",
+) -> Scenes:
+    """Locate the training, validation and test scenes of a data set.
+
+    For ``folder``: sub-folders ``train``, ``validation`` (or ``val``) and ``test`` where there is a ``train``; else the
+    last tenth (at least one) of the folder's cubes, sorted by name, is for validation, and there is no test part.
+
+    Args:
+        dataset: Name of a row of :data:`DATASETS`.
+        root: Folder that holds the scenes, at any depth.
+        split: Name of a published split; the data set's first by default.
+        missing: What to do about scenes of the split that are not under ``root``: fail, or warn and leave them out.
+
+    Raises:
+        ValueError: If the data set or split is unknown, scenes are missing, a part is empty, or a scene is in two
+            parts.
+        FileNotFoundError: If ``root`` is no folder.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
+    row, root = DATASETS[dataset], Path(root).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; --data.root names the folder of the {dataset} cubes")
+    if not row.splits:
+        if split is not None:
+            raise ValueError(f"data set '{dataset}' has no published splits; leave out split '{split}'")
+        scenes = _folder_scenes(root)
+    else:
+        name = split if split is not None else next(iter(row.splits))
+        if name not in row.splits:
+            raise ValueError(f"data set '{dataset}' has no split '{name}'; known: {', '.join(row.splits)}")
+        scenes = _split_scenes(row.splits[name], root, missing)
+    for part, paths in (("train", scenes.train), ("validation", scenes.validation)):
+        if not paths:
+            raise ValueError(f"{root}: no {part} cube found; .mat files or folders of PNG bands are needed")
+    _check_disjoint({"train": scenes.train, "validation": scenes.validation, "test": scenes.test})
+    return scenes
+
+
+def read_clean(
+    path: str | Path, *, key: str | None = None, crop: int | None = None
+) -> Float32[np.ndarray, "bands height width"]:
+    """Read a clean cube and scale it to [0, 1] by its smallest and largest value (one scaling for all bands).
+
+    Args:
+        path: File or folder of PNG.
+        key: Variable to read, where a file has several.
+        crop: Side of the centre square to cut first, in pixels; a cube that is smaller is left as it is.
+
+    Raises:
+        ValueError: If the cube is constant or holds values that are not finite.
+    """
+    values = read_cube(path, key=key).values
+    if crop is not None:
+        values = centre_crop(values, crop)
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError(f"{path}: holds NaN or infinite values; a clean cube for training must be finite")
+    if low == high:
+        raise ValueError(f"{path}: every value is {low:g}; a constant cube is of no use for training")
+    return np.ascontiguousarray((values - np.float32(low)) / np.float32(high - low))
+
+
+def centre_crop(
+    values: Float32[np.ndarray, "bands height width"], size: int
+) -> Float32[np.ndarray, "bands cropped_height cropped_width"]:
+    """Centre square of a cube (a view); a side shorter than ``size`` is kept whole.
+
+    Args:
+        values: Cube.
+        size: Side of the square in pixels.
+
+    Example:
+        >>> centre_crop(np.zeros((3, 10, 4), dtype=np.float32), 6).shape
+        (3, 6, 4)
+    """
+    height, width = values.shape[1:]
+    top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
+    return values[:, top : top + size, left : left + size]
+
+
+def _cubes_in(folder: Path) -> list[Path]:
+    """Cubes that lie directly in a folder: .mat files and folders of PNG, sorted by name."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() == ".mat" or _has_png_bands(path)]
+    return sorted(found)
+
+
+def _has_png_bands(path: Path) -> bool:
+    # one PNG may be a preview; a cube has one per band
+    return path.is_dir() and sum(file.suffix.lower() == ".png" for file in path.iterdir()) > 1
+
+
+def _folder_scenes(root: Path) -> Scenes:
+    def part(names: Sequence[str]) -> tuple[Path, ...]:
+        folders = [root / name for name in names if (root / name).is_dir()]
+        return tuple(path for folder in folders for path in _cubes_in(folder))
+
+    if (root / _TRAIN[0]).is_dir():
+        return Scenes(part(_TRAIN), part(_VALIDATION), part(_TEST))
+    cubes = _cubes_in(root)
+    if len(cubes) < 2:
+        raise ValueError(
+            f"{root}: {len(cubes)} cube(s) found; at least two are needed, one of them for validation "
+            f"(.mat files or folders of PNG bands, or sub-folders train, validation and test of them)"
+        )
+    held_out = max(1, len(cubes) // 10)
+    return Scenes(tuple(cubes[:-held_out]), tuple(cubes[-held_out:]), ())
+
+
+def _split_scenes(split: Split, root: Path, missing: str) -> Scenes:
+    train = list(read_split(split.train))
+    if split.validation is not None:
+        validation = list(read_split(split.validation))
+    else:
+        validation = train[len(train) - split.held_out :]
+    taken = {scene_name(name) for name in validation}
+    train = [name for name in train if scene_name(name) not in taken]
+    test = [name for file in split.test for name in read_split(file)]
+
+    known = _scenes_under(root)
+    absent = [name for name in (*train, *validation, *test) if scene_name(name) not in known]
+    needed = [name for name in (*train, *validation) if scene_name(name) not in known]
+    if needed and missing == "error":
+        raise ValueError(
+            f"{root}: {len(needed)} scene(s) of the split of {split.source} are missing ({_some(needed)}); get them, "
+            f"or leave them out with --data.missing skip"
+        )
+    if absent and missing == "skip":
+        warnings.warn(
+            f"{root}: {len(absent)} scene(s) of the split of {split.source} left out: {_some(absent)}",
+            stacklevel=3,
+        )
+
+    def paths(names: Iterable[str]) -> tuple[Path, ...]:
+        return tuple(known[scene_name(name)] for name in names if scene_name(name) in known)
+
+    return Scenes(paths(train), paths(validation), paths(test))
+
+
+def _scenes_under(root: Path) -> dict[str, Path]:
+    """Every cube under a folder by scene name. Of two with one name the one nearest to the root counts."""
+    found = [path for path in root.rglob("*") if path.suffix.lower() == ".mat" or _has_png_bands(path)]
+    scenes: dict[str, Path] = {}
+    for path in sorted(found, key=lambda path: (len(path.parts), path.is_dir(), path)):
+        scenes.setdefault(scene_name(path), path)
+    return scenes
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _check_disjoint(parts: Mapping[str, Sequence[Path]]) -> None:
+    owner: dict[str, str] = {}
+    for part, paths in parts.items():
+        for path in paths:
+            name = scene_name(path)
+            if owner.setdefault(name, part) != part:
+                raise ValueError(
+                    f"scene '{name}' is in {owner[name]} and in {part} ({path}): remove it from one of them"
+                )

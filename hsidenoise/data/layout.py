@@ -1,0 +1,358 @@
+"""Where the cube is in a file: which variable, which of its axes is the spectrum, and why.
+
+Files of this field do not say. Each decision here follows a stated rule, ends up as a sentence in
+`Layout.reason`, and can be overruled by the caller with ``key``, ``axes`` and ``size``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+#: Names under which cubes are published, in lower case (FACTS section 5 and the sets in common use).
+KNOWN_KEYS = frozenset(
+    {
+        "rad",
+        "cube",
+        "data",
+        "gt",
+        "clean",
+        "ref",
+        "truth",
+        "img",
+        "image",
+        "hsi",
+        "input",
+        "noisy",
+        "output",
+        "denoised",
+    }
+    | {"hyperspectral", "reflectance", "radiance", "x", "y", "v", "pavia", "paviau", "paviac", "dc", "dcmall", "wdc"}
+    | {"washington", "urban", "samson", "jasper", "cuprite", "salinas", "salinas_corrected", "salinasa_corrected"}
+    | {"indian_pines", "indian_pines_corrected", "ksc", "botswana", "houston"}
+)
+#: A file that holds one of the first beside one of the second is a published test pair: the first is meant.
+NOISY_KEYS, CLEAN_KEYS = frozenset({"input", "noisy"}), frozenset({"gt", "clean", "ref", "truth"})
+#: Names of unfolded (bands x pixels) matrices in the unmixing literature.
+UNFOLDED_KEYS = frozenset({"y", "v", "x", "data", "cube", "hsi", "img"})
+#: Pairs of scalars (height, width) that unmixing files put beside an unfolded matrix.
+_SIZE_KEYS = (
+    ("nrow", "ncol"), ("nrows", "ncols"), ("rows", "cols"), ("lines", "cols"), ("lines", "samples"),
+    ("height", "width"), ("h", "w"), ("row", "col"),
+)  # fmt: skip
+_WAVELENGTH_KEYS = frozenset({"wl", "wls", "bands", "band", "centers", "centres", "bandcenters", "bandcentres"})
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One named array of a file, described without loading it.
+
+    Attributes:
+        name: Name in the file; ``group/name`` inside an HDF5 group.
+        shape: Sizes of the axes as MATLAB shows them.
+        dtype: Type of the stored numbers (complex and bool included); None for text, cells, structs, objects.
+        note: What is special about it, empty if nothing is.
+        foreign: True for an HDF5 array that no MATLAB wrote (it has no ``MATLAB_class``).
+
+    Example:
+        >>> Variable("cube", (512, 512, 31), np.dtype("u2")).is_number
+        True
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any] | None
+    note: str = ""
+    foreign: bool = False
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it holds numbers, complex ones included; logical values are none."""
+        return self.dtype is not None and self.dtype.kind in "iufc"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a cube lies in its file, enough to write another one the same way.
+
+    Attributes:
+        format: ``"mat4"``, ``"mat5"``, ``"mat73"`` or ``"png"``.
+        key: Name of the variable (of a PNG folder: what its file names have in common).
+        axes: One letter for each axis longer than one, in MATLAB's order: of ``h`` (height), ``w`` (width),
+            ``b`` (bands), or ``p`` (pixels, column after column) of an unfolded matrix.
+        shape: Sizes of the axes as MATLAB shows them.
+        dtype: Type of the stored numbers.
+        size: (height, width) of an unfolded matrix, else None.
+        reason: Why this variable and these axes, for people.
+
+    Example:
+        >>> layout = Layout("mat5", "cube", "hwb", (4, 5, 3), np.dtype("u2"), None, "the only 3-D array")
+        >>> layout.to_bands_first(np.zeros((4, 5, 3))).shape
+        (3, 4, 5)
+    """
+
+    format: str
+    key: str
+    axes: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    size: tuple[int, int] | None
+    reason: str
+
+    def to_bands_first(self, stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """View an array of the file (any axes) as (bands, height, width)."""
+        if self.size is not None:
+            height, width = self.size
+            matrix = stored if self.axes == "bp" else stored.T
+            return matrix.reshape(-1, width, height).transpose(0, 2, 1)
+        cube = stored if stored.ndim == 3 else stored.reshape([size for size in stored.shape if size > 1])
+        return cube.transpose([self.axes.index(axis) for axis in "bhw"])
+
+    def from_bands_first(self, cube: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Bring a (bands, height, width) array into the axes and shape of the file.
+
+        Raises:
+            ValueError: If the cube has other sizes than the one in the file.
+        """
+        bands = math.prod(self.shape) // max(1, math.prod(self.size or (0,)))
+        axes = [size for size in self.shape if size > 1] if len(self.shape) > 3 else self.shape
+        expected = (bands, *self.size) if self.size else tuple(axes[self.axes.index(axis)] for axis in "bhw")
+        if cube.shape != expected:
+            raise ValueError(
+                f"a cube of {times(cube.shape)} (bands x height x width) cannot take the place of '{self.key}' of "
+                f"{times(expected)}; write it with layout=None, as a new file"
+            )
+        if self.size is not None:
+            matrix = cube.transpose(0, 2, 1).reshape(bands, -1)
+            return (matrix if self.axes == "bp" else matrix.T).reshape(self.shape)
+        return cube.transpose(["bhw".index(axis) for axis in self.axes]).reshape(self.shape)
+
+
+def times(shape: Sequence[int]) -> str:
+    """Sizes for people.
+
+    Example:
+        >>> times((145, 145, 200))
+        '145x145x200'
+    """
+    return "x".join(map(str, shape)) or "none"
+
+
+def describe(variables: Sequence[Variable]) -> str:
+    """Names and sizes of variables in one line, the first dozen.
+
+    Example:
+        >>> describe([Variable("gt", (2, 3), np.dtype("f8"))])
+        'gt 2x3'
+    """
+    names = [f"{variable.name} {times(variable.shape)}" for variable in variables[:12]]
+    text = ", ".join(names + ["..."] * (len(variables) > 12)) or "nothing"
+    return "".join(letter if letter.isprintable() else "?" for letter in text)  # HDF5 allows any name
+
+
+def find_layout(
+    variables: Sequence[Variable],
+    load: Callable[[str], np.ndarray[Any, Any]],
+    *,
+    format: str,
+    key: str | None = None,
+    axes: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> Layout:
+    """Decide which variable is the cube and what its axes are.
+
+    The variable is ``key``; else the only array with three axes longer than one; else the only one of these
+    with a known name, where the noisy one of a published pair (``input`` beside ``gt``) is meant. Without any,
+    an unfolded (bands x pixels) matrix whose size is given, or is in the file, or is square.
+
+    The spectrum is what ``axes`` says; else the axis as long as a vector of wavelengths in the file; else the
+    last, as MATLAB users store cubes, unless the other two axes are equal or one axis is less than half as
+    long as the other two.
+
+    Args:
+        variables: What the file holds.
+        load: Gives a variable by name; called for small ones only.
+        format: Format of the file, carried into the result.
+        key: Name of the variable.
+        axes: ``"hwb"``, ``"bhw"``, ... in MATLAB's order, or ``"bp"`` / ``"pb"`` for an unfolded matrix.
+        size: (height, width) in pixels, for an unfolded matrix.
+
+    Returns:
+        The layout, with the reason in words.
+
+    Raises:
+        ValueError: If nothing fits, several things do, or what the caller says does not fit.
+
+    Example:
+        >>> satellite = Variable("img", (229, 394, 17), np.dtype("u2"))
+        >>> find_layout([satellite], lambda name: np.zeros(0), format="mat5").axes
+        'hwb'
+    """
+    variable, why = _find_variable(variables, key, unfolded=size is not None or (axes or "") in ("bp", "pb"))
+    if variable.dtype is None or not variable.is_number:
+        raise ValueError(f"'{variable.name}' is no cube of numbers ({variable.note}); choose another with --key")
+    if 0 in variable.shape:
+        raise ValueError(f"'{variable.name}' is empty: an axis of {times(variable.shape)} has no element")
+    if variable.dtype.kind == "c":
+        raise ValueError(f"'{variable.name}' holds complex numbers; save its magnitude or real part instead")
+    if _is_cube(variable):
+        letters, because = _find_spectrum(variable, variables, load, axes)
+        if size is not None:
+            raise ValueError(f"'{variable.name}' is {times(variable.shape)} already; --size is for bands x pixels")
+        found: tuple[int, int] | None = None
+    elif _is_matrix(variable):
+        letters, found, because = _find_size(variable, variables, load, axes, size)
+    else:
+        raise ValueError(f"'{variable.name}' is {times(variable.shape)}; a cube has three axes longer than one")
+    reason = f"'{variable.name}' is {why}; {because}"
+    return Layout(format, variable.name, letters, variable.shape, variable.dtype, found, reason)
+
+
+def find_wavelengths(
+    variables: Sequence[Variable], load: Callable[[str], np.ndarray[Any, Any]], bands: int
+) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Find the centre wavelengths of a cube's bands beside it in the file.
+
+    Args:
+        variables: What the file holds.
+        load: Gives a variable by name; called for vectors with a telling name only.
+        bands: Number of bands of the cube.
+
+    Returns:
+        Wavelengths in nm, micrometres converted; None if there are none.
+
+    Example:
+        >>> vector = Variable("wavelength", (3, 1), np.dtype("f8"))
+        >>> find_wavelengths([vector], lambda name: np.array([[0.4], [0.5], [0.6]]), 3).tolist()
+        [400.0, 500.0, 600.0]
+    """
+    for variable in variables:
+        if _is_wavelengths(variable) and math.prod(variable.shape) == bands:
+            values = np.ravel(load(variable.name)).astype(np.float64)
+            if not np.isfinite(values).all() or np.array_equal(np.diff(values), np.ones(bands - 1)):
+                continue  # a count of the bands, which files name `bands` too, is no wavelength
+            values = values * 1000 if values.max() < 20 else values
+            if values.min() >= 100:
+                return values
+    return None
+
+
+def _is_cube(variable: Variable) -> bool:
+    longer = sum(size != 1 for size in variable.shape)
+    return len(variable.shape) == 3 or (len(variable.shape) > 3 and longer == 3)
+
+
+def _is_matrix(variable: Variable) -> bool:
+    return len(variable.shape) == 2 and min(variable.shape) > 1
+
+
+def _is_wavelengths(variable: Variable) -> bool:
+    name = variable.name.rsplit("/")[-1].lower().replace("_", "")
+    vector = variable.is_number and sum(size != 1 for size in variable.shape) == 1
+    telling = name in _WAVELENGTH_KEYS or "wavelen" in name or name.startswith(("lambda", "wave"))
+    return vector and telling and variable.dtype is not None and variable.dtype.kind != "c"
+
+
+def _find_variable(variables: Sequence[Variable], key: str | None, *, unfolded: bool) -> tuple[Variable, str]:
+    if key is not None:
+        for variable in variables:
+            if variable.name == key:
+                return variable, "what was asked for"
+        raise ValueError(f"no variable '{key}'; the file holds {describe(variables)}")
+    if unfolded:
+        candidates, what = [item for item in variables if item.is_number and _is_matrix(item)], "2-D"
+    else:
+        candidates, what = [item for item in variables if item.is_number and _is_cube(item)], "3-D"
+        candidates = [item for item in candidates if 0 not in item.shape] or candidates
+    if len(candidates) == 1:
+        return candidates[0], f"the only {what} array"
+    known = [item for item in candidates if item.name.lower() in KNOWN_KEYS]
+    if len(known) == 1:
+        return known[0], f"the only {what} array with a known name"
+    noisy = [item for item in known if item.name.lower() in NOISY_KEYS]
+    clean = [item for item in known if item.name.lower() in CLEAN_KEYS]
+    if len(noisy) == 1 and clean and len(known) == len(noisy) + len(clean):
+        return noisy[0], f"the noisy cube of a pair ('{clean[0].name}' beside it is the clean one)"
+    if candidates:
+        raise ValueError(f"several variables may be the cube: {describe(candidates)}; choose one with --key")
+    matrices = [item for item in variables if item.is_number and _is_matrix(item)]
+    known = [item for item in matrices if item.name.lower() in UNFOLDED_KEYS]
+    if not unfolded and len(known) == 1:
+        return known[0], "a matrix with a known name (there is no 3-D array)"
+    raise ValueError(
+        f"no {what} variable; the file holds {describe(variables)}"
+        + ("; a bands x pixels matrix is read with --key and --size HxW" if matrices else "")
+    )
+
+
+def _find_spectrum(
+    variable: Variable, variables: Sequence[Variable], load: Callable[[str], np.ndarray[Any, Any]], axes: str | None
+) -> tuple[str, str]:
+    """Letters of the axes of a 3-D array, and why."""
+    sizes = [size for size in variable.shape if size != 1] if len(variable.shape) > 3 else list(variable.shape)
+    shown = times(sizes)
+    if axes is not None:
+        if sorted(axes) != ["b", "h", "w"]:
+            raise ValueError(f"--axes '{axes}' does not name the axes of {shown}; give h, w and b once each, like hwb")
+        return axes, f"axes {shown} = {axes} as asked for"
+    index, because = _spectral_axis(sizes)
+    for vector in variables:
+        matching = [axis for axis, size in enumerate(sizes) if size == math.prod(vector.shape)]
+        if _is_wavelengths(vector) and len(matching) == 1:
+            index, because = matching[0], f"as long as '{vector.name}'"
+            break
+    letters = ("bhw", "hbw", "hwb")[index]
+    if variable.foreign and index < 2:
+        # no MATLAB wrote it and bands vary faster than an image axis: row-major, whose reverse has width before height
+        letters = ("bwh", "wbh")[index]
+    return letters, f"axes {shown} = {letters}: axis {index + 1} is the spectrum, {because}"
+
+
+def _spectral_axis(sizes: Sequence[int]) -> tuple[int, str]:
+    order = sorted(range(3), key=lambda axis: sizes[axis])
+    shortest = order[0]
+    if sizes[2] == min(sizes) and sizes[2] < max(sizes):
+        return 2, "the last and shortest"
+    if sizes[0] == sizes[1] != sizes[2]:
+        return 2, "the last; the other two are equal"
+    if sizes[1] == sizes[2] != sizes[0]:
+        return 0, "the other two are equal"
+    if sizes[0] == sizes[2] != sizes[1]:
+        return 1, "the other two are equal"
+    if 2 * sizes[shortest] < sizes[order[1]]:
+        return shortest, "less than half as long as the other two"
+    return 2, "the last, as is usual; the sizes do not tell (--axes overrules)"
+
+
+def _find_size(
+    variable: Variable,
+    variables: Sequence[Variable],
+    load: Callable[[str], np.ndarray[Any, Any]],
+    axes: str | None,
+    size: tuple[int, int] | None,
+) -> tuple[str, tuple[int, int], str]:
+    """Letters, (height, width) of an unfolded matrix, and why."""
+    shown = times(variable.shape)
+    if axes not in (None, "bp", "pb"):
+        raise ValueError(f"--axes '{axes}' does not fit {shown}; an unfolded matrix is bp or pb (bands, pixels)")
+    pixels = [variable.shape[axes.index("p")]] if axes else [variable.shape[1], variable.shape[0]]
+    because = f"{times(size)} as asked for" if size else ""
+    if size is None:
+        scalars = {item.name.lower(): item.name for item in variables if item.is_number and math.prod(item.shape) == 1}
+        for height, width in _SIZE_KEYS:
+            if height in scalars and width in scalars:
+                pair = tuple(int(np.ravel(load(scalars[name]))[0].real) for name in (height, width))
+                if math.prod(pair) in pixels:
+                    size, because = (pair[0], pair[1]), f"{times(pair)} from '{scalars[height]}' and '{scalars[width]}'"
+                    break
+    if size is None:
+        side = math.isqrt(max(pixels))
+        if side * side != max(pixels) or min(variable.shape) == max(variable.shape):
+            raise ValueError(f"'{variable.name}' is {shown}, bands x pixels without the image's size; give --size HxW")
+        size, because = (side, side), f"{side}x{side} because {side * side} is a square number (--size overrules)"
+    if min(size) < 1 or math.prod(size) not in pixels:
+        raise ValueError(f"--size {times(size)} is {math.prod(size)} pixels; '{variable.name}' is {shown}")
+    letters = axes or ("bp" if variable.shape[1] == math.prod(size) else "pb")
+    return letters, size, f"unfolded, axes {shown} = {letters} with pixels column by column, size {because}"

@@ -1,0 +1,279 @@
+"""MATLAB files as containers of named arrays: v4, v5 (up to v7) and v7.3 (HDF5), told apart by content.
+
+Every array leaves and enters this file in the axis order that MATLAB shows. HDF5 reverses it; nobody
+above needs to know. One variable of a file is replaced by splicing: all other bytes of the file are carried
+over as they are, so structs, cells, objects, classes and compression of the other variables survive whether
+or not anything in Python understands them.
+
+References:
+    MathWorks, "MAT-File Format", R2023b. HDF Group, "HDF5 File Format Specification 3.0", section II.A.
+"""
+
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import scipy.io
+
+from hsidenoise.data.layout import Variable
+from hsidenoise.data.mat5 import HEADER, MATLAB_NAMES, elements, splice
+
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_DAMAGE = (OSError, EOFError, zlib.error, struct.error, KeyError, TypeError, ValueError, RuntimeError, IndexError)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """One clear line for the many exceptions that a cut or damaged file causes in scipy and h5py."""
+    try:
+        yield
+    except _DAMAGE as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        message = f"cannot read {path}: the file is truncated or damaged ({what}); copy or download it again"
+        raise ValueError(message) from error
+
+
+def mat_format(path: Path) -> str:
+    """Tell the format of a MATLAB file by its content.
+
+    Args:
+        path: A file with any name.
+
+    Returns:
+        ``"mat4"``, ``"mat5"`` or ``"mat73"`` (any HDF5 file).
+
+    Raises:
+        OSError: If the file is missing or cannot be opened.
+        ValueError: If it is no MATLAB file.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_mat(Path(folder, "a.dat"), {"x": np.eye(2)})
+        ...     mat_format(Path(folder, "a.dat"))
+        'mat5'
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(HEADER)
+        offset = 0  # the HDF5 superblock lies at 0, 512, 1024, 2048, ...
+        while offset < size:
+            file.seek(offset)
+            if file.read(8) == _HDF5_SIGNATURE:
+                return "mat73"
+            offset = max(512, 2 * offset)
+    if len(head) == HEADER and head[126:] in (b"IM", b"MI"):
+        major = head[125] if head[126:] == b"IM" else head[124]
+        if major == 1:
+            return "mat5"
+        if major == 2:
+            raise ValueError(f"cannot read {path}: a v7.3 header without its HDF5 part, the file is truncated")
+    if head[:6] == b"MATLAB":
+        raise ValueError(f"cannot read {path}: a MATLAB header that ends too early, the file is truncated")
+    if _looks_like_v4(head, size):
+        return "mat4"
+    raise ValueError(f"not a MATLAB file: {path} has neither a v4/v5 header nor an HDF5 signature (v7.3)")
+
+
+def _looks_like_v4(head: bytes, size: int) -> bool:
+    """A v4 file has no signature, only five plausible integers (type, rows, columns, imaginary, name length)."""
+    if len(head) < 22:
+        return False
+    for order, machine in (("<", 0), (">", 1)):
+        kind, rows, columns, imaginary, name = struct.unpack(f"{order}5i", head[:20])
+        if kind // 1000 == machine and kind // 100 % 10 == 0 and kind // 10 % 10 <= 5 and kind % 10 <= 2:
+            named = 2 <= name <= 64 and size >= 20 + name and head[20 : 19 + name].isascii()
+            return min(rows, columns) >= 0 and imaginary in (0, 1) and named
+    return False
+
+
+def list_mat(path: Path) -> list[Variable]:
+    """List the variables of a MATLAB file without loading them.
+
+    Args:
+        path: A file of format v4, v5 or v7.3.
+
+    Returns:
+        Its variables in the order of the file.
+
+    Raises:
+        OSError: If the file is missing or cannot be opened.
+        ValueError: If it is no MATLAB file, truncated or damaged.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_mat(Path(folder, "a.mat"), {"x": np.eye(2, 3)})
+        ...     list_mat(Path(folder, "a.mat"))[0].shape
+        (2, 3)
+    """
+    kind = mat_format(path)
+    with _reading(path):
+        if kind == "mat5":
+            return [element.variable for element in elements(path)]
+        if kind == "mat73":
+            with h5py.File(path, "r") as file:
+                return list(_hdf5_variables(file, ""))
+        found = scipy.io.loadmat(path).items()
+        return [
+            Variable(name, value.shape, value.dtype if value.dtype.kind in "iufc" else None)
+            for name, value in found
+            if not name.startswith("__")
+        ]
+
+
+def load_variable(path: Path, name: str) -> np.ndarray[Any, Any]:
+    """Load one variable, and nothing else, in MATLAB's axis order.
+
+    Args:
+        path: A file of format v4, v5 or v7.3.
+        name: A name that `list_mat` gives.
+
+    Returns:
+        The array in its stored type.
+
+    Raises:
+        OSError: If the file is missing or cannot be opened.
+        ValueError: If it is truncated or damaged, or has no such variable.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_mat(Path(folder, "a.mat"), {"x": np.arange(3), "y": np.eye(2)})
+        ...     load_variable(Path(folder, "a.mat"), "x").tolist()
+        [[0], [1], [2]]
+    """
+    hdf5 = mat_format(path) == "mat73"
+    with _reading(path):
+        if hdf5:
+            with h5py.File(path, "r") as file:
+                return np.asarray(file[name][()]).T
+        return np.asarray(scipy.io.loadmat(path, variable_names=[name])[name])
+
+
+def replace_variable(source: Path, target: Path, name: str, array: np.ndarray[Any, Any]) -> None:
+    """Copy a MATLAB file with the numbers of one variable replaced.
+
+    Args:
+        source: The file to copy; it is only read.
+        target: Another path, overwritten.
+        name: The variable to replace.
+        array: Its new numbers, in MATLAB's axis order, of the stored shape and type.
+
+    Raises:
+        OSError: If the target cannot be written.
+        ValueError: If the variable is missing or its shape or type is not that of ``array``.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_mat(Path(folder, "a.mat"), {"x": np.eye(2), "y": np.eye(3)})
+        ...     replace_variable(Path(folder, "a.mat"), Path(folder, "b.mat"), "x", np.zeros((2, 2)))
+        ...     [float(load_variable(Path(folder, "b.mat"), key).sum()) for key in ("x", "y")]
+        [0.0, 3.0]
+    """
+    kind = mat_format(source)
+    found = {variable.name: variable for variable in list_mat(source)}.get(name)
+    if found is None or found.shape != array.shape or found.dtype != array.dtype:
+        raise ValueError(
+            f"cannot write variable '{name}' like {source}: the file there no longer holds it in that form; "
+            "read the cube again"
+        )
+    if kind == "mat5":
+        splice(source, target, [item for item in elements(source) if item.variable.name == name][-1], array)
+    elif kind == "mat73":
+        shutil.copyfile(source, target)
+        with h5py.File(target, "r+") as file:
+            file[name][...] = array.T
+    else:
+        content = {key: value for key, value in scipy.io.loadmat(source).items() if not key.startswith("__")}
+        scipy.io.savemat(target, content | {name: array}, format="4", appendmat=False)
+
+
+def write_mat(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], *, hdf5: bool = False) -> None:
+    """Write arrays of numbers into a new MATLAB file.
+
+    Args:
+        path: The file, overwritten.
+        arrays: Name to array in MATLAB's axis order; vectors become columns.
+        hdf5: v7.3 instead of v5, for variables over 2 GB.
+
+    Raises:
+        OSError: If the file cannot be written.
+        ValueError: If a value is no array of numbers or v5 has no such number type.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_mat(Path(folder, "a.mat"), {"x": np.zeros((2, 3, 4))}, hdf5=True)
+        ...     list_mat(Path(folder, "a.mat"))[0].shape
+        (2, 3, 4)
+    """
+    content: dict[str, np.ndarray[Any, Any]] = {}
+    for name, value in arrays.items():
+        array = np.asarray(value)
+        if array.dtype != np.bool_ and array.dtype.str[1:] not in MATLAB_NAMES:
+            raise ValueError(f"cannot write '{name}' of type {array.dtype} into a .mat file; give it as float32")
+        content[name] = array.reshape((-1, 1)) if array.ndim < 2 else array
+    if not hdf5:
+        scipy.io.savemat(path, content, do_compression=True, appendmat=False)
+        return
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, array in content.items():
+            stored = array.T.astype(np.uint8) if array.dtype == np.bool_ else array.T
+            # one band a chunk, as MATLAB and the readers of ICVL expect to step through them
+            options = (
+                {"chunks": (1, *stored.shape[1:]), "compression": "gzip", "compression_opts": 3, "shuffle": True}
+                if stored.ndim > 2 and stored.size
+                else {}
+            )
+            dataset = file.create_dataset(name, data=stored, **options)
+            kind = "logical" if array.dtype == np.bool_ else MATLAB_NAMES[array.dtype.str[1:]]
+            dataset.attrs["MATLAB_class"] = np.bytes_(kind)
+    with path.open("r+b") as stream:
+        stream.write(b"MATLAB 7.3 MAT-file, Platform: Python, HDF5 schema 1.00 .".ljust(116) + bytes(8) + b"\0\2IM")
+
+
+def _hdf5_variables(group: Any, prefix: str) -> Iterator[Variable]:
+    for name in group:
+        full = prefix + name
+        if full in ("#refs#", "#subsystem#"):  # what cells and objects point to, nothing a person named
+            continue
+        try:
+            node = group[name]
+        except KeyError:
+            yield Variable(full, (), None, "broken link, not read")
+            continue
+        mark = node.attrs.get("MATLAB_class", b"")
+        kind = mark.decode() if isinstance(mark, bytes) else str(mark)
+        if isinstance(node, h5py.Group):
+            if kind or "MATLAB_sparse" in node.attrs:
+                kind = "sparse" if "MATLAB_sparse" in node.attrs else kind
+                yield Variable(full, (), None, f"{kind} array, not read")
+            else:
+                yield from _hdf5_variables(node, f"{full}/")
+        elif isinstance(node, h5py.Dataset):
+            yield _hdf5_variable(full, node, kind)
+
+
+def _hdf5_variable(name: str, node: Any, kind: str) -> Variable:
+    shape = tuple(int(size) for size in reversed(node.shape or ()))
+    if node.attrs.get("MATLAB_empty", 0):  # the dataset then holds the sizes, not the numbers
+        shape = tuple(int(size) for size in np.ravel(node[()]))
+    dtype: np.dtype[Any] = node.dtype
+    if dtype.names in (("real", "imag"), ("r", "i")):
+        dtype = np.dtype(np.complex64 if dtype[0].itemsize == 4 else np.complex128)
+    if kind == "logical" or dtype == np.bool_:
+        return Variable(name, shape, np.dtype(np.bool_), "logical values")
+    if dtype.kind not in "iufc" or (kind and kind not in MATLAB_NAMES.values()):
+        return Variable(name, shape, None, f"{kind or dtype} array, not read")
+    note = "complex numbers" if dtype.kind == "c" else "" if kind else "no MATLAB class"
+    return Variable(name, shape, dtype, note, foreign=not kind)

@@ -1,0 +1,268 @@
+"""Clean patches drawn on the fly from cubes that are kept at several scales, in memory or memory-mapped.
+
+No prepared data base: each cube is read once, scaled to [0, 1], reduced by area averaging to each scale and kept.
+A patch is then a crop, a flip, a quarter turn and perhaps a reversal of the bands: views until the last copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Shaped
+from torch.nn import functional as F
+
+from hsidenoise.data.datasets import read_clean
+
+#: Scales of the usual ICVL preparation (QRNN3D, SERT, HSIR): 1, 1/2 and 1/4.
+SCALES = (1.0, 0.5, 0.25)
+
+# Quantised to 16 bits a value moves by at most 1/131070: 0.002 of a grey level of 255, far under any noise here.
+_STEPS = 65535
+
+Cache = Literal["auto", "memory", "mmap"]
+
+
+@dataclass(frozen=True)
+class PatchPlace:
+    """Where a patch is cut and how it is turned."""
+
+    level: int
+    first_band: int
+    top: int
+    left: int
+    turns: int = 0
+    flip: bool = False
+    reverse_bands: bool = False
+
+
+class CubeStore:
+    """Clean cubes at several scales, from which patches are cut.
+
+    Args:
+        paths: Files (or folders of PNG) of the cubes; each is scaled to [0, 1] by its smallest and largest value.
+        patch_size: Side of a patch in pixels. A scale at which it does not fit a cube is left out for that cube.
+        bands: Bands of a patch; a cube with more gives a random run of neighbouring ones. None: all bands.
+        scales: Factors in (0, 1] by which the cubes are reduced.
+        cache: ``memory`` (float32, or 16 bits where only that fits), ``mmap`` (16 bits, on disk), or ``auto``.
+        cache_dir: Folder of the memory-mapped files; one in the system's temporary folder by default.
+        key: Variable to read from each file.
+        crop: Side of the centre square that is used of each cube, in pixels.
+
+    Raises:
+        ValueError: If there is no cube, a cube has too few bands or pixels, or an option is out of range.
+        OSError: If a cube cannot be read or the cache not be written.
+
+    Example:
+        >>> import tempfile
+        >>> from hsidenoise.data.io import write_arrays
+        >>> cube = np.random.default_rng(0).random((20, 24, 5), dtype=np.float32)  # MATLAB: height, width, bands
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_arrays(f"{folder}/a.mat", {"cube": cube})
+        ...     store = CubeStore([f"{folder}/a.mat"], patch_size=8, bands=4)
+        >>> store.patch(np.random.default_rng(1)).shape
+        (4, 8, 8)
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        *,
+        patch_size: int = 64,
+        bands: int | None = None,
+        scales: Sequence[float] = SCALES,
+        cache: Cache = "auto",
+        cache_dir: str | Path | None = None,
+        key: str | None = None,
+        crop: int | None = None,
+    ) -> None:
+        if not paths:
+            raise ValueError("no cube to cut patches from: give at least one")
+        if patch_size < 1:
+            raise ValueError(f"patch size {patch_size}: must be at least 1 pixel")
+        if not scales or not all(0 < scale <= 1 for scale in scales):
+            raise ValueError(f"scales {list(scales)}: each must be above 0 and at most 1")
+        if cache not in ("auto", "memory", "mmap"):
+            raise ValueError(f"unknown cache '{cache}'; known: auto, memory, mmap")
+        self.patch_size, self.bands = patch_size, bands
+        self.scales = tuple(sorted(set(scales), reverse=True))
+        self.cubes: list[list[np.ndarray]] = []
+        self.cache: str = cache
+        # Always one folder for one user's caches: a second run finds what the first one made.
+        folder = Path(cache_dir) if cache_dir else Path(tempfile.gettempdir()) / f"hsidenoise-{os.getuid()}"
+        dtype: type[np.generic] = np.float32
+        for number, path in enumerate(paths):
+            if self.cache == "mmap" and (levels := self._find_mapped(path, folder, key, crop)):
+                self.cubes.append(levels)
+                continue
+            levels = self._levels(read_clean(path, key=key, crop=crop), path)
+            if number == 0:
+                need = sum(level.nbytes for level in levels) * len(paths)
+                dtype = self._choose(need, available_memory())
+            if self.cache == "mmap":
+                levels = [_mapped(level, self._file(path, folder, key, crop, i)) for i, level in enumerate(levels)]
+            elif dtype is np.uint16:
+                levels = [_quantised(level) for level in levels]
+            self.cubes.append(levels)
+        if bands is None and len({levels[0].shape[0] for levels in self.cubes}) > 1:
+            raise ValueError("the cubes differ in their number of bands: say how many a patch has (--data.bands)")
+
+    def __len__(self) -> int:
+        return len(self.cubes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the cubes take, in memory or on disk."""
+        return sum(level.nbytes for levels in self.cubes for level in levels)
+
+    def patch(self, rng: np.random.Generator, *, augment: bool = True) -> Float32[np.ndarray, "bands size size"]:
+        """Draw a patch: a cube, then a scale (the larger the likelier), then a place and a turn.
+
+        Args:
+            rng: Source of randomness; the same state draws the same patch.
+            augment: Whether to flip, turn and reverse the bands.
+
+        Returns:
+            A copy, in [0, 1].
+        """
+        cube = int(rng.integers(len(self.cubes)))
+        return self.cut(cube, self.place(cube, rng, augment=augment))
+
+    def place(self, cube: int, rng: np.random.Generator, *, augment: bool = True) -> PatchPlace:
+        """Draw where to cut a patch from a cube.
+
+        Args:
+            cube: Number of the cube.
+            rng: Source of randomness.
+            augment: Whether to flip, turn and reverse the bands.
+        """
+        levels = self.cubes[cube]
+        # In proportion to the side of the level, between the counts of patches that the usual strides of 64, 32 and
+        # 32 pixels give (on a 512x512 cube 64 : 49 : 9) and equal shares.
+        share = np.array([level.shape[1] + level.shape[2] for level in levels], dtype=np.float64)
+        level = int(rng.choice(len(levels), p=share / share.sum()))
+        bands, height, width = levels[level].shape
+        first = int(rng.integers(bands - (self.bands or bands) + 1))
+        top = int(rng.integers(height - self.patch_size + 1))
+        left = int(rng.integers(width - self.patch_size + 1))
+        if not augment:
+            return PatchPlace(level, first, top, left)
+        turns, flip, reverse = int(rng.integers(4)), bool(rng.integers(2)), bool(rng.integers(2))
+        return PatchPlace(level, first, top, left, turns, flip, reverse)
+
+    def cut(self, cube: int, place: PatchPlace) -> Float32[np.ndarray, "bands size size"]:
+        """Cut the patch of a place from a cube.
+
+        Args:
+            cube: Number of the cube.
+            place: Where, as :meth:`place` gives it.
+        """
+        level = self.cubes[cube][place.level]
+        bands, size = self.bands or level.shape[0], self.patch_size
+        patch = level[
+            place.first_band : place.first_band + bands,
+            place.top : place.top + size,
+            place.left : place.left + size,
+        ]
+        if place.reverse_bands:
+            patch = patch[::-1]
+        if place.flip:
+            patch = patch[:, :, ::-1]
+        patch = np.rot90(patch, place.turns, axes=(1, 2))
+        copy = np.array(patch, dtype=np.float32, order="C")
+        if patch.dtype == np.uint16:
+            copy *= np.float32(1 / _STEPS)
+        return copy
+
+    def _levels(self, clean: Float32[np.ndarray, "bands height width"], path: str | Path) -> list[np.ndarray]:
+        bands, height, width = clean.shape
+        if self.bands is not None and bands < self.bands:
+            raise ValueError(f"{path}: {bands} bands, {self.bands} are needed: lower --data.bands or leave it out")
+        if min(height, width) * self.scales[0] < self.patch_size:
+            raise ValueError(
+                f"{path}: {height}x{width} pixels, too small for patches of {self.patch_size} at scale "
+                f"{self.scales[0]:g}: lower --data.patch_size or leave it out"
+            )
+        levels = [reduced(clean, scale) for scale in self.scales]
+        return [level for level in levels if min(level.shape[1:]) >= self.patch_size]
+
+    def _choose(self, need: int, available: int) -> type[np.generic]:
+        """Settle ``auto``; half of the memory is left to the network. ``need``: bytes in float32."""
+        if self.cache == "auto":
+            self.cache = "memory" if need // 2 <= available // 2 else "mmap"
+        return np.float32 if self.cache == "memory" and need <= available // 2 else np.uint16
+
+    def _file(self, path: str | Path, folder: Path, key: str | None, crop: int | None, level: int) -> Path:
+        """Name of the memory-mapped file of one level; another file, option or time of change gives another name."""
+        source = Path(path).resolve()
+        stat = source.stat()
+        what = (str(source), stat.st_size, stat.st_mtime_ns, key, crop, self.patch_size, self.scales)
+        name = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+        return folder / f"{source.stem}-{name}-{level}.npy"
+
+    def _find_mapped(
+        self, path: str | Path, folder: Path, key: str | None, crop: int | None
+    ) -> list[np.ndarray] | None:
+        files = [self._file(path, folder, key, crop, level) for level in range(len(self.scales))]
+        levels = [np.load(file, mmap_mode="r") for file in files if file.exists()]
+        if not levels or (self.bands is not None and levels[0].shape[0] < self.bands):
+            return None  # read it again, so that the message of what is wrong is the same
+        return levels
+
+
+def reduced(
+    clean: Float32[np.ndarray, "bands height width"], scale: float
+) -> Float32[np.ndarray, "bands reduced_height reduced_width"]:
+    """Reduce a cube in height and width; each new pixel is the mean of the area that it covers (no aliasing).
+
+    Args:
+        clean: Cube.
+        scale: Factor in (0, 1]; the new sides are rounded down.
+
+    Example:
+        >>> reduced(np.arange(8, dtype=np.float32).reshape(1, 2, 4), 0.5)
+        array([[[2.5, 4.5]]], dtype=float32)
+    """
+    if scale == 1:
+        return clean
+    height, width = (max(1, int(side * scale)) for side in clean.shape[1:])
+    return np.asarray(F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(clean)), (height, width)).numpy())
+
+
+def available_memory() -> int:
+    """Bytes of memory that can be had without swapping; 4 GiB where the system does not tell."""
+    try:
+        with Path("/proc/meminfo").open(encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        # free pages alone leave out the page cache, which the system gives back on demand
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, AttributeError):
+            return 4 << 30
+
+
+def _quantised(level: Shaped[np.ndarray, "bands height width"]) -> np.ndarray:
+    return np.asarray(np.rint(level * np.float32(_STEPS)).astype(np.uint16))
+
+
+def _mapped(level: np.ndarray, file: Path) -> np.ndarray:
+    """Write a level to a file, whole or not at all, and map it. Two processes may do so at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.save(stream, _quantised(level))
+        Path(temporary).replace(file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return np.asarray(np.load(file, mmap_mode="r"))

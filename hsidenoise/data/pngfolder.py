@@ -1,0 +1,157 @@
+"""Folders of one PNG per band, as the CAVE database publishes its scenes.
+
+References:
+    Yasuma, Mitsunaga, Iso, Nayar, "Generalized Assorted Pixel Camera", IEEE TIP 19(9), 2010.
+    doi:10.1109/TIP.2010.2046811. The database: https://www.cs.columbia.edu/CAVE/databases/multispectral/
+"""
+
+import re
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage.io
+
+#: Centre wavelengths of CAVE's 31 bands in nm.
+CAVE_WAVELENGTHS = tuple(float(nm) for nm in range(400, 701, 10))
+_BAND_FILE = re.compile(r"(?P<scene>.*?)_?(?P<number>\d+)\.png", re.IGNORECASE)
+
+
+def find_bands(folder: Path, scene: str | None = None) -> tuple[str, list[Path]]:
+    """Find the band images of a scene, in the order of their numbers.
+
+    The folder itself is searched, else the one folder in it that holds band images (CAVE nests
+    ``beads_ms/beads_ms/beads_ms_01.png``). Files that do not end in a number are left alone.
+
+    Args:
+        folder: The folder.
+        scene: What the names have in common (``beads_ms``); None if there is only one scene.
+
+    Returns:
+        The scene and its files.
+
+    Raises:
+        ValueError: If there is no scene, more than one, or a band is missing.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as root:
+        ...     for number in (1, 2, 10, 3, 4, 5, 6, 7, 8, 9):
+        ...         Path(root, f"beads_ms_{number}.png").touch()
+        ...     scene, files = find_bands(Path(root))
+        >>> scene, len(files), files[-1].name
+        ('beads_ms', 10, 'beads_ms_10.png')
+    """
+    places = {place: _scenes(place) for place in [folder, *sorted(filter(Path.is_dir, folder.iterdir()))]}
+    places = {place: scenes for place, scenes in places.items() if scenes}
+    if folder in places:
+        places = {folder: places[folder]}
+    if not places:
+        raise ValueError(f"{folder} is a folder without band images (like scene_01.png); name a file or such a folder")
+    if len(places) > 1:
+        names = ", ".join(place.name for place in list(places)[:12])
+        raise ValueError(f"{folder} holds several scenes ({names}); give the folder of one")
+    scenes = next(iter(places.values()))
+    if scene is None and len(scenes) > 1:
+        raise ValueError(f"{folder} holds several scenes ({', '.join(sorted(scenes))}); choose one with --key")
+    if scene is not None and scene not in scenes:
+        raise ValueError(f"{folder} holds no scene '{scene}' but {', '.join(sorted(scenes))}")
+    scene = scene if scene is not None else next(iter(scenes))
+    bands = scenes[scene]
+    missing = sorted(set(range(min(bands), max(bands) + 1)) - set(bands))
+    if missing or min(bands) > 1:
+        raise ValueError(f"band {missing[0] if missing else 1} of scene '{scene}' is missing in {folder}")
+    return scene, [bands[number] for number in sorted(bands)]
+
+
+def _scenes(folder: Path) -> dict[str, dict[int, Path]]:
+    scenes: dict[str, dict[int, Path]] = {}
+    for file in sorted(folder.iterdir()):
+        match = _BAND_FILE.fullmatch(file.name)
+        if match and file.is_file():
+            scenes.setdefault(match["scene"], {})[int(match["number"])] = file
+    return scenes
+
+
+def load_bands(files: list[Path]) -> np.ndarray[Any, Any]:
+    """Load band images as one array.
+
+    Args:
+        files: One PNG per band: 8 or 16-bit grey, or 8-bit colour whose channels are equal.
+
+    Returns:
+        uint8 or uint16 array (height, width, bands).
+
+    Raises:
+        ValueError: If a file is no such PNG or the sizes or types differ.
+
+    Warns:
+        UserWarning: If an alpha channel was dropped.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as root:
+        ...     save_bands(Path(root), "s", np.full((3, 4, 2), 60000, np.uint16))
+        ...     load_bands(find_bands(Path(root))[1]).shape
+        (3, 4, 2)
+    """
+    planes: list[np.ndarray[Any, Any]] = []
+    alpha = 0
+    for file in files:
+        plane, had_alpha = _load_band(file)
+        alpha += had_alpha
+        if planes and (plane.shape != planes[0].shape or plane.dtype != planes[0].dtype):
+            raise ValueError(
+                f"{file} is {plane.shape} {plane.dtype}, {files[0].name} is {planes[0].shape} {planes[0].dtype}; "
+                "the bands of a cube must agree"
+            )
+        planes.append(plane)
+    if alpha:
+        warnings.warn(f"{files[0].parent}: alpha channel of {alpha} band images dropped", stacklevel=3)
+    return np.stack(planes, axis=-1)
+
+
+def _load_band(file: Path) -> tuple[np.ndarray[Any, Any], bool]:
+    try:
+        with file.open("rb") as stream:
+            depth = stream.read(25)[24]  # bit depth in the IHDR chunk
+        plane = np.asarray(skimage.io.imread(file))
+    except (OSError, ValueError, SyntaxError, IndexError, struct.error) as error:
+        raise ValueError(f"cannot read {file}: no PNG, truncated or damaged; copy or download it again") from error
+    if plane.ndim == 3 and depth == 16:  # the reader would silently keep only the upper 8 bits
+        raise ValueError(f"{file} is a 16-bit colour PNG; save each band as 16-bit grey")
+    alpha = plane.ndim == 3 and plane.shape[2] in (2, 4)
+    if alpha:
+        plane = plane[..., :-1]
+    if plane.ndim == 3:
+        if (plane != plane[..., :1]).any():
+            raise ValueError(f"{file} is a colour picture; a band is grey")
+        plane = plane[..., 0]
+    if plane.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{file} holds {plane.dtype}; a band is 8 or 16-bit grey")
+    return plane, alpha
+
+
+def save_bands(folder: Path, scene: str, cube: np.ndarray[Any, Any]) -> None:
+    """Write band images ``<scene>_01.png``, ``<scene>_02.png``, ... as CAVE does.
+
+    Args:
+        folder: An existing folder.
+        scene: What the names have in common.
+        cube: uint8 or uint16 array (height, width, bands).
+
+    Raises:
+        OSError: If a file cannot be written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as root:
+        ...     save_bands(Path(root), "beads_ms", np.zeros((3, 4, 2), np.uint16))
+        ...     sorted(file.name for file in Path(root).iterdir())
+        ['beads_ms_01.png', 'beads_ms_02.png']
+    """
+    for number in range(1, cube.shape[2] + 1):
+        name = f"{scene}_{number:02d}.png" if scene else f"{number:02d}.png"
+        skimage.io.imsave(folder / name, np.ascontiguousarray(cube[..., number - 1]), check_contrast=False)

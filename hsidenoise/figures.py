@@ -1,0 +1,278 @@
+"""Pictures of cubes: false colour, one band, a residual, spectra of pixels.
+
+The first half turns cubes into arrays and choices (which bands, which stretch, which pixels) and needs no
+matplotlib; the second draws on axes that the caller owns. No figure here touches matplotlib's global state, so
+it is safe in a training process and in a thread. Panels that are to be compared share one stretch: one fitted to
+each panel would hide the noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Red, green and blue in nm: where a band is taken for false colour when the cube knows its wavelengths.
+RGB_NM = (640.0, 550.0, 460.0)
+#: Where they are taken otherwise, as a share of the spectrum.
+RGB_SHARE = (0.75, 0.5, 0.25)
+
+_TOLERANCE_NM = 40.0  # farther than this from a colour, a band is not that colour
+_GAMMA = 1 / 1.6  # sensors are linear and screens are not; less than sRGB's 2.2, which would brag of dark noise
+_MARKS = ("#ff3b30", "#ffd60a", "#30d5ff", "#5cff5c")
+
+
+def rgb_bands(bands: int, wavelengths: Float[np.ndarray, " bands"] | None = None) -> tuple[int, int, int]:
+    """Choose the bands shown as red, green and blue.
+
+    Args:
+        bands: Number of bands, at least 1.
+        wavelengths: Centre of each band in nm. If every colour of :data:`RGB_NM` has a band within 40 nm, the
+            nearest are taken; otherwise those at three, two and one quarters of the spectrum.
+
+    Returns:
+        Three band indices, 0-based.
+
+    Raises:
+        ValueError: If there is no band.
+
+    Example:
+        >>> rgb_bands(31, np.arange(400.0, 701.0, 10.0))
+        (24, 15, 6)
+        >>> rgb_bands(200)
+        (149, 100, 50)
+    """
+    if bands < 1:
+        raise ValueError("false colour needs at least one band, the cube has none")
+    if wavelengths is not None:
+        distance = np.abs(np.asarray(wavelengths)[None] - np.asarray(RGB_NM)[:, None])
+        if np.all(np.isfinite(distance)) and np.all(distance.min(axis=1) <= _TOLERANCE_NM):
+            red, green, blue = (int(band) for band in distance.argmin(axis=1))
+            return red, green, blue
+    red, green, blue = (round(share * (bands - 1)) for share in RGB_SHARE)
+    return red, green, blue
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Values shown as black and as full, for each of the three colours."""
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+
+
+def fit_stretch(
+    cube: Float32[np.ndarray, "bands height width"], chosen: tuple[int, int, int], *, percent: float = 0.5
+) -> Stretch:
+    """Fit black and white of each colour to a reference cube: the clean one, or the denoised one without it.
+
+    Args:
+        cube: Reference, in any unit.
+        chosen: Band indices shown as red, green and blue.
+        percent: Share of the pixels, in per cent, cut off at either end.
+
+    Example:
+        >>> cube = np.linspace(0, 1, 3 * 4 * 5, dtype=np.float32).reshape(3, 4, 5)
+        >>> stretch = fit_stretch(cube, (2, 1, 0))
+        >>> stretch.low[0] > stretch.high[1]
+        True
+    """
+    low, high = [], []
+    for band in chosen:
+        dark, bright = np.percentile(cube[band], [percent, 100 - percent])
+        low.append(float(dark))
+        high.append(float(bright) if bright > dark else float(dark) + 1.0)
+    return Stretch((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+
+
+def false_colour(
+    cube: Float32[np.ndarray, "bands height width"],
+    *,
+    wavelengths: Float[np.ndarray, " bands"] | None = None,
+    stretch: Stretch | None = None,
+) -> Float32[np.ndarray, "height width 3"]:
+    """Show a cube in red, green and blue.
+
+    Args:
+        cube: Cube in any unit.
+        wavelengths: Centre of each band in nm, used to choose the bands (:func:`rgb_bands`).
+        stretch: Black and white of each colour; fitted to this very cube if absent. Give the same one to every
+            panel of a comparison.
+
+    Returns:
+        An image in [0, 1].
+
+    Example:
+        >>> cube = np.random.default_rng(0).random((5, 6, 7), dtype=np.float32)
+        >>> false_colour(cube).shape
+        (6, 7, 3)
+    """
+    chosen = rgb_bands(cube.shape[0], wavelengths)
+    stretch = stretch or fit_stretch(cube, chosen)
+    low = np.asarray(stretch.low, dtype=np.float32)
+    high = np.asarray(stretch.high, dtype=np.float32)
+    image = (np.stack([cube[band] for band in chosen], axis=-1) - low) / (high - low)
+    return np.asarray(np.clip(image, 0.0, 1.0) ** _GAMMA, dtype=np.float32)
+
+
+def noisiest_band(
+    noisy: Float32[np.ndarray, "bands height width"], denoised: Float32[np.ndarray, "bands height width"]
+) -> int:
+    """Find the band whose residual is largest beside what is left in it.
+
+    Args:
+        noisy: Noisy cube.
+        denoised: Its estimate, in the same unit.
+
+    Returns:
+        Index of the band, 0-based.
+
+    Example:
+        >>> clean = np.random.default_rng(0).random((4, 6, 7), dtype=np.float32)
+        >>> noisy = clean.copy()
+        >>> noisy[2, 0] += 9
+        >>> noisiest_band(noisy, clean)
+        2
+    """
+    residual = (noisy - denoised).std(axis=(1, 2), dtype=np.float64)
+    kept = denoised.std(axis=(1, 2), dtype=np.float64)
+    return int(np.argmax(residual / np.maximum(kept, 1e-3 * kept.max() + 1e-12)))
+
+
+def telling_pixels(cube: Float32[np.ndarray, "bands height width"], count: int = 3) -> list[tuple[int, int]]:
+    """Choose pixels whose spectra differ most, to show what denoising does to a spectrum.
+
+    The first is bright; each further one has the widest spectral angle to those already chosen, among the pixels
+    that are not dark (in the dark, an angle is mostly noise).
+
+    Args:
+        cube: Clean or denoised cube.
+        count: How many pixels; fewer come back from a cube that has not as many.
+
+    Returns:
+        (row, column) of each, 0-based.
+
+    Example:
+        >>> cube = np.zeros((2, 3, 4), dtype=np.float32)
+        >>> cube[0, :, :2], cube[1, :, 2:] = 1.0, 0.5
+        >>> telling_pixels(cube, 2)
+        [(0, 0), (0, 2)]
+    """
+    # Means over small blocks: a single bad pixel shall not be taken for the most special object of the scene.
+    block = max(1, min(cube.shape[1:]) // 40)
+    rows, columns = (size // block for size in cube.shape[1:])
+    blocks = cube[:, : rows * block, : columns * block].reshape(len(cube), rows, block, columns, block)
+    spectra = blocks.mean(axis=(2, 4), dtype=np.float64).reshape(len(cube), -1).T
+    length = np.linalg.norm(spectra, axis=1)
+    # Not the very brightest: that is a highlight, which has the lamp's spectrum rather than the object's.
+    top = np.percentile(length, 98)
+    bright = np.flatnonzero((length >= 0.25 * top) & (length <= top))
+    unit = spectra[bright] / np.maximum(length[bright, None], 1e-12)
+    chosen = [int(np.argmax(length[bright]))]
+    while len(chosen) < min(count, bright.size):
+        nearest = np.max(unit @ unit[chosen].T, axis=1)
+        chosen.append(int(np.argmin(nearest)))
+    positions = np.unravel_index(bright[chosen], (rows, columns))
+    return [
+        (int(row) * block + block // 2, int(column) * block + block // 2)
+        for row, column in zip(*positions, strict=True)
+    ]
+
+
+def draw_colour(
+    axes: Axes,
+    image: Float32[np.ndarray, "height width 3"],
+    title: str,
+    pixels: list[tuple[int, int]] | None = None,
+) -> None:
+    """Draw a false-colour image, with numbered marks on the pixels whose spectra are shown elsewhere.
+
+    Args:
+        axes: Where to draw.
+        image: Image in [0, 1], of :func:`false_colour`.
+        title: Title of the panel.
+        pixels: (row, column) of each mark.
+    """
+    from matplotlib.patheffects import AbstractPathEffect, withStroke
+
+    axes.imshow(image, interpolation="nearest")
+    for number, (row, column) in enumerate(pixels or [], start=1):
+        colour = _MARKS[(number - 1) % len(_MARKS)]
+        axes.plot(column, row, "o", markersize=6, markerfacecolor="none", markeredgecolor="black", mew=2.5)
+        axes.plot(column, row, "o", markersize=6, markerfacecolor="none", markeredgecolor=colour, mew=1.5)
+        outline: list[AbstractPathEffect] = [withStroke(linewidth=2, foreground="black")]
+        axes.annotate(
+            str(number), (column, row), xytext=(5, 4), textcoords="offset points", color=colour, weight="bold"
+        ).set_path_effects(outline)
+    _finish(axes, title)
+
+
+def draw_band(axes: Axes, image: Float32[np.ndarray, "height width"], title: str, limits: tuple[float, float]) -> None:
+    """Draw one band in grey.
+
+    Args:
+        axes: Where to draw.
+        image: The band, in any unit.
+        title: Title of the panel.
+        limits: Values shown as black and as white; the same for all panels of a comparison.
+    """
+    axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    _finish(axes, title)
+
+
+def draw_residual(axes: Axes, residual: Float32[np.ndarray, "height width"], title: str) -> None:
+    """Draw what was taken away from one band; structure of the scene in it is signal that was lost.
+
+    Args:
+        axes: Where to draw.
+        residual: noisy - denoised of one band; zero is white, and colours reach to its 99th percentile.
+        title: Title of the panel.
+    """
+    limit = float(np.percentile(np.abs(residual), 99)) or 1.0
+    image = axes.imshow(residual, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    figure = axes.get_figure()
+    if figure is not None:
+        bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
+        bar.ax.tick_params(labelsize=7)
+    _finish(axes, title)
+
+
+def draw_spectra(
+    axes: Axes,
+    spectra: Mapping[str, Float[np.ndarray, " bands"]],
+    title: str,
+    wavelengths: Float[np.ndarray, " bands"] | None = None,
+) -> None:
+    """Draw the spectra of one pixel, or any other value per band.
+
+    Args:
+        axes: Where to draw.
+        spectra: Legend -> values per band. "noisy" is drawn thin and grey, "clean" dashed.
+        title: Title of the panel.
+        wavelengths: Centre of each band in nm; band numbers are shown without it.
+    """
+    styles: dict[str, dict[str, Any]] = {
+        "noisy": {"color": "0.6", "linewidth": 0.8, "zorder": 1},
+        "denoised": {"color": "#d1495b", "linewidth": 1.8, "zorder": 2},
+        "clean": {"color": "black", "linewidth": 1.2, "linestyle": "--", "zorder": 3},
+    }
+    for name, values in spectra.items():
+        position = np.arange(len(values)) if wavelengths is None else wavelengths
+        axes.plot(position, values, label=name, **styles.get(name, {}))
+    axes.set_xlabel("band" if wavelengths is None else "wavelength (nm)", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, frameon=False)
+    axes.set_title(title, fontsize=9)
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title, fontsize=9)

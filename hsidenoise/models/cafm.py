@@ -1,0 +1,129 @@
+"""CAFM, HCANet's fusion of convolution and attention between channels.
+
+Paper: Hu et al., "Hybrid Convolutional and Attention Network for Hyperspectral Image Denoising", IEEE GRSL 2024,
+arXiv 2403.10067, section II-B.
+
+What differs from the released code, and why:
+
+- The local branch splits pixels from channels properly. The released code reads channels-first memory as if it were
+  channels-last, which scatters every pixel over the whole image and makes the output depend on the size of the
+  tile. ``released_local_branch=True`` brings that back, for released weights.
+- The 1x1 fusion of the local branch and the grouped 3x3 convolution after it are applied as the one convolution
+  that they compose to (and a map of the fusion's bias, which differs at the border). Weights and output are the
+  same; the nine intermediate maps per channel are never made, which is several times faster.
+- Two-dimensional convolutions, as everywhere in this HCANet.
+
+What differs from the paper, as in the released code: the paper's local branch is 1x1 convolution, channel shuffle
+and a 3x3x3 convolution along the spectrum. The regrouping of channels below is what became of the shuffle.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+LOCAL_MAPS = 9
+"""Maps per channel of a head that the local branch fuses q, k and v into (released code; one per tap of 3x3)."""
+NORM_FLOOR = 1e-12
+"""Smallest norm that q and k are divided by (that of torch.nn.functional.normalize)."""
+
+
+class ConvAttentionFusion(nn.Module):
+    """HCANet's CAFM: attention between channels plus a local convolution, from the same q, k and v.
+
+    Global: q and k of every head are normalised over the pixels, their products (channels x channels of a head)
+    times a learnt temperature go through a softmax and weigh the channels of v. Local: the 3 * heads planes that
+    belong to one channel of a head are fused to nine maps, and those go through a 3x3 convolution of their own.
+
+    Args:
+        channels: Channels in and out, a multiple of ``heads``.
+        heads: Number of heads.
+        bias: Whether the 1x1 and depth-wise convolutions have one (the local branch always does).
+        released_local_branch: Reshape channels-first memory as the released code does, for weights trained so.
+
+    Raises:
+        ValueError: If ``channels`` is no multiple of ``heads``.
+
+    Example:
+        >>> ConvAttentionFusion(8, heads=2)(torch.zeros(1, 8, 5, 6)).shape
+        torch.Size([1, 8, 5, 6])
+
+    References:
+        arXiv 2403.10067, section II-B.
+    """
+
+    def __init__(self, channels: int, heads: int, bias: bool = False, released_local_branch: bool = False) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"{channels} channels cannot be split into {heads} heads: give a multiple")
+        self.heads = heads
+        self.released_local_branch = released_local_branch
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
+        self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias)
+        self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
+        self.fc = nn.Conv2d(3 * heads, LOCAL_MAPS, 1)
+        width = channels // heads
+        self.dep_conv = nn.Conv2d(LOCAL_MAPS * width, channels, 3, padding=1, groups=width)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        """Add the global and the local branch.
+
+        Args:
+            x: Normalised features.
+        """
+        qkv = self.qkv_dwconv(self.qkv(x))
+        return self._attend(qkv) + self._convolve(qkv)
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """Attention between the channels of each head."""
+        height, width = qkv.shape[-2:]
+        pixels = qkv.permute(0, 2, 3, 1).reshape(len(qkv), height * width, 3, self.heads, -1)
+        q, k, v = pixels.permute(2, 0, 3, 1, 4).unbind(0)
+        # each (batch, heads, pixels, width); k is divided by its norm after the product, where it is small, and q
+        # before, so that the product stays in the range of half precision
+        affinity = (q * _inverse_norm(q).to(q.dtype)).transpose(-1, -2) @ k  # (batch, heads, width, width)
+        attention = (affinity * _inverse_norm(k) * self.temperature).softmax(dim=-1).to(v.dtype)
+        mixed = (v @ attention.transpose(-1, -2)).transpose(1, 2)  # (batch, pixels, heads, width)
+        mixed = mixed.reshape(len(qkv), height, width, -1).permute(0, 3, 1, 2)  # (batch, channels, height, width)
+        return cast(Tensor, self.project_out(mixed))
+
+    def _convolve(self, qkv: Tensor) -> Tensor:
+        """Local branch: ``dep_conv(fc(.))`` as the one convolution that both compose to."""
+        batch, triple, height, width = qkv.shape
+        if self.released_local_branch:
+            # channels-first memory read as (batch, height, width, 3 * channels)
+            qkv = qkv.contiguous().view(batch, height, width, triple).permute(0, 3, 1, 2)
+        planes = 3 * self.heads  # that belong to one channel of a head
+        fusion = self.fc.weight[:, :, 0, 0]  # (maps, planes)
+        kernels = torch.einsum("omyx,mp->opyx", self.dep_conv.weight, fusion)  # (channels, planes, 3, 3)
+        kernels = kernels.reshape(-1, self.heads, planes, 3, 3)  # output channel = channel of a head * heads + head
+        local = []
+        for head in range(self.heads):
+            # Depth-wise and a sum, not a grouped convolution of all planes of a channel: on a CPU in bfloat16 the
+            # backward pass of the latter takes six times as long (96 channels, 64x64 pixels).
+            kernel = kernels[:, head].transpose(0, 1).reshape(triple, 1, 3, 3)
+            terms = F.conv2d(qkv, kernel, padding=1, groups=triple).permute(0, 2, 3, 1)
+            # term by term: sum() takes three times as long in bfloat16
+            local.append(reduce(torch.add, terms.reshape(batch, height, width, planes, -1).unbind(-2)))
+        # (batch, height, width, channels); one head needs no copy
+        summed = local[0] if self.heads == 1 else torch.stack(local, dim=-1).flatten(-2)
+        # The fusion's bias ends where the padding of dep_conv begins, so what it adds differs at the border.
+        taps = torch.einsum("omyx,m->oyx", self.dep_conv.weight, self.fc.bias).unsqueeze(1)
+        border = F.conv2d(qkv.new_ones(1, 1, height, width), taps, self.dep_conv.bias, padding=1)
+        return (summed + border.permute(0, 2, 3, 1).contiguous()).permute(
+            0, 3, 1, 2
+        )  # (batch, channels, height, width)
+
+
+def _inverse_norm(x: Tensor) -> Tensor:
+    """One over the norm over the pixels, in single precision at least, (batch, heads, 1, width)."""
+    squares = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(dim=-2, keepdim=True)
+    # The inverse of the floor must itself fit the type, or zero times infinity becomes NaN in half precision; and the
+    # floor comes before the root, whose gradient at zero is infinite.
+    return squares.clamp_min(max(NORM_FLOOR, torch.finfo(x.dtype).tiny) ** 2).rsqrt()

@@ -1,0 +1,325 @@
+"""The verbs of the command line: what each reads, calls and prints. `cli` parses their options.
+
+A verb prints what it understood and what it chose, because a cube read along the wrong axis or scaled by the wrong
+rule gives a wrong result without any error.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hsidenoise.data.io import Cube, Variable, check_target, list_variables, read_cube, write_arrays
+
+# Names of the published test sets' variables; `corrupt` writes them and `evaluate` knows them.
+NOISY_KEY, CLEAN_KEY, SIGMA_KEY = "input", "gt", "sigma"
+
+
+def denoise(options: argparse.Namespace) -> None:
+    """Denoise the cube of a file."""
+    source = Path(options.noisy)
+    target = Path(options.output) if options.output else source.with_name(f"{source.stem}_denoised.mat")
+    if options.picture:
+        _check_picture(options.picture)
+
+    from hsidenoise.inference import denoise_file
+
+    done = denoise_file(
+        source,
+        target,
+        options.weights,
+        key=options.key,
+        axes=options.axes,
+        size=options.size,
+        tile=options.tile,
+        overlap=options.overlap,
+        normalize=options.normalize,
+        device=options.device,
+        progress=sys.stderr.isatty(),
+    )
+    _print_read(source, done.cube)
+    print(f"scaling  {done.scaling.mode}: {done.scaling.reason}")
+    tiles = f"tiles of {done.tile[0]} x {done.tile[1]}, overlap {done.overlap}"
+    windows = f", {done.windows} windows of bands" if done.windows > 1 else ""
+    print(f"network  {done.model} on {done.device}, {tiles}{windows}, {done.seconds:.1f} s")
+    print(f"wrote    {target}")
+    if options.picture:
+        from hsidenoise.report import before_after
+
+        before_after(
+            done.cube.values,
+            done.denoised.values,
+            _clean_of(source, done.cube),
+            wavelengths=done.cube.wavelengths,
+            band=options.band,
+            path=options.picture,
+        )
+        print(f"picture  {options.picture}")
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Say what a file holds and how it would be read."""
+    path = Path(options.cube)
+    variables = list_variables(path)
+    told = options.key or options.axes or options.size
+    cube, problem = None, None
+    try:
+        cube = read_cube(path, key=options.key, axes=options.axes, size=options.size)
+    except ValueError as error:
+        # The list of variables is the answer to most problems of reading, so it is shown all the same.
+        if told:
+            raise
+        problem = " ".join(str(error).split())
+    facts = None if cube is None else _facts(cube)
+    if options.json:
+        rows = [{"name": item.name, "shape": item.shape, "dtype": _type(item), "note": item.note} for item in variables]
+        print(json.dumps({"file": str(path), "variables": rows, "cube": facts, "problem": problem}, indent=2))
+        return
+    print(f"{path}: {len(variables)} variable{'s' * (len(variables) != 1)}")
+    for item in variables:
+        shape = " x ".join(str(size) for size in item.shape)
+        print(f"  {item.name:<24} {shape:<20} {_type(item) or '':<10} {item.note}".rstrip())
+    if facts is None:
+        print(f"no cube chosen: {problem}")
+        return
+    low, high = facts["range"]
+    first, last = facts["wavelengths"] or (None, None)
+    print(f"cube         {facts['variable']}, {facts['bands']} bands, height {facts['height']}, width {facts['width']}")
+    print(f"axes         {facts['axes']}: {facts['reason']}")
+    print(f"range        {low:g} to {high:g}")
+    print("wavelengths  " + ("not in the file" if first is None else f"{first:g} to {last:g} nm"))
+    level = facts["noise"]
+    print(
+        f"noise        estimated, median over the bands {level['median']:.4g} ({level['median_share']:.2%} of the "
+        f"range); worst band {level['worst_band']} (0-based) {level['worst']:.4g}"
+    )
+    bad = facts["bad_bands"]
+    print("bad bands    " + (", ".join(str(band) for band in bad) + " (0-based)" if bad else "none found"))
+
+
+def corrupt(options: argparse.Namespace) -> None:
+    """Write a noisy cube, its clean one and the noise level, as the published test sets do."""
+    from hsidenoise.data.datasets import centre_crop
+    from hsidenoise.noise import corrupt, noise_case
+
+    case = noise_case(options.noise)
+    source, target = Path(options.clean), Path(options.noisy)
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ValueError(f"{target}: is the clean cube itself; name another output")
+    check_target(target)
+    key = options.key or _preferred(source, CLEAN_KEY)
+    cube = read_cube(source, key=key, axes=options.axes, size=options.size)
+    _print_read(source, cube)
+    clean = cube.values
+    if options.crop is not None:
+        if options.crop > min(clean.shape[1:]):
+            raise ValueError(f"--crop {options.crop}: {source} has only {_sizes(cube)}; choose less")
+        clean = centre_crop(clean, options.crop)
+        print(f"crop     centre {options.crop} x {options.crop}")
+    low, high = float(clean.min()), float(clean.max())
+    if options.minmax:
+        if low == high:
+            raise ValueError(f"{source}: every value is {low:g}: there is nothing to scale to [0, 1]")
+        clean = ((clean - np.float32(low)) / np.float32(high - low)).astype(np.float32)
+        print(f"scaling  ({low:g} .. {high:g}) to (0 .. 1), one scale for the whole cube")
+    elif low < 0 or high > 1:
+        warnings.warn(
+            f"--no-minmax: the values reach from {low:g} to {high:g}, but the noise is made for [0, 1]", stacklevel=1
+        )
+    result = corrupt(clean, case, seed=options.seed)
+    write_arrays(target, _published(result.noisy, clean, result.sigma, cube.wavelengths))
+    sigma = result.sigma * 255
+    print(
+        f"noise    {case.name}, seed {options.seed}: {case.definition}; sigma {sigma.min():g} to {sigma.max():g} of 255"
+    )
+    for kind, bands in result.affected.items():
+        print(f"         {kind} on {len(bands)} bands: {', '.join(str(band) for band in bands)} (0-based)")
+    print(f"wrote    {target}: {NOISY_KEY}, {CLEAN_KEY} (height, width, bands), {SIGMA_KEY} (0-255 scale)")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure a denoised cube against the clean one."""
+    from hsidenoise.metrics import PROTOCOLS, evaluate
+
+    denoised_path, clean_path = Path(options.denoised), Path(options.clean)
+    denoised = read_cube(denoised_path, key=options.key or _preferred(denoised_path, NOISY_KEY))
+    clean = read_cube(clean_path, key=options.clean_key or _preferred(clean_path, CLEAN_KEY))
+    # The clean cube that the denoised file itself carries, if it came from `corrupt` or a published test set.
+    carried = _clean_of(denoised_path, denoised)
+    if denoised.values.shape != clean.values.shape:
+        hint = "choose the variables with --key and --clean-key"
+        if carried is not None:
+            hint = f"{denoised_path} holds its own clean cube: `hsidenoise evaluate {denoised_path} {denoised_path}`"
+        raise ValueError(
+            f"{denoised_path} is {_sizes(denoised)}, but {clean_path} is {_sizes(clean)}; was one cropped? {hint}"
+        )
+    ours, truth, data_range, rule = _common_scale(denoised.values, clean, carried, options.data_range)
+    spread = float(ours.std() / (truth.std() or 1.0))
+    if not 0.05 < spread < 20:
+        warnings.warn(
+            f"the denoised values spread {spread:.2g} times as wide as the clean ones: are both in the same unit?",
+            stacklevel=1,
+        )
+    scores = dataclasses.asdict(evaluate(ours, truth, data_range=data_range, protocol=options.protocol))
+    names = {
+        "denoised": f"{denoised_path} ({_variable(denoised)})",
+        "clean": f"{clean_path} ({_variable(clean)})",
+    }
+    if options.json:
+        # JSON has no word for the infinite PSNR of identical cubes
+        finite = {name: None if score in (np.inf, -np.inf) else score for name, score in scores.items()}
+        print(json.dumps({**finite, "data_range": data_range, "scaling": rule, **names}, indent=2, allow_nan=False))
+        return
+    print(f"denoised  {names['denoised']}, {_sizes(denoised)}")
+    print(f"clean     {names['clean']}")
+    print(f"scaling   {rule}")
+    protocol = PROTOCOLS[options.protocol]
+    print(f"protocol  {protocol.name} ({protocol.source})")
+    print(
+        f"PSNR {scores['psnr']:.2f} dB   SSIM {scores['ssim']:.4f}   SAM {scores['sam']:.4f} {protocol.sam_unit}   "
+        f"ERGAS {scores['ergas']:.3f}"
+    )
+
+
+def weights(options: argparse.Namespace) -> None:
+    """List the weights that ship."""
+    from hsidenoise.weights import DEFAULT_WEIGHTS, WEIGHTS, read_header
+
+    rows = []
+    for item in WEIGHTS.values():
+        row = dataclasses.asdict(item)
+        row["parameters"] = int(read_header(item.name)["parameters"])
+        row["bytes"] = item.path.stat().st_size
+        row["default"] = item.name == DEFAULT_WEIGHTS
+        rows.append(row)
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        print("no weights ship with this version; train some with `hsidenoise train`")
+    for row in rows:
+        print(f"{row['name']}{' (default)' * row['default']}: {row['summary']}")
+        size = f"{row['parameters']:,} parameters, {row['bytes'] / 2**20:.1f} MiB, {row['bands']} bands at once"
+        print(f"  network  {row['model']}, {size}")
+        print(f"  data     {row['data']}")
+        print(f"  noise    {row['noise']}")
+        if row["scores"]:
+            print("  PSNR     " + ", ".join(f"{case} {score:.2f}" for case, score in row["scores"].items()))
+        print(f"  licence  {row['licence']}")
+        print(f"  sha256   {row['sha256']}")
+
+
+def _facts(cube: Cube) -> dict[str, Any]:
+    """What `inspect` says of the cube, JSON-able."""
+    from hsidenoise.estimate import bad_bands, noise_level
+
+    bands, height, width = cube.values.shape
+    low, high = float(cube.values.min()), float(cube.values.max())
+    level = np.asarray(noise_level(cube.values), dtype=float)
+    waves = cube.wavelengths
+    median = float(np.median(level))
+    return {
+        "variable": _variable(cube),
+        "bands": bands,
+        "height": height,
+        "width": width,
+        "axes": "" if cube.layout is None else cube.layout.axes,
+        "reason": "" if cube.layout is None else cube.layout.reason,
+        "range": [low, high],
+        "wavelengths": None if waves is None else [float(waves[0]), float(waves[-1])],
+        "noise": {
+            "per_band": [float(value) for value in level],
+            "median": median,
+            "median_share": median / ((high - low) or 1.0),
+            "worst": float(level.max()),
+            "worst_band": int(level.argmax()),
+        },
+        "bad_bands": np.flatnonzero(bad_bands(cube.values)).tolist(),
+    }
+
+
+def _published(
+    noisy: np.ndarray, clean: np.ndarray, sigma: np.ndarray, wavelengths: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """The variables of a published test file, plus the wavelengths where they are known.
+
+    QRNN3D's generator (matlab/generate_dataset*.m of its repository) saves sigma on the 0-255 scale: 1 x 1 where
+    all bands share it, else 1 x bands. Its cubes are double; float32 holds all that a network reads of them.
+    """
+    shared = bool(np.all(sigma == sigma[0]))
+    arrays = {
+        NOISY_KEY: np.ascontiguousarray(noisy.transpose(1, 2, 0)),
+        CLEAN_KEY: np.ascontiguousarray(clean.transpose(1, 2, 0)),
+        # The product in float32 would say 30.000001
+        SIGMA_KEY: np.round((sigma[:1] if shared else sigma)[None].astype(np.float64) * 255, 4),
+    }
+    if wavelengths is not None:
+        arrays["wavelength"] = np.asarray(wavelengths, dtype=np.float64)[None]
+    return arrays
+
+
+def _common_scale(
+    denoised: np.ndarray, clean: Cube, carried: np.ndarray | None, data_range: float | None
+) -> tuple[np.ndarray, np.ndarray, float, str]:
+    """Bring both cubes to the scale the metrics are defined on: [0, 1] unless the user says a range."""
+    truth = clean.values
+    if data_range is not None:
+        return denoised, truth, data_range, f"none; data range {data_range:g} as given"
+    low, high = float(truth.min()), float(truth.max())
+    floats = clean.layout is None or np.issubdtype(clean.layout.dtype, np.floating)
+    if floats and low >= 0 and high <= 1:
+        return denoised, truth, 1.0, "none; clean values are floats in [0, 1], data range 1"
+    if low == high:
+        raise ValueError(f"{clean.path}: every clean value is {low:g}; say the range with --data-range")
+    offset, scale = np.float32(low), np.float32(high - low)
+    truth = (truth - offset) / scale
+    span = f"by the clean cube's range ({low:g} .. {high:g}) to (0 .. 1), data range 1"
+    if carried is not None and np.allclose(carried, truth, atol=1e-3):
+        return denoised, truth, 1.0, f"clean {span}; the denoised cube was made from that"
+    return (denoised - offset) / scale, truth, 1.0, f"both cubes {span}"
+
+
+def _clean_of(source: Path, noisy: Cube) -> np.ndarray | None:
+    """The clean cube that a file of `corrupt` or a published test set carries beside the noisy one."""
+    if _variable(noisy) != NOISY_KEY or _preferred(source, CLEAN_KEY) is None:
+        return None
+    clean = read_cube(source, key=CLEAN_KEY).values
+    return clean if clean.shape == noisy.values.shape else None
+
+
+def _preferred(path: Path, key: str) -> str | None:
+
+    if path.is_dir():
+        return None
+    return key if any(item.name == key and len(item.shape) == 3 for item in list_variables(path)) else None
+
+
+def _type(variable: Variable) -> str | None:
+    return None if variable.dtype is None else str(variable.dtype)
+
+
+def _variable(cube: Cube) -> str:
+    return "cube" if cube.layout is None else cube.layout.key
+
+
+def _sizes(cube: Cube) -> str:
+    bands, height, width = cube.values.shape
+    return f"{bands} bands of {height} x {width}"
+
+
+def _print_read(path: Path, cube: Cube) -> None:
+    dtype = "" if cube.layout is None else f" {cube.layout.dtype}"
+    reason = "" if cube.layout is None else f"; axes {cube.layout.axes}: {cube.layout.reason}"
+    print(f"read     {path}: {_variable(cube)},{dtype}, {_sizes(cube)}{reason}")
+
+
+def _check_picture(path: str) -> None:
+    """Refuse before computing what would fail after it."""
+    if Path(path).suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"{path}: name a picture .png, .pdf or .svg")
+    check_target(path)

@@ -1,0 +1,69 @@
+"""What tests share: the `--device` option, small synthetic cubes, and one small real crop."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SAMPLE = Path(__file__).parents[1] / "data" / "samples" / "superballs.mat"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="device for tests that can use another one, such as cuda")
+
+
+def pytest_configure(config):
+    # Two threads on tiny tensors cost more than they save, and one thread repeats to the last bit.
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config, items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """Device named by --device."""
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def structured_cube():
+    """Clean cube (bands 31, height 40, width 52) in [0, 1]: five materials in regions with smooth shading."""
+    bands, height, width = 31, 40, 52
+    rng = np.random.default_rng(7)
+    positions = np.linspace(0, 1, bands)
+    centres, widths = rng.uniform(0, 1, (5, 1)), rng.uniform(0.1, 0.4, (5, 1))
+    spectra = 0.1 + 0.8 * np.exp(-0.5 * ((positions - centres) / widths) ** 2)
+    rows, columns = np.mgrid[:height, :width]
+    seeds = rng.uniform(0, [height, width], (5, 2))
+    nearest = np.argmin([(rows - y) ** 2 + (columns - x) ** 2 for y, x in seeds], axis=0)
+    shading = 0.6 + 0.4 * np.sin(rows / 9) * np.cos(columns / 13)
+    cube = (spectra[nearest] * shading[..., None]).transpose(2, 0, 1).astype(np.float32)
+    cube -= cube.min()
+    cube /= cube.max()
+    cube.setflags(write=False)
+    return cube
+
+
+@pytest.fixture(scope="session")
+def real_crop():
+    """The middle of the real sample, min-max scaled: (bands 31, height 48, width 64)."""
+    import scipy.io
+
+    stored = scipy.io.loadmat(SAMPLE)["cube"][40:88, 48:112]
+    cube = np.ascontiguousarray(stored.transpose(2, 0, 1)).astype(np.float32)
+    cube = (cube - cube.min()) / (cube.max() - cube.min())
+    cube.setflags(write=False)
+    return cube

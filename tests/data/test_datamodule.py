@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from hsidenoise.data.datamodule import CubeDataModule
+from hsidenoise.data.io import write_arrays
+
+
+@pytest.fixture
+def root(tmp_path, rng):
+    for name, shape in {"a": (30, 34, 6), "b": (28, 40, 9), "c": (26, 24, 7)}.items():
+        write_arrays(tmp_path / f"{name}.mat", {"cube": rng.random(shape, dtype=np.float32)})
+    return tmp_path
+
+
+def module(root, **options):
+    defaults = {"bands": 6, "patch_size": 12, "batch_size": 4, "patches_per_epoch": 10, "workers": 0}
+    return CubeDataModule(root=str(root), **(defaults | options))
+
+
+def test_batches_of_training(root):
+    data = module(root)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert len(batches) == 2  # ten patches are two whole batches of four
+    assert batches[0]["noisy"].shape == batches[0]["clean"].shape == (4, 6, 12, 12)
+    assert batches[0]["noisy"].dtype == torch.float32
+    assert batches[0]["clean"].min() >= 0
+    assert batches[0]["clean"].max() <= 1
+    assert not torch.equal(batches[0]["noisy"], batches[1]["noisy"])
+
+
+def test_validation_takes_the_middle_of_cube_and_bands(root):
+    data = module(root, validation_noise=["gaussian-30", "mixture"], validation_crop=20)
+    data.setup("validate")
+    batches = list(data.val_dataloader())
+    assert [batch["case"] for batch in batches] == [["gaussian-30"], ["mixture"]]
+    assert batches[0]["clean"].shape == (1, 6, 20, 20)  # c.mat has 7 bands and 26x24 pixels
+
+
+def test_description_names_scenes_and_noise(root):
+    data = module(root, noise={"gaussian-50": 3, "mixture": 1})
+    data.setup("fit")
+    described = data.description()
+    assert described["data"] == "folder: a, b"
+    assert described["validation"] == "c"
+    assert described["noise"] == "gaussian-50 0.750, mixture 0.250"
+    assert all(isinstance(value, str) for value in described.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "cvae"}, "unknown data set 'cvae'"),
+        ({"noise": ["gausian"]}, "unknown noise case 'gausian'"),
+        ({"validation_noise": ["gausian"]}, "unknown noise case 'gausian'"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"seed": -1}, "at least 0"),
+    ],
+)
+def test_wrong_options_fail_before_any_cube_is_read(options, message):
+    with pytest.raises(ValueError, match=message):
+        module("nowhere", **options)
+
+
+def test_an_epoch_needs_a_whole_batch(root):
+    with pytest.raises(ValueError, match="do not fill one batch of 4"):
+        module(root, patches_per_epoch=3).setup("fit")
+
+
+def test_validation_cube_with_too_few_bands(root, rng):
+    write_arrays(root / "d.mat", {"cube": rng.random((26, 24, 5), dtype=np.float32)})
+    with pytest.raises(ValueError, match=r"d\.mat: 5 bands, 6 are needed"):
+        module(root).setup("validate")
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (4, 3), (64, 8)])
+def test_auto_leaves_one_core_to_the_network(root, monkeypatch, cores, workers):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    data = module(root, workers="auto")
+    data.setup("fit")
+    assert data.train_dataloader().num_workers == workers

@@ -1,0 +1,120 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hsidenoise.data.io import write_arrays
+from hsidenoise.data.patches import CubeStore
+from hsidenoise.data.synthetic import SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs
+
+
+@pytest.fixture
+def store(tmp_path, rng):
+    write_arrays(tmp_path / "a.mat", {"cube": rng.random((30, 34, 6), dtype=np.float32)})
+    return CubeStore([tmp_path / "a.mat"], patch_size=12)
+
+
+def pairs(store, **options):
+    return TrainingPairs(store, SyntheticNoise(["gaussian-50", "mixture"]), **({"patches_per_epoch": 10} | options))
+
+
+def test_cases_are_drawn_by_weight(rng):
+    noise = SyntheticNoise({"gaussian-50": 3, "gaussian-10": 1})
+    clean = np.full((6, 8, 10), 0.5, dtype=np.float32)
+    drawn = [noise(clean, rng) for _ in range(400)]
+    count = Counter(case for _, case in drawn)
+    assert 260 < count["gaussian-50"] < 340  # 300 +- 4.6 standard deviations
+    for noisy, case in drawn[:50]:
+        sigma = float(case.split("-")[1]) / 255
+        assert abs((noisy - clean).std() / sigma - 1) < 0.2
+    assert (clean == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("cases", "message"),
+    [
+        ([], "at least one"),
+        (["gausian-50"], "unknown noise case 'gausian-50'"),
+        ({"gaussian-50": 0}, "positive"),
+        ({"gaussian-50": -1.0, "mixture": 1}, "positive"),
+        ({"gaussian-50": float("nan")}, "positive"),
+    ],
+)
+def test_wrong_cases(cases, message):
+    with pytest.raises(ValueError, match=message):
+        SyntheticNoise(cases)
+
+
+def test_an_item_depends_on_seed_and_number_alone(store):
+    first, again, other = pairs(store), pairs(store), pairs(store, seed=1)
+    for number in (0, 7, 10, 123):
+        assert torch.equal(first[number]["noisy"], again[number]["noisy"])
+        assert torch.equal(first[number]["clean"], again[number]["clean"])
+        assert not torch.equal(first[number]["noisy"], other[number]["noisy"])
+    assert not torch.equal(first[3]["noisy"], first[13]["noisy"])  # same index, next epoch
+
+
+def test_number_is_epoch_and_index(store):
+    item = pairs(store)[27]
+    rng = np.random.default_rng([0, 2, 7])
+    clean = store.patch(rng)
+    np.testing.assert_array_equal(item["clean"], clean)
+    np.testing.assert_array_equal(item["noisy"], SyntheticNoise(["gaussian-50", "mixture"])(clean, rng)[0])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on a single core
+def test_workers_make_the_same_batches_as_none(store):
+    def batches(workers):
+        data = pairs(store, patches_per_epoch=8)
+        loader = DataLoader(data, batch_size=4, sampler=TurnSampler(data), num_workers=workers)
+        return torch.cat([batch["noisy"] for batch in loader])
+
+    alone = batches(0)
+    assert torch.equal(alone, batches(2))
+    assert len({item.numpy().tobytes() for item in alone}) == 8
+
+
+def test_two_processes_share_the_batches_of_one(store):
+    data = pairs(store, patches_per_epoch=16)
+    one = list(TurnSampler(data, start=lambda: 32))
+    halves = [list(TurnSampler(data, process=i, processes=2, start=lambda: 32)) for i in (0, 1)]
+    assert one == list(range(32, 48))
+    for batch in range(2):
+        together = halves[0][batch * 4 : batch * 4 + 4] + halves[1][batch * 4 : batch * 4 + 4]
+        assert sorted(together) == one[batch * 8 : batch * 8 + 8]
+
+
+def test_sampler_asks_anew_where_training_stands(store):
+    position = [0]
+    sampler = TurnSampler(pairs(store), start=lambda: position[0])
+    assert list(sampler) == list(range(10))
+    position[0] = 10
+    assert list(sampler) == list(range(10, 20))
+    sampler.set_epoch(5)  # Lightning calls it; the count of batches already tells
+    assert list(sampler) == list(range(10, 20))
+
+
+def test_validation_is_every_cube_with_every_case_and_always_the_same(rng):
+    cubes = [rng.random((6, 8, 10), dtype=np.float32), rng.random((6, 7, 9), dtype=np.float32)]
+    data = ValidationPairs(cubes, ["gaussian-30", "stripe", "mixture"])
+    assert [data[i]["case"] for i in range(6)] == ["gaussian-30"] * 2 + ["stripe"] * 2 + ["mixture"] * 2
+    assert torch.equal(data[3]["noisy"], data[3]["noisy"])
+    np.testing.assert_array_equal(data[3]["clean"], cubes[1])
+    assert not torch.equal(data[0]["noisy"], ValidationPairs(cubes, ["gaussian-30"], seed=1)[0]["noisy"])
+
+
+def test_items_that_fill_up_a_process_have_no_weight(rng):
+    data = ValidationPairs([rng.random((6, 8, 10), dtype=np.float32)], ["gaussian-30", "stripe", "mixture"])
+    halves = [list(TurnSampler(data, process=i, processes=2)) for i in (0, 1)]
+    assert sorted(halves[0] + halves[1]) == [0, 1, 2, 3]
+    assert [data[i]["weight"] for i in range(4)] == [1, 1, 1, 0]
+    assert torch.equal(data[3]["noisy"], data[0]["noisy"])
+
+
+def test_empty_things_are_refused(store):
+    with pytest.raises(ValueError, match="at least 1"):
+        pairs(store, patches_per_epoch=0)
+    with pytest.raises(ValueError, match="at least one cube"):
+        ValidationPairs([], ["gaussian-30"])

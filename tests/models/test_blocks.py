@@ -1,0 +1,159 @@
+"""The blocks against obvious second implementations, and what PyTorch gets wrong on a CPU in bfloat16."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hsidenoise.models.blocks import (
+    DilatedDepthwiseConv2d,
+    Downsample,
+    LayerNorm2d,
+    MultiScaleFeedForward,
+    Upsample,
+    pad_to_multiple,
+)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 8, 6, 10, generator=torch.Generator().manual_seed(0))
+
+
+def is_channels_last(x):
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_norm_is_restormers(images, bias):
+    norm = LayerNorm2d(8, bias=bias)
+    torch.nn.init.normal_(norm.weight)
+    weight, shift = norm.weight[:, None, None], 0
+    centred = images - images.mean(1, keepdim=True)
+    if bias:
+        torch.nn.init.normal_(norm.bias)
+        shift = norm.bias[:, None, None]
+    variance = centred.square().mean(1, keepdim=True)
+    expected = (centred if bias else images) / torch.sqrt(variance + 1e-5) * weight + shift
+    torch.testing.assert_close(norm(images), expected)
+
+
+def test_layer_norm_copies_nothing_of_channels_last(images):
+    norm = LayerNorm2d(8)
+    with torch.no_grad():
+        assert is_channels_last(norm(images.contiguous(memory_format=torch.channels_last)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_norm_sums_its_gradients_over_many_pixels_in_bfloat16(bias):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 8, 160, 200, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
+    seen = torch.rand(x.shape, generator=generator)
+
+    def gradients(dtype):
+        norm = LayerNorm2d(8, bias=bias)
+        (norm(x.to(dtype)).to(torch.float32) * seen).sum().backward()
+        return [parameter.grad for parameter in norm.parameters()]
+
+    for half, single in zip(gradients(torch.bfloat16), gradients(torch.float32), strict=True):
+        assert (half - single).norm() < 0.02 * single.norm()
+
+
+@pytest.mark.parametrize("size", [(6, 10), (7, 11), (1, 2)])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_dilated_convolution_is_the_plain_one_with_and_without_gradients(size, dilation, bias):
+    x = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
+    convolution = DilatedDepthwiseConv2d(5, dilation, bias).double()
+    expected = F.conv2d(x, convolution.weight, convolution.bias, padding=dilation, dilation=dilation, groups=5)
+    torch.testing.assert_close(convolution(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(convolution(x), expected)
+    seen = torch.randn_like(expected)
+    inputs = [x, *convolution.parameters()]
+    torch.testing.assert_close(
+        torch.autograd.grad(convolution(x), inputs, seen), torch.autograd.grad(expected, inputs, seen)
+    )
+
+
+@pytest.mark.parametrize("dilation", [2, 3])
+def test_dilated_convolution_trains_in_bfloat16_channels_last(dilation):
+    # F.conv2d with PyTorch 2.13 on a CPU is off by more than 100 % here, or gives 1e27.
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 16, 32, 40, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
+    convolution = DilatedDepthwiseConv2d(16, dilation).bfloat16()
+    out = convolution(x)
+    seen = torch.randn(out.shape, generator=generator).bfloat16()
+    out.backward(seen)
+    exact = convolution.weight.detach().double().requires_grad_()
+    F.conv2d(x.double(), exact, padding=dilation, dilation=dilation, groups=16).backward(seen.double())
+    assert (convolution.weight.grad - exact.grad).norm() < 0.01 * exact.grad.norm()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_feed_forward_multiplies_three_views(images, bias):
+    block = MultiScaleFeedForward(8, expansion=2.66, bias=bias)
+    assert block.dwconv1.out_channels == 21  # 8 * 2.66 rounded down
+    a, b, c = block.project_in(images).chunk(3, dim=1)
+    expected = block.project_out(F.gelu(block.dwconv1(a)) * block.dwconv2(b) * block.dwconv3(c))
+    torch.testing.assert_close(block(images), expected)
+
+
+def test_feed_forward_sees_seven_pixels():
+    block = MultiScaleFeedForward(4).double()
+    x = torch.randn(1, 4, 15, 17, dtype=torch.float64)
+    changed = x.clone()
+    changed[..., 7, 8] += 1
+    rows, columns = torch.nonzero((block(changed) - block(x)).abs().sum(1)[0] > 1e-12, as_tuple=True)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (4, 10, 5, 11)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [LayerNorm2d(8), MultiScaleFeedForward(8), Downsample(8, 16), Upsample(8, 4)],
+    ids=lambda b: type(b).__name__,
+)
+@pytest.mark.parametrize("grad", [True, False])
+def test_memory_format_is_kept_and_changes_nothing(images, block, grad):
+    with torch.set_grad_enabled(grad):
+        out = block(images.contiguous(memory_format=torch.channels_last))
+        assert is_channels_last(out)
+        torch.testing.assert_close(out, block(images))
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+        half = block(images.bfloat16().contiguous(memory_format=torch.channels_last))
+    assert half.dtype == torch.bfloat16
+    assert is_channels_last(half)
+    assert (half - out).abs().max() < 0.03 * out.abs().max()
+
+
+def test_down_and_up_change_the_size_and_refuse_what_cannot_be(images):
+    down, up = Downsample(8, 16)(images), Upsample(8, 12)(images)
+    assert (down.shape, up.shape) == ((2, 16, 3, 5), (2, 12, 12, 20))
+    with pytest.raises(ValueError, match="out=10 is not a multiple of 4"):
+        Downsample(8, 10)
+
+
+@pytest.mark.parametrize("size", [(5, 9), (8, 9), (37, 50), (5, 3)])
+def test_padding_reflects_and_crops_back(size):
+    x = torch.randn(2, 3, *size)
+    padded, (height, width) = pad_to_multiple(x, 4)
+    assert (height, width) == size
+    assert padded.shape[2] % 4 == padded.shape[3] % 4 == 0
+    expected = F.pad(x, (0, -size[1] % 4, 0, -size[0] % 4), mode="reflect")
+    torch.testing.assert_close(padded, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 2), (1, 1), (2, 1)])
+def test_padding_repeats_what_is_too_small_to_reflect(size):
+    x = torch.randn(1, 3, *size)
+    expected = F.pad(x, (0, 8 - size[1], 0, 8 - size[0]), mode="replicate")
+    torch.testing.assert_close(pad_to_multiple(x, 8)[0], expected, rtol=0, atol=0)
+
+
+def test_padding_keeps_type_format_and_what_fits(images):
+    with torch.autocast("cpu", torch.bfloat16):
+        padded, _ = pad_to_multiple(images.bfloat16().contiguous(memory_format=torch.channels_last), 4)
+    assert padded.dtype == torch.bfloat16
+    assert is_channels_last(padded)
+    assert pad_to_multiple(images, 2)[0] is images
+    with pytest.raises(ValueError, match="multiples of 0"):
+        pad_to_multiple(images, 0)

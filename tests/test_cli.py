@@ -1,0 +1,460 @@
+"""The command line as a person meets it: by subprocess, with exit codes, messages, and what is left on the disk."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from hsidenoise.cli import NORMALIZE, PROTOCOLS, main
+from hsidenoise.models import create_model
+from hsidenoise.noise import NOISE_CASES, corrupt
+from hsidenoise.weights import WEIGHTS, save_weights
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "data" / "samples" / "superballs.mat"
+
+
+def run(*arguments, cwd):
+    """Run `hsidenoise` in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "hsidenoise", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def call(*arguments, cwd, code=0):
+    """Run it with an expected exit status; give stdout, or stderr if it is meant to fail."""
+    done = run(*arguments, cwd=cwd)
+    assert done.returncode == code, done.stderr
+    if code:
+        assert done.stdout == ""
+        return done.stderr
+    return done.stdout
+
+
+def refused(message):
+    """Whether a message is the one line that a person can act on."""
+    return message.startswith("hsidenoise: error: ") and message.count("\n") == 1 and len(message) > 30
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A small network, not trained: the command line does not care how good it is."""
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = create_model("hcanet-bra", bands=31, dim=16, num_blocks=(1, 1, 1))
+    save_weights(path, network, name="hcanet-bra")
+    return path
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """The sample's centre with the mixture, as `corrupt` writes it."""
+    path = tmp_path_factory.mktemp("noisy") / "noisy.mat"
+    printed = call("corrupt", SAMPLE, path, "--noise", "mixture", "--seed", "4", "--crop", "48", cwd=path.parent)
+    assert "mixture, seed 4" in printed
+    return path
+
+
+class TestStart:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--help"],
+            ["--version"],
+            *([verb, "--help"] for verb in ("denoise", "inspect", "corrupt", "evaluate", "weights")),
+        ],
+        ids=" ".join,
+    )
+    def test_help_imports_nothing_heavy(self, tmp_path, arguments):
+        program = (
+            "import sys; import hsidenoise; from hsidenoise.cli import main\n"
+            "dir(hsidenoise); status = main(sys.argv[1:])\n"
+            "heavy = {'numpy', 'torch', 'scipy', 'h5py', 'matplotlib', 'lightning'} & set(sys.modules)\n"
+            "sys.exit(status or ', '.join(heavy) or 0)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "hsidenoise" in done.stdout
+
+    def test_choices_are_those_of_the_tables(self):
+        from hsidenoise import metrics, normalize
+
+        assert set(PROTOCOLS) == set(metrics.PROTOCOLS)
+        assert set(NORMALIZE) == set(normalize.NORMALIZE_MODES)
+
+    def test_public_names_are_all_there(self):
+        import hsidenoise
+
+        assert set(hsidenoise.__all__) <= set(dir(hsidenoise))
+        for name in hsidenoise.__all__:
+            assert getattr(hsidenoise, name) is not None
+        with pytest.raises(AttributeError, match="no_such_name"):
+            hsidenoise.no_such_name  # noqa: B018 - the access is the test
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            ([], "VERB"),
+            (["clean"], "invalid choice"),
+            (["denoise"], "required: noisy"),
+            (["denoise", "a.mat", "--tile", "0"], "--tile"),
+            (["denoise", "a.mat", "--size", "10"], "HEIGHTxWIDTH"),
+            (["denoise", "a.mat", "--normalize", "z-score"], "--normalize"),
+            (["corrupt", "a.mat", "b.mat"], "--noise"),
+            (["evaluate", "a.mat", "b.mat", "--data-range", "-1"], "--data-range"),
+        ],
+    )
+    def test_wrong_arguments(self, capsys, arguments, says):
+        assert main(arguments) == 2
+        message = capsys.readouterr().err
+        assert refused(message)
+        assert says in message
+
+    def test_a_reader_that_has_gone_is_no_error(self, tmp_path):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "wb") as gone:
+            done = subprocess.run(
+                [sys.executable, "-m", "hsidenoise", "corrupt", "--list"],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=gone,
+                stderr=subprocess.PIPE,
+            )
+        assert (done.returncode, done.stderr) == (141, b"")
+
+    def test_an_interrupt_is_quiet(self, capsys, monkeypatch):
+        def interrupted(options):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("hsidenoise.verbs.inspect", interrupted)
+        assert main(["inspect", "a.mat"]) == 130
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_a_bug_keeps_its_traceback(self, monkeypatch):
+        def broken(options):
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr("hsidenoise.verbs.inspect", broken)
+        with pytest.raises(RuntimeError, match="a bug"):
+            main(["inspect", "a.mat"])
+
+
+class TestCorrupt:
+    def test_writes_what_published_test_sets_hold(self, noisy):
+        content = scipy.io.loadmat(noisy)
+        stored = scipy.io.loadmat(SAMPLE)["cube"][40:88, 56:104].astype(np.float64)
+        clean = (stored - stored.min()) / (stored.max() - stored.min())
+        np.testing.assert_allclose(content["gt"], clean, atol=1e-6)
+        result = corrupt(content["gt"].transpose(2, 0, 1), "mixture", seed=4)
+        np.testing.assert_array_equal(content["input"].transpose(2, 0, 1), result.noisy)
+        assert content["sigma"].shape == (1, 31)
+        assert set(np.unique(content["sigma"])) <= {10, 30, 50, 70}
+        np.testing.assert_allclose(content["sigma"][0] / 255, result.sigma, rtol=1e-5)
+        np.testing.assert_array_equal(content["wavelength"][0], np.arange(400, 701, 10))
+
+    def test_one_sigma_is_one_number(self, tmp_path):
+        call("corrupt", SAMPLE, "n.mat", "--noise", "gaussian-25", "--crop", "20", cwd=tmp_path)
+        assert scipy.io.loadmat(tmp_path / "n.mat")["sigma"].tolist() == [[25.0]]
+
+    def test_list_has_every_case_with_its_source(self, capsys):
+        assert main(["corrupt", "--list"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        for case in NOISE_CASES.values():
+            assert any(line.startswith(case.name) and case.source in line for line in lines)
+
+    def test_kept_values_outside_0_to_1_are_warned_of(self, tmp_path):
+        done = run("corrupt", SAMPLE, "n.mat", "--noise", "blind", "--no-minmax", "--crop", "20", cwd=tmp_path)
+        assert done.returncode == 0
+        assert done.stderr.startswith("hsidenoise: warning: --no-minmax")
+        assert done.stderr.count("\n") == 1
+        assert scipy.io.loadmat(tmp_path / "n.mat")["gt"].max() > 100
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["--noise", "gausian-50"], "gaussian-50"),
+            (["--noise", "blind", "--crop", "129"], "128 x 160"),
+            (["--noise", "blind", "--key", "nothing"], "cube"),
+        ],
+    )
+    def test_refusals(self, tmp_path, capsys, arguments, says):
+        assert main(["corrupt", str(SAMPLE), str(tmp_path / "n.mat"), *arguments]) == 2
+        message = capsys.readouterr().err
+        assert refused(message)
+        assert says in message
+        assert not list(tmp_path.iterdir())
+
+    def test_the_clean_cube_is_not_overwritten(self, tmp_path, capsys):
+        path = tmp_path / "clean.mat"
+        path.write_bytes(SAMPLE.read_bytes())
+        assert main(["corrupt", str(path), str(path), "--noise", "blind"]) == 2
+        assert "clean cube itself" in capsys.readouterr().err
+        assert path.read_bytes() == SAMPLE.read_bytes()
+
+
+class TestDenoise:
+    def test_file_in_file_out(self, noisy, weights, tmp_path):
+        printed = call(
+            *("denoise", noisy, "-o", "clean.mat", "--weights", weights, "--picture", "page.png", "--band", 3),
+            *("--tile", 32, "--overlap", 8),
+            cwd=tmp_path,
+        )
+        before, after = scipy.io.loadmat(noisy), scipy.io.loadmat(tmp_path / "clean.mat")
+        assert {"input", "gt", "sigma", "wavelength"} == {name for name in after if not name.startswith("__")}
+        assert after["input"].dtype == before["input"].dtype
+        assert after["input"].shape == before["input"].shape
+        assert not np.array_equal(after["input"], before["input"])
+        for name in ("gt", "sigma", "wavelength"):
+            np.testing.assert_array_equal(after[name], before[name])
+        for said in ("axis 3 is the spectrum", "float32", "scaling", "tiles of 32 x 32", "clean.mat", "page.png"):
+            assert said in printed
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["clean.mat", "page.png"]
+
+    def test_without_a_target_it_writes_beside_the_noisy_cube(self, weights, tmp_path):
+        cube = scipy.io.loadmat(SAMPLE)["cube"][30:62, 20:60]
+        scipy.io.savemat(tmp_path / "scene.mat", {"cube": cube, "note": "kept"})
+        call("denoise", "scene.mat", "--weights", weights, cwd=tmp_path)
+        after = scipy.io.loadmat(tmp_path / "scene_denoised.mat")
+        assert (after["cube"].shape, after["cube"].dtype) == (cube.shape, np.uint16)
+        assert after["note"].tolist() == ["kept"]
+        assert scipy.io.loadmat(tmp_path / "scene.mat")["cube"].tolist() == cube.tolist()
+
+    def test_axes_and_size_are_passed_on(self, weights, tmp_path):
+        cube = scipy.io.loadmat(SAMPLE)["cube"][30:50, 20:50]
+        scipy.io.savemat(tmp_path / "a.mat", {"Y": cube.reshape(-1, 31, order="F").T})
+        printed = call(
+            *("denoise", "a.mat", "--weights", weights, "--key", "Y", "--axes", "bp", "--size", "20x30"), cwd=tmp_path
+        )
+        assert "31 bands of 20 x 30" in printed
+        assert scipy.io.loadmat(tmp_path / "a_denoised.mat")["Y"].shape == (31, 600)
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["-o", "noisy.mat"], "noisy"),
+            (["-o", "no/such/folder.mat"], "no/such"),
+            (["-o", "x.mat", "--weights", "nonsense.safetensors"], "not a weights file"),
+            (["-o", "x.mat", "--weights", "no-such-weights"], "no-such-weights"),
+            (["-o", "x.mat", "--picture", "page.mat"], ".png"),
+            (["-o", "x.mat", "--picture", "no/such/page.png"], "no/such"),
+            (["-o", "x.mat", "--overlap", "40", "--tile", "32"], "overlap"),
+            (["-o", "x.mat", "--device", "abacus"], "abacus"),
+        ],
+        ids=lambda value: value[-1] if isinstance(value, list) else None,
+    )
+    def test_refusals(self, noisy, weights, tmp_path, capsys, monkeypatch, arguments, says):
+        monkeypatch.chdir(tmp_path)
+        Path("noisy.mat").write_bytes(noisy.read_bytes())
+        Path("nonsense.safetensors").write_bytes(b"no weights at all, just text")
+        if "--weights" not in arguments:
+            arguments = [*arguments, "--weights", str(weights)]
+        assert main(["denoise", "noisy.mat", *arguments]) == 2
+        message = capsys.readouterr().err
+        assert refused(message)
+        assert says in message
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["noisy.mat", "nonsense.safetensors"]
+        assert Path("noisy.mat").read_bytes() == noisy.read_bytes()
+
+    @pytest.mark.skipif(not WEIGHTS, reason="no weights ship yet")
+    def test_the_shipped_weights_help(self, noisy, tmp_path):
+        call("denoise", noisy, "-o", "clean.mat", cwd=tmp_path)
+        before, after = (
+            json.loads(call("evaluate", path, noisy, "--json", cwd=tmp_path)) for path in (noisy, "clean.mat")
+        )
+        assert after["psnr"] > before["psnr"] + 10
+        assert after["ssim"] > before["ssim"] + 0.3
+        assert after["sam"] < before["sam"] / 2
+
+
+def bad_files():
+    """Name of the file -> how to make it, and what its one-line error says."""
+    cube = np.random.default_rng(0).random((6, 8, 5))
+    hole = cube.copy()
+    hole[2, 3, 4] = np.nan
+    many = scipy.io.savemat
+
+    def text(path):
+        path.write_text("no MATLAB file, only a long enough text to hold a header of 128 bytes" * 5)
+
+    def cut(path):
+        path.write_bytes(SAMPLE.read_bytes()[:5000])
+
+    return {
+        "text.mat": (text, r"not a MATLAB file"),
+        "empty.mat": (Path.touch, r"empty"),
+        "truncated.mat": (cut, r"truncated|cut short|incomplete|damaged"),
+        "flat.mat": (lambda path: many(path, {"a": np.eye(3), "b": "text"}), r"\ba\b"),
+        "two.mat": (lambda path: many(path, {"one": cube, "two": cube}), r"one.*two"),
+        "nan.mat": (lambda path: many(path, {"cube": hole}), r"NaN"),
+        "constant.mat": (lambda path: many(path, {"cube": np.full((6, 8, 5), 7.0)}), r"7|constant"),
+        "no_axis.mat": (lambda path: many(path, {"cube": np.zeros((6, 0, 5))}), r"6x0x5|empty"),
+        "complex.mat": (lambda path: many(path, {"cube": cube * 1j}), r"complex"),
+        "missing.mat": (lambda path: None, r"missing\.mat"),
+    }
+
+
+class TestBadInput:
+    """Each: exit status 2, one line on stderr that names the file or variable, nothing written."""
+
+    @pytest.mark.parametrize("name", bad_files())
+    def test_bad_file(self, tmp_path, weights, name):
+        make, says = bad_files()[name]
+        make(tmp_path / name)
+        before = sorted(tmp_path.iterdir())
+        message = call("denoise", name, "-o", "clean.mat", "--weights", weights, cwd=tmp_path, code=2)
+        assert refused(message)
+        assert re.search(says, message), message
+        assert sorted(tmp_path.iterdir()) == before
+
+    def test_wrong_key_lists_the_variables(self, tmp_path, weights):
+        message = call("denoise", SAMPLE, "--key", "cub", "-o", "c.mat", "--weights", weights, cwd=tmp_path, code=2)
+        assert refused(message)
+        assert "cube" in message
+        assert not list(tmp_path.iterdir())
+
+    def test_unwritable_target(self, tmp_path, weights):
+        (tmp_path / "folder.mat").mkdir()
+        message = call("denoise", SAMPLE, "-o", "folder.mat", "--weights", weights, cwd=tmp_path, code=2)
+        assert refused(message)
+        assert "folder.mat" in message
+
+
+class TestInspect:
+    def test_says_what_would_be_read(self, capsys):
+        assert main(["inspect", str(SAMPLE)]) == 0
+        printed = capsys.readouterr().out
+        for said in ("128 x 160 x 31", "uint16", "axis 3 is the spectrum", "1 to 983", "400 to 700 nm", "noise"):
+            assert said in printed
+
+    def test_json(self, capsys, tmp_path, rng):
+        cube = np.linspace(1, 2, 30)[:, None] * np.linspace(1, 3, 24) + rng.normal(0, 0.01, (6, 30, 24))
+        cube[4] = rng.random((30, 24))
+        scipy.io.savemat(tmp_path / "a.mat", {"hsi": cube.transpose(1, 2, 0), "about": "text"})
+        assert main(["inspect", str(tmp_path / "a.mat"), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [item["name"] for item in found["variables"]] == ["hsi", "about"]
+        assert found["variables"][0]["shape"] == [30, 24, 6]
+        facts = found["cube"]
+        assert (facts["bands"], facts["height"], facts["width"]) == (6, 30, 24)
+        assert facts["bad_bands"] == [4]
+        assert facts["noise"]["worst_band"] == 4
+        assert facts["wavelengths"] is None
+        assert 0.005 < facts["noise"]["median"] < 0.02
+
+    def test_an_ambiguous_file_is_still_listed(self, capsys, tmp_path):
+        path = tmp_path / "two.mat"
+        scipy.io.savemat(path, {"one": np.ones((3, 4, 5)), "two": np.ones((3, 4, 5))})
+        assert main(["inspect", str(path)]) == 0
+        printed = capsys.readouterr().out
+        assert "no cube chosen" in printed
+        assert "3 x 4 x 5" in printed
+        assert main(["inspect", str(path), "--key", "three"]) == 2
+
+    def test_no_file(self, tmp_path):
+        assert refused(call("inspect", "a.mat", cwd=tmp_path, code=2))
+
+
+class TestEvaluate:
+    def scores(self, capsys, *arguments):
+        assert main(["evaluate", *map(str, arguments), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    def test_noisy_against_the_clean_cube_beside_it(self, noisy, capsys):
+        content = scipy.io.loadmat(noisy)
+        error = np.square(np.clip(content["input"].astype(float), 0, 1) - content["gt"]).mean(axis=(0, 1))
+        scores = self.scores(capsys, noisy, noisy)
+        assert scores["psnr"] == pytest.approx(np.mean(-10 * np.log10(error)), rel=1e-6)
+        assert scores["protocol"] == "standard"
+        assert "input" in scores["denoised"]
+        assert "gt" in scores["clean"]
+
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_every_protocol(self, noisy, capsys, protocol):
+        assert self.scores(capsys, noisy, noisy, "--protocol", protocol)["protocol"] == protocol
+        assert main(["evaluate", str(noisy), str(noisy), "--protocol", protocol]) == 0
+        assert ("degrees" in capsys.readouterr().out) == (protocol == "sert")
+
+    def test_the_cube_that_was_corrupted_serves_as_clean(self, tmp_path, capsys):
+        assert main(["corrupt", str(SAMPLE), str(tmp_path / "n.mat"), "--noise", "gaussian-30"]) == 0
+        capsys.readouterr()
+        beside = self.scores(capsys, tmp_path / "n.mat", tmp_path / "n.mat")
+        original = self.scores(capsys, tmp_path / "n.mat", SAMPLE)
+        assert original["psnr"] == pytest.approx(beside["psnr"], rel=1e-5)
+        assert original["sam"] == pytest.approx(beside["sam"], rel=1e-4)
+
+    def test_integers_are_measured_on_the_clean_range(self, tmp_path, capsys, rng):
+        clean = rng.integers(100, 1101, (9, 11, 5)).astype(np.uint16)
+        clean[0, 0, 0], clean[0, 0, 1] = 100, 1100
+        denoised = clean.copy()
+        denoised[:-1] += 10
+        scipy.io.savemat(tmp_path / "c.mat", {"cube": clean})
+        scipy.io.savemat(tmp_path / "d.mat", {"cube": denoised})
+        scores = self.scores(capsys, tmp_path / "d.mat", tmp_path / "c.mat")
+        difference = np.clip((denoised.astype(float) - 100) / 1000, 0, 1) - (clean.astype(float) - 100) / 1000
+        expected = np.mean(-10 * np.log10(np.square(difference).mean(axis=(0, 1))))
+        assert scores["psnr"] == pytest.approx(expected, rel=1e-4)
+        assert "100 .. 1100" in scores["scaling"]
+        given = self.scores(capsys, tmp_path / "d.mat", tmp_path / "c.mat", "--data-range", "2000")
+        assert given["data_range"] == 2000
+        assert given["psnr"] > scores["psnr"] + 5
+
+    def test_identical_cubes_have_no_finite_psnr(self, capsys):
+        assert self.scores(capsys, SAMPLE, SAMPLE)["psnr"] is None
+
+    def test_other_units_are_warned_of(self, noisy, tmp_path):
+        content = scipy.io.loadmat(noisy)
+        scipy.io.savemat(tmp_path / "d.mat", {"cube": content["input"] * 1000})
+        done = run("evaluate", "d.mat", noisy, cwd=tmp_path)
+        assert done.returncode == 0
+        assert done.stderr.startswith("hsidenoise: warning: ")
+        assert "same unit" in done.stderr
+
+    def test_other_sizes(self, noisy, capsys):
+        assert main(["evaluate", str(noisy), str(SAMPLE)]) == 2
+        message = capsys.readouterr().err
+        assert refused(message)
+        for said in ("48 x 48", "128 x 160", "cropped", "holds its own clean cube"):
+            assert said in message
+
+
+class TestWeights:
+    def test_json_has_every_row(self, capsys):
+        assert main(["weights", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert [row["name"] for row in rows] == list(WEIGHTS)
+        for row in rows:
+            assert row["parameters"] > 1000
+            assert row["bytes"] > 4 * row["parameters"]
+
+    def test_table(self, capsys):
+        assert main(["weights"]) == 0
+        printed = capsys.readouterr().out
+        assert printed.strip()
+        for row in WEIGHTS.values():
+            assert row.name in printed
+            assert row.sha256 in printed
+
+
+class TestTrain:
+    def test_options_reach_the_trainer(self, tmp_path):
+        message = call("train", "--data.root", "nowhere", "--trainer.logger", "false", cwd=tmp_path, code=2)
+        assert message.splitlines()[-1].startswith("hsidenoise: error: ")
+        assert "nowhere" in message.splitlines()[-1]

@@ -1,0 +1,343 @@
+import csv
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import Timer
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from hsidenoise import training
+from hsidenoise.data.datamodule import CubeDataModule
+from hsidenoise.data.datasets import DATASETS, read_split
+from hsidenoise.data.io import write_arrays
+from hsidenoise.metrics import evaluate
+from hsidenoise.noise import noise_case
+from hsidenoise.training import DenoisingTask, main
+from hsidenoise.weights import load_model, read_header
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+TINY = ["--model.model_config", "{dim: 16, num_blocks: [1, 1, 1]}"]
+
+
+def smooth_cube(rng, height, width, bands):
+    """A cube with something to learn: few smooth spectra, smooth shading. MATLAB's order."""
+    spectra = np.cumsum(rng.random((3, bands)), axis=1)
+    rows, columns = np.mgrid[:height, :width]
+    shading = [np.sin(rows / a) * np.cos(columns / b) + 1 for a, b in rng.uniform(3, 9, (3, 2))]
+    return np.einsum("khw,kb->hwb", shading, spectra).astype(np.float32)
+
+
+@pytest.fixture
+def root(tmp_path, rng):
+    """Two training cubes and one validation cube of six bands."""
+    for part, name, size in (("train", "a", (24, 30)), ("train", "b", (27, 22)), ("validation", "c", (18, 20))):
+        path = tmp_path / "cubes" / part / f"{name}.mat"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_arrays(path, {"cube": smooth_cube(rng, *size, 6)})
+    return tmp_path / "cubes"
+
+
+def arguments(root, output, *more):
+    """A tiny run: batches of 4, two to an epoch, validation on two cases."""
+    return [
+        *("--data.root", str(root), "--output", str(output), *TINY),
+        *("--data.bands", "6", "--data.patch_size", "16", "--data.batch_size", "4", "--data.patches_per_epoch", "8"),
+        *("--data.workers", "0", "--data.scales", "[1]", "--data.noise", "[gaussian-50, mixture]"),
+        *("--data.validation_noise", "[gaussian-50, mixture]", "--data.validation_crop", "16"),
+        *("--model.warmup_steps", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+        *("--trainer.enable_model_summary", "false", "--trainer.log_every_n_steps", "1", *more),
+    ]
+
+
+def rows(output):
+    """What the CSV logger wrote, all versions."""
+    found = []
+    for file in sorted(output.glob("csv/version_*/metrics.csv")):
+        with file.open() as stream:
+            found += list(csv.DictReader(stream))
+    return found
+
+
+def test_a_run_leaves_weights_checkpoints_and_logs(root, tmp_path):
+    output = tmp_path / "run"
+    main(arguments(root, output, "--trainer.max_epochs", "2", "--trainer.precision", "bf16-mixed"))
+
+    header = read_header(output / "weights.safetensors")
+    assert header["model"] == "hcanet-bra"
+    assert header["data"] == "folder: a, b"
+    assert header["validation"] == "c"
+    assert header["noise"] == "gaussian-50 0.500, mixture 0.500"
+    assert int(header["steps"]) in (2, 4)
+    assert float(header["val/psnr"]) == pytest.approx(
+        (float(header["val/psnr/gaussian-50"]) + float(header["val/psnr/mixture"])) / 2, abs=1e-3
+    )
+    assert load_model(output / "weights.safetensors").bands == 6
+    assert yaml.safe_load((output / "config.yaml").read_text())["data"]["patch_size"] == 16
+    assert {path.name for path in (output / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+    logged = rows(output)
+    scores = [float(row["val/psnr"]) for row in logged if row.get("val/psnr")]
+    assert len(scores) == 2
+    assert float(header["val/psnr"]) == pytest.approx(max(scores), abs=1e-3)
+    losses = [float(row["train/loss"]) for row in logged if row.get("train/loss")]
+    assert len(losses) == 4
+    assert all(math.isfinite(loss) for loss in losses)
+
+    events = EventAccumulator(str(output))
+    events.Reload()
+    wanted = {f"val/{metric}/{case}" for metric in ("psnr", "ssim", "sam") for case in ("gaussian-50", "mixture")}
+    assert wanted | {"train/loss", "lr-AdamW/weights", "val/psnr"} <= set(events.Tags()["scalars"])
+    assert "noisy, denoised, clean" in " ".join(events.Tags()["images"])
+
+
+def test_logged_scores_are_those_of_the_saved_weights(root, tmp_path):
+    output = tmp_path / "run"
+    main(arguments(root, output, "--trainer.max_epochs", "1", "--trainer.precision", "32-true"))
+    network = load_model(output / "weights.safetensors")
+    data = CubeDataModule(
+        root=str(root), bands=6, validation_noise=["gaussian-50", "mixture"], validation_crop=16, workers=0
+    )
+    data.setup("validate")
+    header = read_header(output / "weights.safetensors")
+    for batch in data.val_dataloader():
+        with torch.no_grad():
+            denoised = network(batch["noisy"])[0].numpy()
+        scores = evaluate(denoised, batch["clean"][0].numpy())
+        for name in ("psnr", "ssim", "sam"):
+            assert getattr(scores, name) == pytest.approx(float(header[f"val/{name}/{batch['case'][0]}"]), abs=2e-3)
+
+
+def test_a_run_resumed_inside_an_epoch_ends_as_if_never_stopped(root, tmp_path):
+    def run(output, steps, *more):
+        options = ("--model.schedule", "constant", "--data.patches_per_epoch", "16", "--trainer.max_steps", str(steps))
+        main(arguments(root, output, *options, *more))
+        return torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
+
+    straight = run(tmp_path / "straight", 8)
+    run(tmp_path / "broken", 6)  # the second step of the second epoch
+    resumed = run(tmp_path / "broken", 8, "--resume", "last")
+    assert resumed["global_step"] == straight["global_step"] == 8
+    for part in ("current_model_state", "state_dict"):
+        for name, value in straight[part].items():
+            assert torch.equal(resumed[part][name], value), f"{part} {name}"
+    # the checkpoint holds the average as its weights, and the weights in training beside it
+    name = "network.output.weight"
+    assert not torch.equal(straight["state_dict"][name], straight["current_model_state"][name])
+    weights = load_file(tmp_path / "straight" / "weights.safetensors")
+    best = torch.load(tmp_path / "straight" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert torch.equal(weights["output.weight"], best["state_dict"][name])
+
+
+def test_max_time_ends_with_a_validation_and_weights(root, tmp_path):
+    output = tmp_path / "run"
+    options = ("--data.patches_per_epoch", "40000", "--trainer.max_time", "00:00:00:02", "--model.warmup_steps", "0")
+    main(arguments(root, output, *options))
+    rates = [float(row["lr-AdamW/weights"]) for row in rows(output) if row.get("lr-AdamW/weights")]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.1 * rates[0] or len(rates) < 10  # annealed over the time, not over the 10,000 steps
+    assert "val/psnr" in read_header(output / "weights.safetensors")
+
+
+def test_a_folder_with_a_run_is_not_overwritten(root, tmp_path):
+    output = tmp_path / "run"
+    (output / "checkpoints").mkdir(parents=True)
+    (output / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(ValueError, match=r"already holds a run.*--resume last.*--output"):
+        main(arguments(root, output))
+    with pytest.raises(FileNotFoundError, match=r"other\.ckpt: no such checkpoint"):
+        main(arguments(root, output, "--resume", str(tmp_path / "other.ckpt")))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--data.noise", "[gausian-50]", "unknown noise case 'gausian-50'"),
+        ("--model.model", "hcanett", "unknown model 'hcanett'"),
+        ("--model.learning_rate", "0", "learning_rate must be above 0"),
+        ("--ema.decay", "1", "below 1"),
+    ],
+)
+def test_wrong_options_fail_with_one_line(root, tmp_path, option, value, message):
+    with pytest.raises(ValueError, match=message) as error:
+        main(arguments(root, tmp_path / "run", option, value))
+    assert "\n" not in str(error.value)
+
+
+def test_output_is_named_after_the_config():
+    config = {"output": None, "config": ["configs/some_run.yaml"], "model": {"model": "hcanet"}}
+    assert training.run_folder(config) == Path("runs/some_run")
+    assert training.run_folder(config | {"config": None}) == Path("runs/hcanet")
+    assert training.run_folder(config | {"output": "x"}) == Path("x")
+
+
+def test_initial_weights_are_where_the_run_starts(root, tmp_path):
+    main(arguments(root, tmp_path / "first", "--trainer.max_epochs", "1"))
+    weights = tmp_path / "first" / "weights.safetensors"
+    config = {"dim": 16, "num_blocks": [1, 1, 1]}
+    task = DenoisingTask(bands=6, model_config=config, initial_weights=str(weights))
+    assert all(torch.equal(task.network.state_dict()[name], value) for name, value in load_file(weights).items())
+    with pytest.raises(ValueError, match="make model and model_config the same"):
+        DenoisingTask(bands=6, model_config={"dim": 8, "num_blocks": [1, 1, 1]}, initial_weights=str(weights))
+
+
+class Mixing(nn.Module):
+    """A network that trains in milliseconds."""
+
+    def __init__(self, bands):
+        super().__init__()
+        self.bands, self.config = bands, {"bands": bands}
+        self.layers = nn.Sequential(nn.Conv2d(bands, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, bands, 3, padding=1))
+
+    def forward(self, noisy):
+        return noisy + self.layers(noisy)
+
+
+class MixingTask(DenoisingTask):
+    """The task with that network."""
+
+    def create_network(self):
+        return Mixing(self.hparams["bands"])
+
+
+def quiet_trainer(tmp_path, **options):
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        **options,
+    )
+
+
+def small_data(root, **options):
+    defaults = {"bands": 6, "patch_size": 16, "patches_per_epoch": 480, "workers": 0, "validation_crop": 16}
+    defaults |= {"noise": ["gaussian-50"], "validation_noise": ["gaussian-50"]}
+    return CubeDataModule(root=str(root), **(defaults | options))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+def test_training_learns_to_denoise(root, tmp_path):
+    task = MixingTask(bands=6, learning_rate=3e-3, warmup_steps=5)
+    data = small_data(root)
+    trainer = quiet_trainer(tmp_path, max_epochs=4, gradient_clip_val=1.0, num_sanity_val_steps=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trainer.fit(task, datamodule=data)
+    noisy = noise_case("gaussian-50").sigma.draw(1, np.random.default_rng(0))[0] / 255
+    assert float(trainer.callback_metrics["val/psnr"]) > -20 * math.log10(noisy) + 3  # 3 dB over the input
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+def test_a_step_without_finite_gradient_is_skipped_and_many_end_the_run(root, tmp_path):
+    class Spoilt(MixingTask):
+        spoil = (1,)
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss * float("nan") if batch_idx in self.spoil else loss
+
+    task = Spoilt(bands=6)
+    with pytest.warns(UserWarning, match="gradient is not finite, step skipped"):
+        quiet_trainer(tmp_path, max_steps=3, limit_val_batches=0, gradient_clip_val=1.0).fit(task, small_data(root))
+    assert all(value.isfinite().all() for value in task.state_dict().values())
+
+    task.spoil = range(1000)
+    with (
+        pytest.warns(UserWarning, match="not finite"),
+        pytest.raises(ValueError, match=r"training diverged.*learning_rate"),
+    ):
+        quiet_trainer(tmp_path, max_steps=100, limit_val_batches=0).fit(task, small_data(root))
+
+
+def test_learning_rate_rises_then_falls_to_its_final_share():
+    task = MixingTask(bands=6, warmup_steps=9, final_share=0.1)
+    task.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    factors = [task.learning_rate_factor(step, 100) for step in range(101)]
+    np.testing.assert_allclose(factors[:3], [0.1, 0.2, 0.3], rtol=0.01)
+    assert max(factors) == max(factors[5:15])
+    assert factors[-1] == pytest.approx(0.1)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert task.learning_rate_factor(10**6, math.inf) == 1
+
+
+def test_learning_rate_follows_the_clock_of_max_time_over_a_resume():
+    task = MixingTask(bands=6, warmup_steps=0, final_share=0.0)
+    task.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_time={"seconds": 100})
+    timer = next(each for each in task.trainer.callbacks if isinstance(each, Timer))
+    for seconds, factor in ((0, 1.0), (25, 0.5 + 0.5**1.5), (50, 0.5), (100, 0.0), (130, 0.0)):
+        timer.load_state_dict({"time_elapsed": {"train": seconds}})  # what a checkpoint of that moment holds
+        assert task.learning_rate_factor(1, math.inf) == pytest.approx(factor)
+    timer.load_state_dict({"time_elapsed": {"train": 25}})
+    assert task.learning_rate_factor(50, 100) == pytest.approx(0.5)  # steps are ahead of time
+    assert task.learning_rate_factor(50, 10**6) == pytest.approx(0.5 + 0.5**1.5)  # time is ahead of steps
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+def test_weight_decay_spares_vectors(root, tmp_path):
+    trainer = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    trainer.fit(MixingTask(bands=6, weight_decay=0.1), small_data(root))
+    found = {(g["weight_decay"], p.ndim) for g in trainer.optimizers[0].param_groups for p in g["params"]}
+    assert found == {(0.1, 4), (0.0, 1)}
+
+
+def write_dataset(root, dataset, rng):
+    """Cubes in the data set's own format, under the names of its split."""
+    if dataset == "icvl":
+        split = DATASETS["icvl"].splits["sert"]
+        for i, name in enumerate([*read_split(split.train)[:2], *read_split(split.validation)[:1]]):
+            cube = smooth_cube(rng, 22 + i, 26, 31)
+            with h5py.File(root / name, "w") as file:
+                file["rad"] = cube.transpose(2, 1, 0)  # HDF5 shows MATLAB's axes reversed
+    else:
+        for i in range(3):
+            write_arrays(root / f"{i}.mat", {"cube": smooth_cube(rng, 22 + i, 26, 31)})
+
+
+@pytest.mark.filterwarnings("ignore:.*left out.*")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_trains_one_batch(config, tmp_path, rng):
+    root = tmp_path / "cubes"
+    root.mkdir()
+    write_dataset(root, yaml.safe_load(config.read_text())["data"]["dataset"], rng)
+    small = {
+        "data": {"patch_size": 16, "batch_size": 2, "patches_per_epoch": 2, "validation_crop": 16, "workers": 0},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    main(
+        [
+            *("--config", str(config), "--config", str(tmp_path / "small.yaml"), "--data.root", str(root)),
+            *("--data.missing", "skip", "--output", str(tmp_path / "run"), *TINY),
+        ]
+    )
+    assert math.isfinite(float(read_header(tmp_path / "run" / "weights.safetensors")["val/psnr"]))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(root, tmp_path):
+    def run(name, *more):
+        command = [sys.executable, "-m", "hsidenoise", "train"]
+        options = ("--trainer.max_epochs", "2", "--data.patches_per_epoch", "16", *more)
+        subprocess.run([*command, *arguments(root, tmp_path / name, *options)], check=True, timeout=300, cwd=ROOT)
+        return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+
+    one = run("one", "--data.batch_size", "8")
+    two = run("two", "--data.batch_size", "4", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    assert one["global_step"] == two["global_step"] == 4
+    for name, value in one["current_model_state"].items():
+        torch.testing.assert_close(two["current_model_state"][name], value, rtol=1e-4, atol=1e-5)
+    scores = [read_header(tmp_path / name / "weights.safetensors") for name in ("one", "two")]
+    for key in ("val/psnr", "val/ssim/mixture", "val/sam/gaussian-50"):
+        assert float(scores[0][key]) == pytest.approx(float(scores[1][key]), rel=1e-3)
