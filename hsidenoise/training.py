@@ -343,6 +343,7 @@ def main(args: list[str]) -> None:
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"gradient_clip_val": 1.0, "num_sanity_val_steps": 1, "log_every_n_steps": 20},
         )
+        cli.datamodule.locate()  # before anything is written
         last = cli.output / "checkpoints" / "last.ckpt"
         resume = cli.config["resume"]
         if resume is None and last.exists():

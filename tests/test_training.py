@@ -173,6 +173,12 @@ def test_wrong_options_fail_with_one_line(root, tmp_path, option, value, message
     assert "\n" not in str(error.value)
 
 
+def test_a_missing_folder_leaves_nothing_behind(root, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder.*--data\.root"):
+        main(arguments(root, tmp_path / "run", "--data.root", str(tmp_path / "nowhere")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_output_is_named_after_the_config():
     config = {"output": None, "config": ["configs/some_run.yaml"], "model": {"model": "hcanet"}}
     assert training.run_folder(config) == Path("runs/some_run")

@@ -89,18 +89,28 @@ class CubeDataModule(pl.LightningDataModule):
         self._train: TrainingPairs | None = None
         self._validation: ValidationPairs | None = None
 
+    def locate(self) -> Scenes:
+        """Find the files of the data set, without reading them.
+
+        Raises:
+            ValueError: If a scene is missing, a part is empty, or a scene is in two parts.
+            FileNotFoundError: If ``root`` is no folder.
+        """
+        if self.scenes is None:
+            self.scenes = find_scenes(self.dataset, self.root, split=self.split, missing=self.missing)
+        return self.scenes
+
     def setup(self, stage: str) -> None:
         """Find and read the cubes.
 
         Args:
             stage: Lightning's stage; only ``fit`` needs training cubes.
         """
-        if self.scenes is None:
-            self.scenes = find_scenes(self.dataset, self.root, split=self.split, missing=self.missing)
+        scenes = self.locate()
         key = DATASETS[self.dataset].key
         if stage == "fit" and self._train is None:
             store = CubeStore(
-                self.scenes.train,
+                scenes.train,
                 patch_size=self.patch_size,
                 bands=self.bands,
                 scales=self.scales,
@@ -121,7 +131,7 @@ class CubeDataModule(pl.LightningDataModule):
             )
         if stage in ("fit", "validate") and self._validation is None:
             cubes = []
-            for path in self.scenes.validation:
+            for path in scenes.validation:
                 cube = read_clean(path, key=key, crop=self.validation_crop)
                 if len(cube) < self.bands:
                     raise ValueError(f"{path}: {len(cube)} bands, {self.bands} are needed: lower --data.bands")

@@ -154,7 +154,7 @@ def find_scenes(
         raise ValueError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
     row, root = DATASETS[dataset], Path(root).expanduser()
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; --data.root names the folder of the {dataset} cubes")
+        raise FileNotFoundError(f"{root}: no such folder; --data.root names the folder of the clean cubes")
     if not row.splits:
         if split is not None:
             raise ValueError(f"data set '{dataset}' has no published splits; leave out split '{split}'")
