@@ -12,9 +12,9 @@ image edges as noise) and the part of it that a linear regression on all other b
 whatever only this band has, also stripes, dead columns and impulses).
 
 Impulses and dead columns spread over the bands in such an estimate. The robust one first repeats it some times with
-the values that it cannot explain drawn towards it, then takes the subspace of the result and fits every spectrum in it
-anew, each value weighted by how far off it is and by the noise of its band: what is dead in a few bands is told by the
-others.
+the values that it cannot explain drawn towards it. Bands that are mostly impulses it gives up for the mean of their
+neighbours. Then it takes the subspace of the result and fits every spectrum in it anew, each value weighted by how far
+off it is and by the noise of its band: what is dead in a few bands is told by the others.
 
 A small part of a scene has fewer materials than the whole, so its covariance says more: windows of 64 x 64 pixels
 are estimated each on its own and blended. That gains one to two decibels over one covariance for 256 x 256 pixels,
@@ -46,12 +46,21 @@ ROUNDS = 4
 OUTLIER_SIGMAS = 2.0
 OUTLIER_SIGMAS_IN_FIT = 3.0
 
+#: A band this noisy (92 on the 0-255 scale) and this much noisier than the median band is first told by its neighbours:
+#: with half of its pixels or more hit by impulses, its own mean and covariance are those of the impulses.
+LOST_SIGMA = 0.36
+LOST_RATIO = 1.25
+
+#: Width, in bands, of the Gaussian window in which the neighbours of a lost band are averaged.
+NEIGHBOUR_WIDTH = 1.5
+
 #: Dimensions of the subspace of the final fit: the spectra of 64 x 64 pixels rarely have more above the noise.
 SUBSPACE = 6
 
 #: Side in pixels of the windows that are estimated on their own; they overlap by half.
 WINDOW = 64
 
+_LARGEST = 1e12  # squares of larger values overflow float32 somewhere below
 _MEDIAN_PIXELS = 1024  # per band: a median of more says the same to a few percent
 _NORMAL_MEDIAN = 0.6745  # median of |z| for a standard normal z
 
@@ -77,7 +86,8 @@ def spectral_wiener(noisy: Float[Tensor, "batch bands height width"]) -> Spectra
     """Estimate clean cubes from the covariance of their own bands; no gradient, no weights, float32.
 
     Args:
-        noisy: Cubes scaled to about [0, 1]. Each cube of the batch is estimated from itself alone.
+        noisy: Cubes scaled to about [0, 1]. Each cube of the batch is estimated from itself alone. A window with a
+            value that is not finite, or above 1e12, gives NaN.
 
     Returns:
         The estimates, all of the size of ``noisy``.
@@ -135,12 +145,19 @@ def _triangle(length: int, like: Tensor) -> Tensor:
 
 
 def _estimate(noisy: Tensor) -> SpectralEstimate:
+    usable = noisy.abs().amax(dim=(1, 2, 3)) < _LARGEST  # False for NaN
+    if not usable.all():
+        # no eigenvectors of NaN: eigh would raise for the whole batch, or not, as the LAPACK at hand likes
+        keep, lost = usable[:, None, None, None], noisy.new_tensor(torch.nan)
+        *planes, sigma = _estimate(torch.where(keep, noisy, torch.zeros_like(noisy)))
+        plain, robust, column = (torch.where(keep, plane, lost) for plane in planes)
+        return SpectralEstimate(plain, robust, column, torch.where(usable[:, None], sigma, lost))
     plain, sigma = _wiener(noisy)
     robust = plain
     for _ in range(ROUNDS):
         residual = noisy - robust
         robust, _ = _wiener(robust + _trust(residual, _spread(residual), OUTLIER_SIGMAS) * residual)
-    robust = _fit_in_subspace(noisy, robust)
+    robust = _fit_in_subspace(noisy, _replace_lost_bands(robust, sigma))
     column = (noisy - robust).mean(dim=2, keepdim=True).expand_as(noisy)
     return SpectralEstimate(plain, robust, column, sigma)
 
@@ -155,6 +172,19 @@ def _spread(residual: Tensor) -> Tensor:
 def _trust(residual: Tensor, spread: Tensor, sigmas: float) -> Tensor:
     """Weight of each value, from 1 where it is explained to 0 where it is far off."""
     return 1.0 / (1.0 + (residual / (sigmas * spread[:, :, None, None])).square().square())
+
+
+def _replace_lost_bands(estimate: Tensor, sigma: Tensor) -> Tensor:
+    """Estimate with each lost band replaced by the mean of its neighbours, weighted by nearness and precision."""
+    lost = (sigma > LOST_SIGMA) & (sigma > LOST_RATIO * sigma.median(dim=1, keepdim=True).values)
+    if not lost.any():
+        return estimate
+    band = torch.arange(sigma.shape[1], device=sigma.device, dtype=sigma.dtype)
+    near = torch.exp(-(((band[:, None] - band) / NEIGHBOUR_WIDTH) ** 2) / 2)
+    weight = near / sigma[:, None, :].square() * ~lost[:, None, :]  # (batch, lost band, neighbour)
+    total = weight.sum(dim=2, keepdim=True)
+    told = (weight / total.clamp_min(1e-30)) @ estimate.flatten(2)
+    return torch.where((lost & (total[..., 0] > 0))[..., None, None], told.reshape(estimate.shape), estimate)
 
 
 def _fit_in_subspace(noisy: Tensor, estimate: Tensor) -> Tensor:
@@ -173,7 +203,7 @@ def _fit_in_subspace(noisy: Tensor, estimate: Tensor) -> Tensor:
     # the prior of the scaled coefficients is the identity, which also keeps the system well conditioned
     system = (precision @ products).unflatten(2, (rank, rank)) + torch.eye(rank, device=noisy.device)
     right = (precision * (noisy.flatten(2) - mean).mT) @ basis  # (batch, pixels, rank)
-    fitted = mean + basis @ torch.linalg.solve(system, right).mT
+    fitted: Tensor = mean + basis @ torch.linalg.solve(system, right).mT
     return fitted.reshape(noisy.shape)
 
 
