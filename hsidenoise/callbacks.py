@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Timer, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
@@ -138,6 +138,23 @@ class Pictures(pl.Callback):
         pictures = torch.stack([torch.from_numpy(false_colour(cube, stretch=stretch)) for cube in cubes])
         for logger in loggers:
             logger.experiment.add_images("noisy, denoised, clean", pictures, trainer.global_step, dataformats="NHWC")
+
+
+def time_share(trainer: pl.Trainer) -> float:
+    """Share of the trainer's ``max_time`` that is spent, earlier parts of a resumed run included; 0 without a limit.
+
+    Args:
+        trainer: Trainer of the run.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    timer = next((each for each in callbacks if isinstance(each, Timer)), None)
+    left = timer.time_remaining() if timer is not None else None
+    if timer is None or left is None:
+        return 0.0
+    spent = float(timer.time_elapsed())
+    share = spent / max(spent + left, 1e-9)
+    # clocks of processes differ; learning rates must not
+    return float(trainer.strategy.broadcast(share)) if trainer.world_size > 1 else share
 
 
 def _commit() -> str:

@@ -6,11 +6,9 @@ import dataclasses
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,18 +16,13 @@ from jaxtyping import Float32, Shaped
 from torch import nn
 from tqdm.auto import tqdm
 
+from hsidenoise.device import Precision, autocast, check_precision, find_device, home, in_use, is_out_of_memory
 from hsidenoise.normalize import Scaling, fit_scaling
-from hsidenoise.tiling import Blend, Tiling, balanced_tile, reflect_bands
+from hsidenoise.tiling import Blend, Tiling, reflect_bands, tile_size
 
 if TYPE_CHECKING:
     from hsidenoise.data.io import Cube
 
-Precision = Literal["float32", "bfloat16"]
-
-DEFAULT_TILE = 256
-"""Height and width of a tile that is aimed at where none is asked for (see :func:`denoise`)."""
-DEFAULT_OVERLAP = 32
-"""Overlap of neighbouring tiles, in pixels; a quarter of the tile where that is less."""
 SMALLEST_TILE = 32
 """A tile that does not fit is halved, but never below this: less is no image to a network."""
 # Windows of bands overlap by a third of the network's bands: at its edges a window lacks neighbours to compare with.
@@ -232,21 +225,20 @@ def _denoise(
     progress: bool,
 ) -> _Run:
     """Everything that :func:`denoise` and :func:`denoise_file` share."""
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"unknown precision {precision!r}; choose float32 or bfloat16")
+    check_precision(precision)
     scaling = fit_scaling(noisy, normalize)
-    tile_size, overlap = _tile_size(noisy.shape[1:], tile, overlap)
+    size, overlap = tile_size(noisy.shape[1], noisy.shape[2], tile, overlap)
     network, place = _network(model, device)
     bands = _bands(network)
     notes: list[str] = []
-    with _ready(network, place):
+    with in_use(network, place):
         while True:
-            tiling = _tiling(noisy.shape, bands, tile_size, overlap)
+            tiling = _tiling(noisy.shape, bands, size, overlap)
             try:
                 values = _run_tiles(noisy, network, bands, scaling, tiling, place, precision, progress)
                 return _Run(values, scaling, tiling, place, tuple(notes))
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 _, height, width = tiling.tile
                 smaller = max(max(height, width) // 2, SMALLEST_TILE)
@@ -257,7 +249,7 @@ def _denoise(
                     ) from error
             # outside of the except clause, whose traceback keeps the tensors of the failed run alive
             overlap = min(overlap * smaller // max(height, width), smaller - 1)
-            tile_size = (smaller, smaller)
+            size = (smaller, smaller)
             note = (
                 f"tiles of {height}x{width} pixels do not fit the memory of {place}; starting over with tiles of "
                 f"{smaller}x{smaller}, overlap {overlap}"
@@ -281,9 +273,8 @@ def _run_tiles(
     """One pass over all tiles; the values are scaled tile by tile, so that no scaled copy of the cube is kept."""
     blend = Blend(tiling)
     mirrors = bool(getattr(network, "mirrors_bands", False))
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
     bar = tqdm(tiling, desc="denoise", unit="tile", disable=not progress, file=sys.stderr)
-    with bar, torch.inference_mode(), autocast:
+    with bar, torch.inference_mode(), autocast(device, precision):
         for tile in bar:
             scaled = scaling.apply(noisy[tile.index])
             if not mirrors:
@@ -306,23 +297,6 @@ def _run_tiles(
     return scaling.invert(blend.result())
 
 
-def _tile_size(size: tuple[int, ...], tile: int | None, overlap: int | None) -> tuple[tuple[int, int], int]:
-    """Height and width of a tile, and the overlap, out of what was asked for."""
-    height, width = size
-    wanted = DEFAULT_TILE if tile is None else tile
-    if wanted < 1:
-        raise ValueError(f"a tile of {wanted} pixels is too small; choose 1 or more ({DEFAULT_TILE} is usual)")
-    if overlap is None:
-        overlap = min(DEFAULT_OVERLAP, wanted // 4)
-    if not 0 <= overlap < wanted:
-        raise ValueError(
-            f"an overlap of {overlap} does not go with tiles of {wanted}; choose one from 0 to {wanted - 1}"
-        )
-    if tile is not None:
-        return (tile, tile), overlap
-    return (balanced_tile(height, wanted, overlap), balanced_tile(width, wanted, overlap)), overlap
-
-
 def _tiling(shape: tuple[int, ...], bands: int, tile: tuple[int, int], overlap: int) -> Tiling:
     """Tiles of one window of bands; an axis that fits into a tile is taken whole, and nothing overlaps there."""
     axes = zip(shape, (bands, *tile), (bands // _BAND_OVERLAP, overlap, overlap), strict=True)
@@ -334,31 +308,16 @@ def _tiling(shape: tuple[int, ...], bands: int, tile: tuple[int, int], overlap: 
 
 def _network(model: nn.Module | str | Path | None, device: str | torch.device | None) -> tuple[nn.Module, torch.device]:
     """The network to run, and where to run it."""
-    place = None if device is None else _device(device)
+    place = None if device is None else find_device(device)
     if isinstance(model, nn.Module):
-        return model, place or _home(model) or torch.device("cpu")
+        return model, place or home(model) or torch.device("cpu")
     if model is not None and not isinstance(model, str | Path):
         raise ValueError(f"a model is a network, a name or a path of weights, not {type(model).__name__}")
 
     from hsidenoise.weights import DEFAULT_WEIGHTS, load_model
 
-    # Apple's GPU is not chosen by itself: it lacks the eigen-decomposition that the networks here use
-    place = place or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = place or find_device()
     return load_model(DEFAULT_WEIGHTS if model is None else model, device=place), place
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {str(device)!r}; choose cpu, cuda, cuda:1, mps, ...") from error
-    available = {
-        "cuda": torch.cuda.is_available() and (place.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not available.get(place.type, True):
-        raise ValueError(f"there is no device {str(place)!r} on this machine; choose cpu, or leave it out")
-    return place
 
 
 def _bands(network: nn.Module) -> int:
@@ -378,37 +337,6 @@ def _name(model: nn.Module | str | Path | None) -> str:
 
         return DEFAULT_WEIGHTS
     return str(model)
-
-
-@contextmanager
-def _ready(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Network on its device and in evaluation mode; both as they were afterwards, module by module."""
-    modes = {module: module.training for module in network.modules()}
-    home = _home(network) or device
-    try:
-        network.eval()
-        if home != device:
-            network.to(device)
-        yield
-    finally:
-        if home != device:
-            network.to(home)
-        for module, training in modes.items():
-            module.training = training
-
-
-def _home(network: nn.Module) -> torch.device | None:
-    """Where a network is; none if it has no tensors."""
-    tensors = (*network.parameters(), *network.buffers())
-    return tensors[0].device if tensors else None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; the CPU's allocator and some CUDA libraries have no type for it."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        phrase in text for phrase in ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
-    )
 
 
 def _span(axis: slice) -> str:

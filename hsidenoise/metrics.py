@@ -22,107 +22,17 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Window = Literal["uniform", "gaussian", "band"]
-Normalisation = Literal["sample", "population", "mixed"]
+from hsidenoise.protocols import PROTOCOLS, Normalisation, Protocol, Scores, Window
+from hsidenoise.ssim import ssim_of_images
 
-_K1, _K2 = 0.01, 0.03  # Wang et al. 2004, section III-C
-_UNIFORM_SIDE = 7  # the default of skimage.metrics.structural_similarity
-_GAUSSIAN_SIGMA = 1.5  # Wang et al. 2004: an 11x11 Gaussian window of 1.5 pixels
-_GAUSSIAN_SIDE = 11
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of one denoised cube.
-
-    Attributes:
-        psnr: Peak signal-to-noise ratio in dB, mean over bands; infinite where a band is reproduced exactly.
-        ssim: Structural similarity, mean over bands, at most 1.
-        sam: Mean spectral angle, in radians (protocol ``sert``: degrees).
-        ergas: Relative dimensionless global error, 0 is perfect.
-        protocol: Row of :data:`PROTOCOLS` that they follow.
-    """
-
-    psnr: float
-    ssim: float
-    sam: float
-    ergas: float
-    protocol: str
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """One way of computing the metrics; ERGAS differs between them only through ``clipped``.
-
-    Attributes:
-        name: Key in :data:`PROTOCOLS`.
-        source: Whose numbers it reproduces.
-        clipped: Whether the estimate is clipped to [0, data_range] first.
-        window: SSIM statistics: 7x7 window, Gaussian window of 1.5 pixels, or of the whole band.
-        normalisation: Of the SSIM variances and covariance, see :func:`ssim`.
-        ssim_range: Factor on the data range inside SSIM.
-        sam_unit: Unit in which the angle is reported.
-        sam_eps: Constant added to the inner product and to both norms, on the [0, 1] scale.
-        rows_as_bands: Whether (height, width, bands) is read as (bands, height, width): PSNR and SSIM are then means
-            over image rows, and "spectra" run down the columns.
-    """
-
-    name: str
-    source: str
-    clipped: bool
-    window: Window = "uniform"
-    normalisation: Normalisation = "sample"
-    ssim_range: float = 1.0
-    sam_unit: Literal["radians", "degrees"] = "radians"
-    sam_eps: float = 0.0
-    rows_as_bands: bool = False
-
-
-# ssim_range 2 is what scikit-image once took for floats when no range was passed: the width of [-1, 1].
-_ROWS = (
-    Protocol("standard", "this project", clipped=True),
-    Protocol(
-        "qrnn3d",
-        "QRNN3D (Wei et al., IEEE TNNLS 2021, doi:10.1109/TNNLS.2020.2978756) and HSDT (Lai et al., ICCV 2023)",
-        clipped=False,
-        ssim_range=2.0,
-        sam_eps=1e-8,
-    ),
-    Protocol("hsir", "the HSIR toolbox (github.com/bit-isp-lab/HSIR)", clipped=True, ssim_range=2.0, sam_eps=1e-8),
-    Protocol(
-        "sert",
-        "SERT (Li et al., CVPR 2023, arXiv:2304.00844)",
-        clipped=False,
-        window="band",
-        normalisation="mixed",
-        sam_unit="degrees",
-    ),
-    Protocol(
-        "t3sc",
-        "T3SC (Bodrito et al., NeurIPS 2021, arXiv:2111.09708)",
-        clipped=True,
-        window="gaussian",
-        normalisation="population",
-    ),
-    # The golden values, like the released test code, score the unclipped estimate.
-    Protocol(
-        "mafnet",
-        "MAFNet (Pan et al., IEEE JSTARS 2023), whose code HCANet's authors point to",
-        clipped=False,
-        sam_eps=1e-8,
-        rows_as_bands=True,
-    ),
-)
-
-PROTOCOLS: dict[str, Protocol] = {row.name: row for row in _ROWS}
+__all__ = ["PROTOCOLS", "Normalisation", "Protocol", "Scores", "Window"]  # what users of the metrics need of protocols
+__all__ += ["bandwise_psnr", "bandwise_ssim", "ergas", "evaluate", "evaluate_batch", "psnr", "sam", "ssim"]
 
 
 def bandwise_psnr(
@@ -200,7 +110,7 @@ def bandwise_ssim(
     data_range = _checked_range(data_range)
     # Band by band: the local statistics of a large cube never lie in memory all at once.
     pairs = zip(denoised.unbind(-3), clean.unbind(-3), strict=True)
-    return torch.stack([_ssim_of_images(x, y, data_range, window, normalisation) for x, y in pairs], dim=-1)
+    return torch.stack([ssim_of_images(x, y, data_range, window, normalisation) for x, y in pairs], dim=-1)
 
 
 def ssim(
@@ -393,63 +303,6 @@ def evaluate(
         name: float(value) for name, value in evaluate_batch(x, y, data_range=data_range, protocol=protocol).items()
     }
     return Scores(**scores, protocol=protocol)
-
-
-def _ssim_of_images(x: Tensor, y: Tensor, data_range: float, window: Window, norm: Normalisation) -> Tensor:
-    """SSIM of images (..., height, width) -> (...)."""
-    if window == "band":
-        count = x.shape[-2] * x.shape[-1]
-        mean_x, mean_y = x.mean(dim=(-2, -1), keepdim=True), y.mean(dim=(-2, -1), keepdim=True)
-        var_x = (x - mean_x).square().mean(dim=(-2, -1), keepdim=True)
-        var_y = (y - mean_y).square().mean(dim=(-2, -1), keepdim=True)
-        cov = ((x - mean_x) * (y - mean_y)).mean(dim=(-2, -1), keepdim=True)
-    else:
-        weights = _window_weights(window)
-        count = len(weights) ** 2
-        if min(x.shape[-2:]) < len(weights):
-            raise ValueError(
-                f"an image of {x.shape[-2]}x{x.shape[-1]} is smaller than the {len(weights)}x{len(weights)} window of "
-                "SSIM: pass a larger crop, or take protocol 'sert', which has no window"
-            )
-        mean_x, mean_y = _smooth(x, weights), _smooth(y, weights)
-        var_x = _smooth(x * x, weights) - mean_x.square()
-        var_y = _smooth(y * y, weights) - mean_y.square()
-        cov = _smooth(x * y, weights) - mean_x * mean_y
-    unbiased = count / max(count - 1, 1)
-    if norm == "sample":
-        var_x, var_y = var_x * unbiased, var_y * unbiased
-    if norm in ("sample", "mixed"):
-        cov = cov * unbiased
-    c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
-    similarity = ((2.0 * mean_x * mean_y + c1) * (2.0 * cov + c2)) / (
-        (mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2)
-    )
-    return similarity.mean(dim=(-2, -1))
-
-
-def _window_weights(window: Window) -> list[float]:
-    """Weights of a separable window along one side; they sum to one."""
-    if window == "uniform":
-        return [1.0 / _UNIFORM_SIDE] * _UNIFORM_SIDE
-    if window != "gaussian":
-        raise ValueError(f"unknown SSIM window {window!r}: choose one of uniform, gaussian, band")
-    centre = _GAUSSIAN_SIDE // 2
-    bell = [math.exp(-0.5 * ((i - centre) / _GAUSSIAN_SIGMA) ** 2) for i in range(_GAUSSIAN_SIDE)]
-    return [value / sum(bell) for value in bell]
-
-
-def _smooth(image: Tensor, weights: list[float]) -> Tensor:
-    """Weighted mean in a sliding window, along height, then width, without the border.
-
-    Sums of slices, not a convolution: autocast and TF32 would round that one to 8-11 bits.
-    """
-    for dim in (-2, -1):
-        length = image.shape[dim] - len(weights) + 1
-        image = sum(
-            (image.narrow(dim, start, length) * weight for start, weight in enumerate(weights)),
-            start=image.new_zeros(()),
-        )
-    return image
 
 
 def _checked(denoised: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:

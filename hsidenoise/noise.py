@@ -14,120 +14,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float32, Int, Shaped
+
+from hsidenoise.noise_rules import Columns, Impulses, SameSigma, SigmaBump, SigmaFromLevels, SigmaPerBand, SigmaRule
 
 QRNN3D = "QRNN3D, Wei et al. 2021, doi:10.1109/TNNLS.2020.2978756"
 T3SC = "T3SC, Bodrito et al. 2021, arXiv:2111.09708"
 MAFNET = "the MAFNet training code that HCANet's authors point to"
 
 _SCALE = 255.0  # papers write sigma for 8-bit images
-
-
-class SigmaRule(Protocol):
-    """How the standard deviation of the Gaussian part is drawn, 0-255 scale."""
-
-    def draw(self, bands: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw one sigma per band, shape (bands,)."""
-        ...
-
-
-@dataclass(frozen=True)
-class SameSigma:
-    """The same sigma on every band, drawn once per cube from [low, high]; low = high makes it a constant."""
-
-    low: float
-    high: float
-
-    def draw(self, bands: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw one sigma and repeat it over the bands."""
-        sigma = self.low if self.low == self.high else rng.uniform(self.low, self.high)
-        return np.full(bands, sigma)
-
-
-@dataclass(frozen=True)
-class SigmaFromLevels:
-    """Each band draws its own sigma from a few levels."""
-
-    levels: tuple[float, ...]
-
-    def draw(self, bands: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw one level per band."""
-        return rng.choice(np.asarray(self.levels, dtype=float), size=bands)
-
-
-@dataclass(frozen=True)
-class SigmaPerBand:
-    """Each band draws its own sigma uniformly from [low, high]."""
-
-    low: float
-    high: float
-
-    def draw(self, bands: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw one sigma per band."""
-        return rng.uniform(self.low, self.high, size=bands)
-
-
-@dataclass(frozen=True)
-class SigmaBump:
-    """A Gaussian bump over the bands: sigma_b = beta * exp(-(b / bands - 1/2)^2 / (4 eta^2))."""
-
-    beta: float
-    eta: float
-
-    def draw(self, bands: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the bump; nothing is random."""
-        position = np.arange(bands) / bands - 0.5
-        return np.asarray(self.beta * np.exp(-(position**2) / (4.0 * self.eta**2)))
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Columns of a band that are hit: a whole number from [low * width, high * width), at least one.
-
-    ``amplitude`` is None for dead columns (set to 0); else each column is shifted by minus U(-amplitude, amplitude).
-    ``ceil`` rounds both limits up instead of down.
-    """
-
-    low: float
-    high: float
-    amplitude: float | None
-    ceil: bool = False
-
-    def limits(self, width: int) -> tuple[int, int]:
-        """Fewest (inclusive) and most (exclusive) columns for a band of this width."""
-        rounding = np.ceil if self.ceil else np.floor
-        fewest = max(1, int(rounding(self.low * width)))
-        return fewest, max(fewest + 1, int(rounding(self.high * width)))
-
-    def hit(self, noisy: np.ndarray, bands: np.ndarray, rng: np.random.Generator) -> None:
-        """Apply to the named bands of ``noisy`` (bands, height, width), in place."""
-        width = noisy.shape[2]
-        for band in bands:
-            count = rng.integers(*self.limits(width))
-            columns = rng.choice(width, size=min(count, width), replace=False)
-            if self.amplitude is None:
-                noisy[band][:, columns] = 0.0
-            else:
-                shift = rng.uniform(-self.amplitude, self.amplitude, size=len(columns))
-                noisy[band][:, columns] -= shift.astype(noisy.dtype)
-
-
-@dataclass(frozen=True)
-class Impulses:
-    """Salt and pepper: each pixel of a band is hit with a probability drawn from ``shares``; 0 or 1, half each."""
-
-    shares: tuple[float, ...]
-
-    def hit(self, noisy: np.ndarray, bands: np.ndarray, rng: np.random.Generator) -> None:
-        """Apply to the named bands of ``noisy`` (bands, height, width), in place."""
-        for band in bands:
-            share = rng.choice(np.asarray(self.shares))
-            draw = rng.random(noisy.shape[1:], dtype=np.float32)
-            noisy[band][draw < share] = 1.0
-            noisy[band][draw < share / 2] = 0.0
+_ROUNDING = 1e-9  # of a share of the bands
 
 
 @dataclass(frozen=True)
@@ -137,12 +35,12 @@ class Corruption:
     Attributes:
         noisy: Noisy cube, in the unit of the clean one, not clipped.
         sigma: Standard deviation of the Gaussian part of each band, in the cube's unit (``50 / 255``).
-        affected: Bands hit by "stripe", "deadline" or "impulse", sorted, 0-based; a kind that the case has not is absent.
+        affected: Bands hit by "stripe", "deadline" or "impulse", sorted, 0-based; kinds the case lacks are absent.
     """
 
     noisy: Float32[np.ndarray, "bands height width"]
     sigma: Float32[np.ndarray, " bands"]
-    affected: dict[str, np.ndarray]
+    affected: dict[str, Int[np.ndarray, " hit"]]
 
 
 @dataclass(frozen=True)
@@ -169,6 +67,14 @@ class NoiseCase:
     impulse: Impulses | None = None
     share: float = 1 / 3
 
+    def __post_init__(self) -> None:
+        kinds = sum(hit is not None for hit in (self.stripe, self.deadline, self.impulse))
+        if not 0.0 <= self.share * max(kinds, 1) <= 1.0 + _ROUNDING:
+            raise ValueError(
+                f"noise case '{self.name}': {kinds} structured kinds hit disjoint shares of {self.share:g} of the "
+                "bands each; the share must be at least 0 and the sum at most 1"
+            )
+
     def add(self, clean: Shaped[np.ndarray, "bands height width"], rng: np.random.Generator) -> Corruption:
         """Add this noise to a clean cube, which is left untouched.
 
@@ -192,19 +98,19 @@ class NoiseCase:
             raise ValueError(f"noise: a (bands, height, width) cube is needed, got shape {clean.shape}")
         if np.iscomplexobj(clean):
             raise ValueError("noise: the cube holds complex numbers; take their magnitude first")
+        if clean.dtype.kind not in "buif":
+            raise ValueError(f"noise: the cube holds {clean.dtype}; convert it to real numbers first")
         bands = clean.shape[0]
         sigma = (self.sigma.draw(bands, rng) / _SCALE).astype(np.float32)
         noisy = rng.standard_normal(clean.shape, dtype=np.float32)
         noisy *= sigma[:, None, None]
         noisy += clean
-        kinds: dict[str, Columns | Impulses] = {}
-        for kind, hit in (("stripe", self.stripe), ("deadline", self.deadline), ("impulse", self.impulse)):
-            if hit is not None:
-                kinds[kind] = hit
+        structured = (("stripe", self.stripe), ("deadline", self.deadline), ("impulse", self.impulse))
+        kinds = {kind: hit for kind, hit in structured if hit is not None}
         # 1/3 of 30 bands is 10, whatever the last bit of the float says
-        count = int(np.floor(bands * self.share + 1e-9))
+        count = int(np.floor(bands * self.share + _ROUNDING))
         order = rng.permutation(bands) if kinds else np.empty(0, dtype=int)
-        affected: dict[str, np.ndarray] = {}
+        affected: dict[str, Int[np.ndarray, " hit"]] = {}
         for position, (kind, hit) in enumerate(kinds.items()):
             chosen = np.sort(order[position * count : (position + 1) * count])
             hit.hit(noisy, chosen, rng)
@@ -268,10 +174,7 @@ _ROWS = (
         for most in (15, 55, 95)
     ),
     NoiseCase(
-        "t3sc-correlated",
-        "sigma a Gaussian bump over the bands, beta 23.08, eta 0.157",
-        T3SC,
-        SigmaBump(23.08, 0.157),
+        "t3sc-correlated", "sigma a Gaussian bump over the bands, beta 23.08, eta 0.157", T3SC, SigmaBump(23.08, 0.157)
     ),
     NoiseCase(
         "t3sc-stripes",

@@ -17,6 +17,11 @@ from itertools import pairwise, product
 import numpy as np
 from jaxtyping import Float32, Float64, Real
 
+DEFAULT_TILE = 256
+"""Height and width of a tile that is aimed at where none is asked for (see :func:`tile_size`)."""
+DEFAULT_OVERLAP = 32
+"""Overlap of neighbouring tiles, in pixels; a quarter of the tile where that is less."""
+
 
 def plan(length: int, tile: int, overlap: int) -> tuple[int, ...]:
     """First positions of the tiles that cover one axis.
@@ -83,6 +88,38 @@ def balanced_tile(length: int, tile: int, overlap: int, multiple: int = 16) -> i
     if count == 1:
         return length
     return min(length, math.ceil(math.ceil((length + (count - 1) * overlap) / count) / multiple) * multiple)
+
+
+def tile_size(
+    height: int, width: int, tile: int | None = None, overlap: int | None = None
+) -> tuple[tuple[int, int], int]:
+    """Height and width of a tile, and the overlap of neighbours, where not all is asked for.
+
+    Args:
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+        tile: Side of a tile, taken as it is; if None, sizes near 256 that suit the image (:func:`balanced_tile`).
+        overlap: Smallest overlap, from 0 to ``tile - 1``; if None, 32 or a quarter of the tile where that is less.
+
+    Raises:
+        ValueError: If the tile is below 1 or the overlap is not from 0 to ``tile - 1``.
+
+    Example:
+        >>> tile_size(512, 145), tile_size(512, 145, tile=64)
+        (((272, 145), 32), ((64, 64), 16))
+    """
+    wanted = DEFAULT_TILE if tile is None else tile
+    if wanted < 1:
+        raise ValueError(f"a tile of {wanted} pixels is too small; choose 1 or more ({DEFAULT_TILE} is usual)")
+    if overlap is None:
+        overlap = min(DEFAULT_OVERLAP, wanted // 4)
+    if not 0 <= overlap < wanted:
+        raise ValueError(
+            f"an overlap of {overlap} does not go with tiles of {wanted}; choose one from 0 to {wanted - 1}"
+        )
+    if tile is not None:
+        return (tile, tile), overlap
+    return (balanced_tile(height, wanted, overlap), balanced_tile(width, wanted, overlap)), overlap
 
 
 def tapers(length: int, tile: int, overlap: int) -> Float64[np.ndarray, "tiles tile"]:

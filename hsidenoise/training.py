@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,20 +21,21 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from hsidenoise.callbacks import BEST, AverageWeights, Pictures, WeightsFile
+from hsidenoise.callbacks import BEST, AverageWeights, Pictures, WeightsFile, time_share
 from hsidenoise.data.datamodule import CubeDataModule
 from hsidenoise.data.synthetic import Batch
 from hsidenoise.losses import DenoisingLoss
 from hsidenoise.metrics import evaluate_batch
 from hsidenoise.models import create_model
-from hsidenoise.weights import load_model
+from hsidenoise.weights import start_from
 
 METRICS = ("psnr", "ssim", "sam")
 MOST_SKIPPED = 20  # steps in a row without a finite gradient after which a run is given up
@@ -215,40 +217,9 @@ class DenoisingTask(pl.LightningModule):
         rise = min(1.0, (step + 1) / (self.hparams["warmup_steps"] + 1))
         if self.hparams["schedule"] == "constant":
             return float(rise)
-        done = min(1.0, max(step / max(1, total_steps), self._time_share()))
+        done = min(1.0, max(step / max(1, total_steps), time_share(self.trainer)))
         rest: float = self.hparams["final_share"]
         return float(rise) * (rest + (1 - rest) * 0.5 * (1 + math.cos(math.pi * done)))
-
-    def _time_share(self) -> float:
-        """Share of the trainer's ``max_time`` that is spent, earlier parts of a resumed run included."""
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        timer = next((each for each in callbacks if isinstance(each, Timer)), None)
-        left = timer.time_remaining() if timer is not None else None
-        if timer is None or left is None:
-            return 0.0
-        spent = float(timer.time_elapsed())
-        share = spent / max(spent + left, 1e-9)
-        # clocks of processes differ; learning rates must not
-        return float(self.trainer.strategy.broadcast(share)) if self.trainer.world_size > 1 else share
-
-
-def start_from(network: nn.Module, source: str) -> None:
-    """Give a network the values of saved weights.
-
-    Args:
-        network: Network to fill, in place.
-        source: Name or file of weights of the same network.
-
-    Raises:
-        ValueError: If the weights belong to another network or another configuration of it.
-    """
-    saved = load_model(source)
-    if type(saved) is not type(network) or saved.config != network.config:
-        raise ValueError(
-            f"{source}: weights of {type(saved).__name__} {saved.config}, the run has {type(network).__name__} "
-            f"{network.config}: make model and model_config the same"
-        )
-    network.load_state_dict(saved.state_dict())
 
 
 class TrainCLI(LightningCLI):
@@ -264,7 +235,10 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what was handed over; Lightning would warn that sys.argv has arguments too."""
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise ValueError(f"{' '.join(str(error).split())} (see `{parser.prog} --help`)") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Fill in what the configuration leaves open."""
@@ -273,8 +247,6 @@ class TrainCLI(LightningCLI):
         gpu = torch.cuda.is_available() and config["accelerator"] != "cpu"
         if config["precision"] is None:
             config["precision"] = "bf16-mixed" if gpu else "32-true"
-        if gpu:
-            torch.set_float32_matmul_precision("high")  # what stays float32 under bf16-mixed may be TF32
         if config["logger"] in (None, True):
             config["logger"] = [
                 TensorBoardLogger(self.output, name="", version=""),
@@ -305,7 +277,7 @@ class TrainCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
-def run_folder(config: Mapping[str, Any]) -> Path:
+def run_folder(config: Mapping[str, Any] | Namespace) -> Path:
     """Folder of a run: ``output``, or ``runs/`` and the name of the configuration file or else of the network.
 
     Args:
@@ -339,7 +311,8 @@ def main(args: list[str]) -> None:
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # weights files are for that; its hooks are deprecated
-            parser_kwargs={"prog": "hsidenoise train", "description": "Train a network on a folder of clean cubes."},
+            # exit_on_error would put a hundred lines of usage before the error
+            parser_kwargs={"prog": "hsidenoise train", "description": "Train on clean cubes.", "exit_on_error": False},
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"gradient_clip_val": 1.0, "num_sanity_val_steps": 1, "log_every_n_steps": 20},
         )

@@ -23,7 +23,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from hsidenoise.models import create_model
-from hsidenoise.models.hcanet import HCANet, load_released
+from hsidenoise.models.hcanet import HCANet
+from hsidenoise.models.released import load_released
 
 FORMAT = "hsidenoise-weights-1"
 SHIPPED = Path(__file__).parent / "shipped"
@@ -66,7 +67,23 @@ class ShippedWeights:
         return SHIPPED / self.file
 
 
-WEIGHTS: dict[str, ShippedWeights] = {}
+_ROWS = (
+    ShippedWeights(
+        name="hcanet-bra",
+        file="hcanet-bra.safetensors",
+        sha256="4d19111f2efc3f2139ca51b34b430d020ffd74ce93ba1c09170454c325d082e6",
+        model="hcanet-bra",
+        bands=31,
+        data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
+        noise="blind: Gaussian of sigma 0-75, non-iid, stripe, deadline, impulse, mixture, T3SC's and MAFNet's cases",
+        licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
+        summary="blind, any of the literature's noise; small enough for a laptop",
+        scores={},
+    ),
+)
+
+#: Every shipped weights file by its name.
+WEIGHTS: dict[str, ShippedWeights] = {row.name: row for row in _ROWS}
 
 
 def save_weights(path: str | Path, model: nn.Module, *, name: str, metadata: Mapping[str, str] | None = None) -> None:
@@ -148,6 +165,25 @@ def load_model(source: str | Path = DEFAULT_WEIGHTS, *, device: torch.device | s
     _check_state(model, state, path)
     model.load_state_dict(state)
     return model.to(device or "cpu").eval()
+
+
+def start_from(network: nn.Module, source: str | Path) -> None:
+    """Give a network the values of saved weights.
+
+    Args:
+        network: Network to fill, in place.
+        source: Name or file of weights of the same network.
+
+    Raises:
+        ValueError: If the weights belong to another network or another configuration of it.
+    """
+    saved = load_model(source)
+    if type(saved) is not type(network) or saved.config != network.config:
+        raise ValueError(
+            f"{source}: weights of {type(saved).__name__} {saved.config}, the run has {type(network).__name__} "
+            f"{network.config}: make model and model_config the same"
+        )
+    network.load_state_dict(saved.state_dict())
 
 
 def read_header(source: str | Path) -> dict[str, str]:

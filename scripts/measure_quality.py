@@ -75,7 +75,8 @@ def main() -> None:
             psnr, ssim, sam = np.mean([row[3:] for row in of_case[method]], axis=0)
             cells.append(f"{psnr:.2f} / {ssim:.3f} / {sam:.3f}")
         gains = [after[3] - before[3] for before, after in zip(of_case["noisy"], of_case["denoised"], strict=True)]
-        print(f"| {case} | {cells[0]} | {cells[1]} | {min(gains):+.2f} dB |")
+        gain = f"{min(gains):+.2f} dB" if np.isfinite(gains).all() else "(noisy is clean)"
+        print(f"| {case} | {cells[0]} | {cells[1]} | {gain} |")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,14 @@ def pytest_collection_modifyitems(config, items):
 def device(request):
     """Device named by --device."""
     return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def unchecked():
+    """No annotation checks, as outside pytest: for tests of what a function itself says to a wrong type or shape."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

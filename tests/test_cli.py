@@ -273,7 +273,6 @@ class TestDenoise:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["noisy.mat", "nonsense.safetensors"]
         assert Path("noisy.mat").read_bytes() == noisy.read_bytes()
 
-    @pytest.mark.skipif(not WEIGHTS, reason="no weights ship yet")
     def test_the_shipped_weights_help(self, noisy, tmp_path):
         call("denoise", noisy, "-o", "clean.mat", cwd=tmp_path)
         before, after = (
@@ -454,6 +453,30 @@ class TestWeights:
 
 
 class TestTrain:
+    def test_help_names_the_command(self, capsys):
+        assert main(["train", "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("usage: hsidenoise train [")
+        assert "__main__" not in shown
+        assert "pytest" not in shown
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--nonsense"], "--nonsense"),
+            (["--data.root", "x", "--trainer.max_steps", "many"], "trainer.max_steps.*many"),
+            (["--config", "no.yaml"], "no.yaml"),
+            ([], "data.root"),
+        ],
+    )
+    def test_a_wrong_option_is_refused_in_one_line(self, capsys, arguments, message):
+        assert main(["train", *arguments]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert refused(shown.err)
+        assert re.search(message, shown.err)
+        assert "hsidenoise train --help" in shown.err
+
     def test_options_reach_the_trainer(self, tmp_path):
         message = call("train", "--data.root", "nowhere", "--trainer.logger", "false", cwd=tmp_path, code=2)
         assert message.splitlines()[-1].startswith("hsidenoise: error: ")

@@ -115,6 +115,7 @@ def test_page_of_any_shape(tmp_path, rng, shape):
         ({"denoised": np.zeros((31, 40, 51), dtype=np.float32)}, r"\(31, 40, 51\)"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_requests(tmp_path, structured_cube, noisy, change, message):
     arguments = {"denoised": structured_cube, "path": "page.png", "band": None} | change
     with pytest.raises(ValueError, match=message):

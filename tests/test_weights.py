@@ -86,6 +86,7 @@ def test_files_are_as_readable_as_any_other(file, tmp_path):
     ("metadata", "message"),
     [({"format": "mine"}, "one of the header's own"), ({"seed": 3}, "must be a string")],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_metadata_is_checked(tmp_path, network, metadata, message):
     with pytest.raises(ValueError, match=message):
         save_weights(tmp_path / "a", network, name="hcanet-bra", metadata=metadata)
@@ -168,16 +169,16 @@ class TestShipped:
     def test_it_has_learnt_something(self, name, real_crop):
         """The network's fixed parts denoise even with random weights: training must have left that far behind."""
         clean = torch.from_numpy(real_crop.copy())[: WEIGHTS[name].bands]
-        noisy = torch.from_numpy(corrupt(clean.numpy(), "mixture", seed=1).noisy)
+        noisy = torch.from_numpy(corrupt(clean.numpy(), "gaussian-50", seed=1).noisy)
         header = read_header(name)
         torch.manual_seed(0)
         untrained = create_model(header["model"], **json.loads(header["config"])).eval()
         with torch.no_grad():
             errors = [(model(noisy[None])[0] - clean).square().mean() for model in (load_model(name), untrained)]
-        assert errors[0] < 0.5 * errors[1]
-        assert errors[0] < 0.1 * (noisy - clean).square().mean()
+        assert errors[0] < 0.6 * errors[1]
+        assert errors[0] < 0.05 * (noisy - clean).square().mean()
 
 
 def test_every_shipped_file_has_a_row():
     assert {path.name for path in SHIPPED.glob("*")} == {row.file for row in WEIGHTS.values()}
-    assert not WEIGHTS or DEFAULT_WEIGHTS in WEIGHTS
+    assert DEFAULT_WEIGHTS in WEIGHTS

@@ -101,7 +101,7 @@ def read_cube(
         variables = list_mat(path)
         form = mat_format(path)
 
-        def load(name: str) -> np.ndarray[Any, Any]:
+        def load(name: str) -> np.ndarray:
             return load_variable(path, name)
 
         try:
@@ -221,7 +221,7 @@ def write_cube(path: str | Path, cube: Cube) -> None:
     _write_new(target, arrays, hdf5=layout.format == "mat73")
 
 
-def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays as they are into a new .mat file: v5, or v7.3 if one is larger than 2 GB.
 
     Args:
@@ -313,12 +313,12 @@ def _replacing(target: Path, *, folder: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _write_new(target: Path, arrays: Mapping[str, np.ndarray[Any, Any]], *, hdf5: bool) -> None:
+def _write_new(target: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool) -> None:
     with _replacing(target) as temporary:
         write_mat(temporary, arrays, hdf5=hdf5 or any(np.asarray(item).nbytes > _V5_LIMIT for item in arrays.values()))
 
 
-def _cast(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+def _cast(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """Bring values into a stored type; integers are rounded and clipped to their range."""
     if dtype.kind not in "iu":
         with np.errstate(over="ignore"):
@@ -327,5 +327,5 @@ def _cast(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any,
     # float64 holds every limit up to 32 bits; of 64 bits the largest is rounded up, so one step less
     high = float(limits.max) if limits.bits < 64 else float(np.nextafter(float(limits.max), 0))
     exact = np.float32 if limits.bits <= 16 else np.float64  # half the memory where it suffices
-    clipped: np.ndarray[Any, Any] = np.clip(np.rint(values.astype(exact)), float(limits.min), high)
+    clipped: np.ndarray = np.clip(np.rint(values.astype(exact)), float(limits.min), high)
     return clipped.astype(dtype)

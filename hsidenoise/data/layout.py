@@ -10,28 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Shaped
 
 #: Names under which cubes are published, in lower case (FACTS section 5 and the sets in common use).
 KNOWN_KEYS = frozenset(
-    {
-        "rad",
-        "cube",
-        "data",
-        "gt",
-        "clean",
-        "ref",
-        "truth",
-        "img",
-        "image",
-        "hsi",
-        "input",
-        "noisy",
-        "output",
-        "denoised",
-    }
+    {"rad", "cube", "data", "gt", "clean", "ref", "truth", "img", "image", "hsi", "input", "noisy", "output"}
     | {"hyperspectral", "reflectance", "radiance", "x", "y", "v", "pavia", "paviau", "paviac", "dc", "dcmall", "wdc"}
     | {"washington", "urban", "samson", "jasper", "cuprite", "salinas", "salinas_corrected", "salinasa_corrected"}
-    | {"indian_pines", "indian_pines_corrected", "ksc", "botswana", "houston"}
+    | {"indian_pines", "indian_pines_corrected", "ksc", "botswana", "houston", "denoised"}
 )
 #: A file that holds one of the first beside one of the second is a published test pair: the first is meant.
 NOISY_KEYS, CLEAN_KEYS = frozenset({"input", "noisy"}), frozenset({"gt", "clean", "ref", "truth"})
@@ -101,7 +87,7 @@ class Layout:
     size: tuple[int, int] | None
     reason: str
 
-    def to_bands_first(self, stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def to_bands_first(self, stored: Shaped[np.ndarray, "*axes"]) -> Shaped[np.ndarray, "bands height width"]:
         """View an array of the file (any axes) as (bands, height, width)."""
         if self.size is not None:
             height, width = self.size
@@ -110,7 +96,7 @@ class Layout:
         cube = stored if stored.ndim == 3 else stored.reshape([size for size in stored.shape if size > 1])
         return cube.transpose([self.axes.index(axis) for axis in "bhw"])
 
-    def from_bands_first(self, cube: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def from_bands_first(self, cube: Shaped[np.ndarray, "bands height width"]) -> Shaped[np.ndarray, "*axes"]:
         """Bring a (bands, height, width) array into the axes and shape of the file.
 
         Raises:
@@ -154,7 +140,7 @@ def describe(variables: Sequence[Variable]) -> str:
 
 def find_layout(
     variables: Sequence[Variable],
-    load: Callable[[str], np.ndarray[Any, Any]],
+    load: Callable[[str], np.ndarray],
     *,
     format: str,
     key: str | None = None,
@@ -211,8 +197,8 @@ def find_layout(
 
 
 def find_wavelengths(
-    variables: Sequence[Variable], load: Callable[[str], np.ndarray[Any, Any]], bands: int
-) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    variables: Sequence[Variable], load: Callable[[str], np.ndarray], bands: int
+) -> Float64[np.ndarray, " bands"] | None:
     """Find the centre wavelengths of a cube's bands beside it in the file.
 
     Args:
@@ -288,7 +274,7 @@ def _find_variable(variables: Sequence[Variable], key: str | None, *, unfolded: 
 
 
 def _find_spectrum(
-    variable: Variable, variables: Sequence[Variable], load: Callable[[str], np.ndarray[Any, Any]], axes: str | None
+    variable: Variable, variables: Sequence[Variable], load: Callable[[str], np.ndarray], axes: str | None
 ) -> tuple[str, str]:
     """Letters of the axes of a 3-D array, and why."""
     sizes = [size for size in variable.shape if size != 1] if len(variable.shape) > 3 else list(variable.shape)
@@ -329,7 +315,7 @@ def _spectral_axis(sizes: Sequence[int]) -> tuple[int, str]:
 def _find_size(
     variable: Variable,
     variables: Sequence[Variable],
-    load: Callable[[str], np.ndarray[Any, Any]],
+    load: Callable[[str], np.ndarray],
     axes: str | None,
     size: tuple[int, int] | None,
 ) -> tuple[str, tuple[int, int], str]:

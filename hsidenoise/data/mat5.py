@@ -11,7 +11,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def _part(head: bytes, position: int, order: str) -> tuple[int, bytes, int]:
     return kind, head[position + 8 : position + 8 + count], position + 8 + count + -count % 8
 
 
-def splice(source: Path, target: Path, element: Element, array: np.ndarray[Any, Any]) -> None:
+def splice(source: Path, target: Path, element: Element, array: np.ndarray) -> None:
     """Copy a v5 file with one element written anew, its class and compression kept."""
     order = element.order
     code = {name: number for number, name in _STORAGE.items()}[array.dtype.str[1:]]

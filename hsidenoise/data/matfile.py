@@ -130,7 +130,7 @@ def list_mat(path: Path) -> list[Variable]:
         ]
 
 
-def load_variable(path: Path, name: str) -> np.ndarray[Any, Any]:
+def load_variable(path: Path, name: str) -> np.ndarray:
     """Load one variable, and nothing else, in MATLAB's axis order.
 
     Args:
@@ -159,7 +159,7 @@ def load_variable(path: Path, name: str) -> np.ndarray[Any, Any]:
         return np.asarray(scipy.io.loadmat(path, variable_names=[name])[name])
 
 
-def replace_variable(source: Path, target: Path, name: str, array: np.ndarray[Any, Any]) -> None:
+def replace_variable(source: Path, target: Path, name: str, array: np.ndarray) -> None:
     """Copy a MATLAB file with the numbers of one variable replaced.
 
     Args:
@@ -198,7 +198,7 @@ def replace_variable(source: Path, target: Path, name: str, array: np.ndarray[An
         scipy.io.savemat(target, content | {name: array}, format="4", appendmat=False)
 
 
-def write_mat(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], *, hdf5: bool = False) -> None:
+def write_mat(path: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = False) -> None:
     """Write arrays of numbers into a new MATLAB file.
 
     Args:
@@ -217,7 +217,7 @@ def write_mat(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], *, hdf5: b
         ...     list_mat(Path(folder, "a.mat"))[0].shape
         (2, 3, 4)
     """
-    content: dict[str, np.ndarray[Any, Any]] = {}
+    content: dict[str, np.ndarray] = {}
     for name, value in arrays.items():
         array = np.asarray(value)
         if array.dtype != np.bool_ and array.dtype.str[1:] not in MATLAB_NAMES:

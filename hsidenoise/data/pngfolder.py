@@ -9,10 +9,10 @@ import re
 import struct
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import skimage.io
+from jaxtyping import Shaped
 
 #: Centre wavelengths of CAVE's 31 bands in nm.
 CAVE_WAVELENGTHS = tuple(float(nm) for nm in range(400, 701, 10))
@@ -75,7 +75,7 @@ def _scenes(folder: Path) -> dict[str, dict[int, Path]]:
     return scenes
 
 
-def load_bands(files: list[Path]) -> np.ndarray[Any, Any]:
+def load_bands(files: list[Path]) -> Shaped[np.ndarray, "bands height width"]:
     """Load band images as one array.
 
     Args:
@@ -97,7 +97,7 @@ def load_bands(files: list[Path]) -> np.ndarray[Any, Any]:
         ...     load_bands(find_bands(Path(root))[1]).shape
         (3, 4, 2)
     """
-    planes: list[np.ndarray[Any, Any]] = []
+    planes: list[np.ndarray] = []
     alpha = 0
     for file in files:
         plane, had_alpha = _load_band(file)
@@ -113,7 +113,7 @@ def load_bands(files: list[Path]) -> np.ndarray[Any, Any]:
     return np.stack(planes, axis=-1)
 
 
-def _load_band(file: Path) -> tuple[np.ndarray[Any, Any], bool]:
+def _load_band(file: Path) -> tuple[np.ndarray, bool]:
     try:
         with file.open("rb") as stream:
             depth = stream.read(25)[24]  # bit depth in the IHDR chunk
@@ -134,7 +134,7 @@ def _load_band(file: Path) -> tuple[np.ndarray[Any, Any], bool]:
     return plane, alpha
 
 
-def save_bands(folder: Path, scene: str, cube: np.ndarray[Any, Any]) -> None:
+def save_bands(folder: Path, scene: str, cube: Shaped[np.ndarray, "bands height width"]) -> None:
     """Write band images ``<scene>_01.png``, ``<scene>_02.png``, ... as CAVE does.
 
     Args:

@@ -169,7 +169,8 @@ class TurnSampler(DistributedSampler[Pair]):
         start: Number of the first item; asked whenever an epoch begins, so that a resumed run goes on where it stopped.
 
     Example:
-        >>> list(TurnSampler([None] * 6, process=1, processes=2, start=lambda: 12))
+        >>> items = torch.utils.data.TensorDataset(torch.zeros(6))
+        >>> list(TurnSampler(items, process=1, processes=2, start=lambda: 12))
         [13, 15, 17]
     """
 

@@ -29,6 +29,9 @@ _POOLINGS = ("identity", "ada_avgpool", "ada_maxpool", "avgpool", "maxpool")
 #: Keys and values gathered at a time, in numbers; bounds the memory of the gather (32 MiB in float32).
 _GATHER_BUDGET = 8 * 2**20
 
+#: Region affinities computed at a time, in numbers; an image of 2048 x 2048 pixels in regions of 8 has 2**32 (16 GiB).
+_AFFINITY_BUDGET = 64 * 2**20
+
 
 class TopkRouting(nn.Module):
     """Choose, for each region, the regions with which its mean query has the largest dot products.
@@ -54,9 +57,12 @@ class TopkRouting(nn.Module):
         """Return softmaxed weights and indices of the chosen regions, best first."""
         if not self.diff_routing:
             query, key = query.detach(), key.detach()
-        affinity = (self.emb(query) * self.scale) @ self.emb(key).mT  # (batch, regions, regions)
-        best, index = torch.topk(affinity, k=topk, dim=-1)
-        return best.softmax(dim=-1), index
+        query, key = self.emb(query) * self.scale, self.emb(key).mT
+        at_once = max(1, _AFFINITY_BUDGET // max(1, query.shape[0] * query.shape[1]))
+        # affinity of some regions to all: (batch, some, regions)
+        pieces = [torch.topk(some @ key, k=topk, dim=-1) for some in torch.split(query, at_once, dim=1)]
+        best = torch.cat([piece.values for piece in pieces], dim=1)
+        return best.softmax(dim=-1), torch.cat([piece.indices for piece in pieces], dim=1)
 
 
 class _QKVLinear(nn.Module):
@@ -129,10 +135,12 @@ class BiLevelRoutingAttention(nn.Module):
     ) -> None:
         super().__init__()
         qk_dim = qk_dim or dim
-        if dim % num_heads or qk_dim % num_heads:
+        if num_heads < 1 or dim % num_heads or qk_dim % num_heads:
             raise ValueError(f"num_heads={num_heads} must divide dim={dim} and qk_dim={qk_dim}")
         if (n_win is None) == (region_size is None):
             raise ValueError("give either n_win (regions per side) or n_win=None and region_size (pixels per side)")
+        if min(size for size in (n_win, region_size) if size is not None) < 1:
+            raise ValueError(f"n_win={n_win} or region_size={region_size}: the one that is given must be at least 1")
         if kv_downsample_mode not in _POOLINGS:
             raise ValueError(f"kv_downsample_mode '{kv_downsample_mode}' is not one of {', '.join(_POOLINGS)}")
         if region_size is not None and kv_downsample_mode != "identity":
@@ -144,9 +152,8 @@ class BiLevelRoutingAttention(nn.Module):
         if diff_routing and not soft_routing:
             raise ValueError("diff_routing needs soft_routing: alone nothing would carry its gradient")
         if topk < 1 or (n_win is not None and topk > n_win * n_win):
-            raise ValueError(
-                f"topk={topk} must be from 1 to the number of regions, n_win * n_win = {n_win and n_win**2}"
-            )
+            most = "" if n_win is None else f" and at most the number of regions, n_win * n_win = {n_win**2}"
+            raise ValueError(f"topk={topk} must be at least 1{most}")
         if side_dwconv and side_dwconv % 2 == 0:
             raise ValueError(f"side_dwconv={side_dwconv} must be odd, or 0 for none")
         self.dim, self.num_heads, self.n_win, self.qk_dim = dim, num_heads, n_win, qk_dim
@@ -269,8 +276,8 @@ def routed_attention(
     for start in range(0, batch * regions, at_once):
         some = slice(start, start + at_once)
         chosen = flat[some].reshape(-1)
-        chosen_k = k_all.index_select(0, chosen).unflatten(0, (-1, topk))  # (some, topk, keys, width)
-        chosen_v = v_all.index_select(0, chosen).unflatten(0, (-1, topk))
+        chosen_k = k_all.index_select(0, chosen).reshape(-1, topk, keys, k.shape[3])  # (some, topk, keys, width)
+        chosen_v = v_all.index_select(0, chosen).reshape(-1, topk, keys, dim)
         if gate is not None:
             chosen_k, chosen_v = chosen_k * gate[some].to(k.dtype), chosen_v * gate[some].to(v.dtype)
         allowed = None

@@ -75,7 +75,7 @@ class SpectralConv(nn.Module):
         """
         channels = self.line * self.features
         neighbours = cast(Tensor, self.neighbours).to(self.weight.dtype)
-        taps = self.weight.unflatten(1, (3, self.features))  # (out, tap, in, height, width)
+        taps = self.weight.reshape(len(self.bias), 3, self.features, 3, 3)  # (out, tap, in, height, width)
         banded = torch.einsum("tpq,otiyx->poqiyx", neighbours, taps)
         kernel = banded.reshape(channels, channels, 3, 3)  # (out, in, height, width)
         return nn.functional.conv2d(x, kernel, self.bias.repeat(self.line), padding=1)
@@ -174,7 +174,7 @@ class HCANetBRA(nn.Module):
         skip: "wiener" or "identity".
 
     Raises:
-        ValueError: If ``skip`` is unknown, or a width does not divide.
+        ValueError: If ``skip`` is unknown, a width does not divide, a level is missing or a number is too small.
 
     Example:
         >>> network = HCANetBRA(bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4))
@@ -201,6 +201,16 @@ class HCANetBRA(nn.Module):
         self.mirrors_bands = True  # says to denoise() that cubes of fewer bands are welcome as they are
         if skip not in SKIPS:
             raise ValueError(f"skip '{skip}' is not one of {', '.join(SKIPS)}")
+        if len(num_blocks) != 3 or len(heads) != 3 or min(num_blocks) < 0 or min(heads) < 1:
+            raise ValueError(
+                f"num_blocks={list(num_blocks)} and heads={list(heads)} must each name three levels, "
+                "with at least 0 blocks and at least 1 head"
+            )
+        if min(bands, dim, num_refinement_blocks + 1) < 1 or dim * expansion < 1:
+            raise ValueError(
+                f"bands={bands}, dim={dim} and dim * expansion={dim * expansion:g} must be at least 1, "
+                f"num_refinement_blocks={num_refinement_blocks} at least 0"
+            )
         self.bands = bands
         self.config: dict[str, Any] = {
             "bands": bands,

@@ -122,6 +122,7 @@ def test_crop_limits_where_patches_come_from(files):
         ({"cache": "disk"}, "known: auto, memory, mmap"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_options(files, options, message):
     with pytest.raises(ValueError, match=message):
         CubeStore(files, **({"patch_size": 10} | options))

@@ -76,6 +76,29 @@ def test_pieces_give_what_the_whole_gives(monkeypatch):
     torch.testing.assert_close(module(x), whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"soft_routing": True, "diff_routing": True, "param_routing": True}])
+def test_routing_in_pieces_is_routing_of_the_whole(monkeypatch, options):
+    torch.manual_seed(0)
+    module = BiLevelRoutingAttention(16, num_heads=2, n_win=None, region_size=4, topk=3, **options)
+    x = torch.randn(2, 14, 18, 16)
+    whole, (weight, index) = module(x), module.routing(x)
+    monkeypatch.setattr("hsidenoise.models.bra._AFFINITY_BUDGET", 2 * 20 * 3)  # 3 of the 20 regions at a time
+    pieces = module.routing(x)
+    torch.testing.assert_close(pieces[0], weight)
+    assert torch.equal(pieces[1], index)
+    torch.testing.assert_close(module(x), whole)
+
+
+def test_a_region_of_fixed_size_routes_alike_in_a_larger_image():
+    """Side by side with a copy of itself, an image finds each of its regions twice: the same attention."""
+    torch.manual_seed(0)
+    options = {"num_heads": 2, "n_win": None, "region_size": 8, "side_dwconv": 0}
+    small, large = BiLevelRoutingAttention(16, topk=2, **options), BiLevelRoutingAttention(16, topk=4, **options)
+    large.load_state_dict(small.state_dict())
+    x = torch.randn(1, 24, 32, 16)
+    torch.testing.assert_close(large(torch.cat([x, x], dim=2)), torch.cat([small(x)] * 2, dim=2), rtol=1e-4, atol=1e-6)
+
+
 def test_a_small_image_clamps_the_regions():
     module = BiLevelRoutingAttention(8, num_heads=2, n_win=None, region_size=8, topk=4)
     assert module(torch.randn(1, 3, 5, 8)).shape == (1, 3, 5, 8)
@@ -97,6 +120,11 @@ def test_gradient_reaches_every_weight():
         ({"num_heads": 5}, "num_heads"),
         ({"topk": 50}, "topk"),
         ({"topk": 0}, "topk"),
+        ({"n_win": 0}, "n_win=0"),
+        ({"n_win": -7}, "n_win=-7"),
+        ({"n_win": None, "region_size": 0}, "region_size=0"),
+        ({"n_win": None, "region_size": 8, "topk": 0}, "topk=0 must be at least 1$"),
+        ({"num_heads": 0}, "num_heads=0"),
         ({"kv_downsample_mode": "median"}, "kv_downsample_mode"),
         ({"param_attention": "q"}, "param_attention"),
         ({"region_size": 8}, "either n_win"),

@@ -1,0 +1,58 @@
+"""Networks by name."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from hsidenoise.models import MODELS, HCANet, HCANetBRA, create_model
+
+SMALL = {
+    "hcanet": {"bands": 6, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)},
+    "hcanet-bra": {"bands": 6, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)},
+}
+
+
+def test_the_table_names_both_networks():
+    assert dict(MODELS) == {"hcanet": HCANet, "hcanet-bra": HCANetBRA}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_keeps_the_promises_that_the_others_rely_on(name):
+    torch.manual_seed(0)
+    net = create_model(name, **SMALL[name])
+    assert type(net) is MODELS[name]
+    assert net.bands == 6
+    noisy = torch.rand(2, 6, 21, 30)
+    before = noisy.clone()
+    with torch.no_grad():
+        denoised = net(noisy)
+        assert denoised.shape == noisy.shape
+        assert denoised.isfinite().all()
+        assert torch.equal(noisy, before)
+        again = create_model(name, **json.loads(json.dumps(net.config)))
+        again.load_state_dict(net.state_dict(), strict=True)
+        assert torch.equal(again(noisy), denoised)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_seed_decides_the_weights(name):
+    def weights(seed):
+        torch.manual_seed(seed)
+        return nn.utils.parameters_to_vector(create_model(name, **SMALL[name]).parameters())
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+@pytest.mark.parametrize("name", ["", "HCANet", "hcanet_bra", "unet"])
+def test_an_unknown_name_is_refused_with_the_names_that_are_known(name):
+    with pytest.raises(ValueError, match=f"unknown model '{name}'; known: hcanet, hcanet-bra"):
+        create_model(name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_unknown_argument_is_refused(name):
+    with pytest.raises(ValueError, match=f"model '{name}': .*'depth'"):
+        create_model(name, **SMALL[name], depth=3)

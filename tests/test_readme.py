@@ -1,0 +1,90 @@
+"""Every command and the Python example of README.md run, in the order in which they stand there."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hsidenoise.data.io import write_arrays
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+SHELL_LINES = [line for language, block in BLOCKS if not language for line in block.splitlines()]
+COMMANDS = [line.split("#")[0].strip() for line in SHELL_LINES if line.startswith("hsidenoise ")]
+PYTHON = [block for language, block in BLOCKS if language == "python"]
+
+# A real run takes hours; these two steps go through everything that it goes through.
+BRIEF = "--trainer.max_steps 2 --trainer.val_check_interval 1 --trainer.limit_val_batches 1 --trainer.accelerator cpu"
+SMALL = "--data.patch_size 16 --data.batch_size 2 --data.patches_per_epoch 8 --data.validation_crop 32 --data.workers 0"
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder as the README's reader has it: the repository's files, own cubes, a noisy one."""
+    desk = tmp_path_factory.mktemp("desk")
+    for folder in ("configs", "data"):
+        shutil.copytree(ROOT / folder, desk / folder, ignore=shutil.ignore_patterns("*.png"))
+    rng = np.random.default_rng(0)
+    for part, names in (("train", "ab"), ("validation", "c")):
+        for folder in ("my_cubes", "cave"):
+            (desk / folder / part).mkdir(parents=True)
+            for name in names:
+                cube = rng.random((70, 80, 31)).astype(np.float32)
+                write_arrays(desk / folder / part / f"{name}.mat", {"cube": cube})
+    shutil.copy(ROOT / "data" / "samples" / "superballs.mat", desk / "clean.mat")
+    shutil.copy(ROOT / "data" / "samples" / "superballs.mat", desk / "cube.mat")
+    subprocess.run(
+        [sys.executable, "-m", "hsidenoise", "corrupt", "clean.mat", "noisy.mat", "--noise", "gaussian-30"],
+        cwd=desk,
+        check=True,
+        env=environment(),
+    )
+    shutil.copy(desk / "noisy.mat", desk / "denoised.mat")
+    return desk
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_the_readme_shows_every_verb():
+    shown = {command.split()[1] for command in COMMANDS}
+    assert shown == {"denoise", "inspect", "corrupt", "evaluate", "train", "weights"}
+
+
+@pytest.mark.slow
+def test_every_command_runs(desk):
+    for command in COMMANDS:
+        words = shlex.split(command.replace("../shared/cave", "cave"))[1:]
+        if words[0] == "train":
+            words += shlex.split(f"{BRIEF} {SMALL}")
+        done = subprocess.run(
+            [sys.executable, "-m", "hsidenoise", *words], cwd=desk, capture_output=True, text=True, env=environment()
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_python_example_runs(desk):
+    assert PYTHON
+    for example in PYTHON:
+        done = subprocess.run(
+            [sys.executable, "-c", example], cwd=desk, capture_output=True, text=True, env=environment()
+        )
+        assert done.returncode == 0, done.stderr
+        assert "psnr=" in done.stdout
+
+
+def test_every_file_that_it_names_is_there():
+    links = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
+    named = re.findall(r"`((?:configs|scripts|data|hsidenoise|models)/[\w./-]+)`", README)
+    assert links
+    for target in links + named:
+        inside = "hsidenoise/" + target if target.startswith("models/") else target
+        assert (ROOT / inside).exists(), target
