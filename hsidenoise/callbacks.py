@@ -1,18 +1,23 @@
-"""What watches a training run: the average of the weights, the file they are saved in, pictures of what they do."""
+"""What watches a training run: the average of its weights, how it ends, the file they are saved in, pictures."""
 
 from __future__ import annotations
 
 import math
+import os
+import signal
 import subprocess
+import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Timer, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from hsidenoise.data.synthetic import Batch
@@ -44,6 +49,11 @@ class AverageWeights(WeightAveraging):
         # buffers are copied: some are indices, which have no mean
         super().__init__(use_buffers=False, multi_avg_fn=average)
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring the average to the task's device: it was copied before Lightning moved the task to the GPU."""
+        assert self._average_model is not None
+        self._average_model.to(pl_module.device)
+
     def network(self, task: pl.LightningModule) -> nn.Module:
         """The averaged network, or the current one if there is no average.
 
@@ -52,6 +62,73 @@ class AverageWeights(WeightAveraging):
         """
         averaged = self._average_model.module if self._average_model is not None else task
         return averaged.get_submodule("network")
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Writes ``last.ckpt`` every few minutes, after every validation and when a run is interrupted.
+
+    However a run ends by itself, by steps, epochs or time, it validates once more first: nowhere is the learning rate
+    as low as there. Ctrl-C ends it after the step in hand, as SIGTERM does; a second Ctrl-C ends it at once.
+
+    Args:
+        folder: Where to write.
+        minutes: Between two files while training.
+    """
+
+    def __init__(self, folder: Path, minutes: float) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename=self.CHECKPOINT_NAME_LAST,
+            train_time_interval=timedelta(minutes=minutes),
+            enable_version_counter=False,
+        )
+        self.path = folder / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
+        self._interrupt_before: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen for Ctrl-C; several processes are left to Lightning, which cannot stop them in step."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self._interrupt_before = signal.signal(signal.SIGINT, self._interrupt)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save if it is time to; ask for a validation if this was the last step."""
+        last_step = 0 <= trainer.max_steps <= trainer.global_step
+        if last_step or (trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs):
+            trainer.should_stop = True  # Lightning validates where it is told to stop, not where it stops by itself
+        if trainer.should_stop:
+            trainer.check_val_every_n_epoch = 1  # this epoch counts
+            if not trainer.enable_validation:
+                trainer.save_checkpoint(self.path)
+        else:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save, whether the score is the best or not."""
+        if not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save if the run was told to end: a step is whole then. After any other error it may not be."""
+        self._listen_no_more()
+        if isinstance(exception, SIGTERMException):
+            trainer.save_checkpoint(self.path)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give Ctrl-C back."""
+        self._listen_no_more()
+
+    def _interrupt(self, *_: object) -> None:
+        self._listen_no_more()
+        rank_zero_warn("interrupted: stopping after this step; interrupt again to stop at once")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _listen_no_more(self) -> None:
+        if self._interrupt_before is not None:
+            signal.signal(signal.SIGINT, self._interrupt_before)
+            self._interrupt_before = None
 
 
 class WeightsFile(pl.Callback):

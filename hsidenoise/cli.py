@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _plain_warnings():
         try:
             status = _run(arguments)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # None: closed by the caller (`>&-`)
+                sys.stdout.flush()
             return status
         except BrokenPipeError:
             # The reader (`| head`) has gone. Python would complain once more when it flushes stdout at exit.
@@ -160,14 +161,16 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb=name)
         return sub
 
-    def reading(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--key", metavar="NAME", help="variable that holds the cube")
+    def reading(sub: argparse.ArgumentParser, prefix: str = "", cube: str = "cube") -> None:
+        sub.add_argument(f"--{prefix}key", metavar="NAME", help=f"variable that holds the {cube}")
         sub.add_argument(
-            "--axes",
+            f"--{prefix}axes",
+            metavar="AXES",
+            type=str.lower,
             help="meaning of the variable's axes as MATLAB shows them: hwb, bhw, ... (height, width, bands), "
-            "or bp / pb for a bands x pixels matrix, with --size",
+            "or bp / pb for a bands x pixels matrix",
         )
-        sub.add_argument("--size", type=_size, metavar="HxW", help="height and width of a bands x pixels matrix")
+        sub.add_argument(f"--{prefix}size", type=_size, metavar="HxW", help="height and width of such a matrix")
 
     sub = verb(
         "denoise",
@@ -178,13 +181,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", metavar="FILE", help="output; <noisy>_denoised.mat beside the input if absent")
     reading(sub)
     sub.add_argument("--weights", metavar="NAME|FILE", help="shipped weights (see `hsidenoise weights`) or a file")
-    sub.add_argument("--tile", type=_count, metavar="N", help="side of a tile in pixels; chosen by memory if absent")
+    sub.add_argument(
+        "--tile", type=_count, metavar="N", help="side of a tile in pixels; chosen by the cube's size if absent"
+    )
     sub.add_argument("--overlap", type=_natural, metavar="N", help="overlap of neighbouring tiles in pixels")
     sub.add_argument("--normalize", choices=NORMALIZE, default="auto", help="scaling of the values (default: auto)")
     sub.add_argument("--device", metavar="cpu|cuda", help="where to compute; a GPU if there is one")
     sub.add_argument("--picture", metavar="FILE.png", help="also draw a before/after page")
     sub.add_argument(
-        "--band", type=_natural, metavar="N", help="band shown on that page, 0-based; the noisiest if absent"
+        "--band", type=_natural, metavar="N", help="band shown on that picture, 0-based; the noisiest if absent"
     )
 
     sub = verb("inspect", "say what a file holds and how it would be read")
@@ -213,11 +218,11 @@ def _parser() -> argparse.ArgumentParser:
         "Of files that `corrupt` wrote, `input` is read on the denoised and `gt` on the clean side. Clean values that "
         "are not floats in [0, 1] are brought there by their range, and the denoised ones by the same scale.",
     )
-    sub.add_argument("denoised")
-    sub.add_argument("clean")
+    sub.add_argument("denoised", help=".mat file or folder of PNG; also a noisy cube, to know where it started")
+    sub.add_argument("clean", help=".mat file or folder of PNG; may be the same file, if that is of `corrupt`")
     sub.add_argument("--protocol", choices=PROTOCOLS, default="standard", help="whose metrics (default: standard)")
-    sub.add_argument("--key", metavar="NAME", help="variable of the denoised cube")
-    sub.add_argument("--clean-key", metavar="NAME", help="variable of the clean cube")
+    reading(sub, cube="denoised cube")
+    reading(sub, "clean-", "clean cube")
     sub.add_argument("--data-range", type=_positive, metavar="X", help="range of clean values; nothing is scaled then")
     sub.add_argument("--json", action="store_true", help="print JSON")
 

@@ -35,8 +35,10 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     available = {
         "cuda": torch.cuda.is_available() and (place.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
+        "xpu": torch.xpu.is_available(),
+        "cpu": True,
     }
-    if not available.get(place.type, True):
+    if not available.get(place.type, False):
         raise ValueError(f"there is no device {str(place)!r} on this machine; choose cpu, or leave it out")
     return place
 

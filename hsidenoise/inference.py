@@ -99,10 +99,10 @@ def denoise(
         model: A network with an attribute ``bands``, or the name of shipped weights, or the path of a weights file;
             the default weights if None. A network is used where it is: its training mode is restored, and if
             ``device`` moves it, it is moved back.
-        tile: Height and width of a tile in pixels. If None, the sizes near 256 that cover height and width with
-            little to spare: an axis of up to about 360 pixels goes whole, 512 as two tiles of 272. Larger tiles give a
-            network more to estimate noise and spectra from, and need memory in proportion to their area.
-        overlap: Smallest overlap of neighbouring tiles in pixels, from 0 to ``tile - 1``; 32 or a quarter of the tile
+        tile: Height and width of a tile in pixels. If None, the sizes near 96 that cover height and width with little
+            to spare: an axis of up to about 130 pixels goes whole, 512 as seven tiles of 96. Larger tiles are faster by
+            what overlaps less, need memory in proportion to their area, and denoise a little worse.
+        overlap: Smallest overlap of neighbouring tiles in pixels, from 0 to ``tile - 1``; 24 or a quarter of the tile
             if None. The windows of bands always overlap by about a third.
         normalize: Scaling of values, see :func:`hsidenoise.normalize.fit_scaling`.
         device: Where to run, such as ``cpu`` or ``cuda``. If None, a network stays on its own device, and weights go

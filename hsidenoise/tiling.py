@@ -17,9 +17,13 @@ from itertools import pairwise, product
 import numpy as np
 from jaxtyping import Float32, Float64, Real
 
-DEFAULT_TILE = 256
-"""Height and width of a tile that is aimed at where none is asked for (see :func:`tile_size`)."""
-DEFAULT_OVERLAP = 32
+DEFAULT_TILE = 96
+"""Height and width of a tile that is aimed at where none is asked for (see :func:`tile_size`).
+
+Chosen on `cave/validation`: weights are trained on patches of 64 pixels, and a region has the more wrong ones to choose
+from the larger the tile. Under gaussian-50 tiles of 96 are a few tenths of a decibel better than tiles of 128 and more.
+"""
+DEFAULT_OVERLAP = 24
 """Overlap of neighbouring tiles, in pixels; a quarter of the tile where that is less."""
 
 
@@ -98,15 +102,15 @@ def tile_size(
     Args:
         height: Height of the image, pixels.
         width: Width of the image, pixels.
-        tile: Side of a tile, taken as it is; if None, sizes near 256 that suit the image (:func:`balanced_tile`).
-        overlap: Smallest overlap, from 0 to ``tile - 1``; if None, 32 or a quarter of the tile where that is less.
+        tile: Side of a tile, taken as it is; if None, sizes near 96 that suit the image (:func:`balanced_tile`).
+        overlap: Smallest overlap, from 0 to ``tile - 1``; if None, 24 or a quarter of the tile where that is less.
 
     Raises:
         ValueError: If the tile is below 1 or the overlap is not from 0 to ``tile - 1``.
 
     Example:
         >>> tile_size(512, 145), tile_size(512, 145, tile=64)
-        (((272, 145), 32), ((64, 64), 16))
+        (((96, 96), 24), ((64, 64), 16))
     """
     wanted = DEFAULT_TILE if tile is None else tile
     if wanted < 1:

@@ -13,7 +13,6 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -26,13 +25,14 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from hsidenoise.callbacks import BEST, AverageWeights, Pictures, WeightsFile, time_share
+from hsidenoise.callbacks import BEST, AverageWeights, LastCheckpoint, Pictures, WeightsFile, time_share
 from hsidenoise.data.datamodule import CubeDataModule
 from hsidenoise.data.synthetic import Batch
-from hsidenoise.losses import DenoisingLoss
+from hsidenoise.losses import DataTerm, DenoisingLoss, Form
 from hsidenoise.metrics import evaluate_batch
 from hsidenoise.models import create_model
 from hsidenoise.weights import start_from
@@ -60,7 +60,7 @@ class DenoisingTask(pl.LightningModule):
         final_share: Share of the learning rate that is left at the end of the cosine, 0 to 1.
         gradient_weight: Weight of the gradient regulariser in the loss.
         loss_form: ``cube`` (per cube) or ``released`` (over the batch), see ``hsidenoise.losses``.
-        data_term: ``l1`` or ``charbonnier``.
+        data_term: ``l1``, ``charbonnier`` or ``mse``.
         channels_last: Whether the network runs on channels-last memory (several times faster on CPUs).
         initial_weights: Weights to start from, as ``hsidenoise.load_model`` takes them. None: random.
 
@@ -80,8 +80,8 @@ class DenoisingTask(pl.LightningModule):
         schedule: Literal["cosine", "constant"] = "cosine",
         final_share: float = 0.01,
         gradient_weight: float = 1e-3,
-        loss_form: Literal["cube", "released"] = "cube",
-        data_term: Literal["l1", "charbonnier"] = "l1",
+        loss_form: Form = "cube",
+        data_term: DataTerm = "l1",
         channels_last: bool = True,
         initial_weights: str | None = None,
     ) -> None:
@@ -187,14 +187,20 @@ class DenoisingTask(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""
-        named = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        # a temperature of each head is a vector, however many axes of length 1 it has
+        is_vector = [sum(side > 1 for side in p.shape) <= 1 for p in trained]
         groups = [
             {
-                "params": [p for _, p in named if p.ndim > 1],
+                "params": [p for p, vector in zip(trained, is_vector, strict=True) if not vector],
                 "weight_decay": self.hparams["weight_decay"],
                 "name": "weights",
             },
-            {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0, "name": "vectors"},
+            {
+                "params": [p for p, vector in zip(trained, is_vector, strict=True) if vector],
+                "weight_decay": 0.0,
+                "name": "vectors",
+            },
         ]
         optimiser = torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -249,7 +255,7 @@ class TrainCLI(LightningCLI):
             config["precision"] = "bf16-mixed" if gpu else "32-true"
         if config["logger"] in (None, True):
             config["logger"] = [
-                TensorBoardLogger(self.output, name="", version=""),
+                TensorBoardLogger(self.output, name="", version="", default_hp_metric=False),
                 CSVLogger(self.output, name="csv"),
             ]
         folder = self.output / "checkpoints"
@@ -262,19 +268,16 @@ class TrainCLI(LightningCLI):
                 filename="best",
                 monitor=BEST,
                 mode="max",
-                save_last=True,
                 auto_insert_metric_name=False,
                 enable_version_counter=False,
                 save_on_train_epoch_end=False,
             ),
-            ModelCheckpoint(
-                dirpath=folder,
-                filename="last",
-                train_time_interval=timedelta(minutes=self.config["checkpoint_minutes"]),
-                enable_version_counter=False,
-            ),
+            LastCheckpoint(folder, self.config["checkpoint_minutes"]),
         ]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:  # such as an accelerator that this machine has not
+            raise ValueError(f"--trainer: {' '.join(str(error).split())}") from error
 
 
 def run_folder(config: Mapping[str, Any] | Namespace) -> Path:
@@ -301,6 +304,7 @@ def main(args: list[str]) -> None:
     Raises:
         ValueError: If an option is wrong, or the folder already holds a run and ``--resume`` is not given.
         FileNotFoundError: If the checkpoint to resume from does not exist.
+        KeyboardInterrupt: If the run was interrupted or told to end; ``last.ckpt`` holds where it stopped.
     """
     with _quiet():
         cli = TrainCLI(
@@ -326,7 +330,10 @@ def main(args: list[str]) -> None:
         checkpoint = last if resume == "last" else Path(resume) if resume else None
         if checkpoint is not None and not checkpoint.is_file():
             raise FileNotFoundError(f"{checkpoint}: no such checkpoint to resume from")
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        try:
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        except SIGTERMException as stop:  # would end the program as if all were well
+            raise KeyboardInterrupt from stop
 
 
 @contextmanager

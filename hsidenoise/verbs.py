@@ -23,9 +23,8 @@ NOISY_KEY, CLEAN_KEY, SIGMA_KEY = "input", "gt", "sigma"
 def denoise(options: argparse.Namespace) -> None:
     """Denoise the cube of a file."""
     source = Path(options.noisy)
-    target = Path(options.output) if options.output else source.with_name(f"{source.stem}_denoised.mat")
-    if options.picture:
-        _check_picture(options.picture)
+    target = Path(options.output) if options.output else _beside(source)
+    _check_picture(options, source, target)
 
     from hsidenoise.inference import denoise_file
 
@@ -40,7 +39,7 @@ def denoise(options: argparse.Namespace) -> None:
         overlap=options.overlap,
         normalize=options.normalize,
         device=options.device,
-        progress=sys.stderr.isatty(),
+        progress=sys.stderr is not None and sys.stderr.isatty(),
     )
     _print_read(source, done.cube)
     print(f"scaling  {done.scaling.mode}: {done.scaling.reason}")
@@ -93,12 +92,14 @@ def inspect(options: argparse.Namespace) -> None:
     print(f"axes         {facts['axes']}: {facts['reason']}")
     print(f"range        {low:g} to {high:g}")
     print("wavelengths  " + ("not in the file" if first is None else f"{first:g} to {last:g} nm"))
-    level = facts["noise"]
+    level, bad = facts["noise"], facts["bad_bands"]
+    if level is None:
+        print("noise        not estimated: that takes 2 x 2 pixels")
+        return
     print(
         f"noise        estimated, median over the bands {level['median']:.4g} ({level['median_share']:.2%} of the "
         f"range); worst band {level['worst_band']} (0-based) {level['worst']:.4g}"
     )
-    bad = facts["bad_bands"]
     print("bad bands    " + (", ".join(str(band) for band in bad) + " (0-based)" if bad else "none found"))
 
 
@@ -138,6 +139,11 @@ def corrupt(options: argparse.Namespace) -> None:
         f"noise    {case.name}, seed {options.seed}: {case.definition}; sigma {sigma.min():g} to {sigma.max():g} of 255"
     )
     for kind, bands in result.affected.items():
+        if not len(bands):
+            warnings.warn(
+                f"{kind} on no band: it takes a third of the bands, and {len(clean)} are too few", stacklevel=1
+            )
+            continue
         print(f"         {kind} on {len(bands)} bands: {', '.join(str(band) for band in bands)} (0-based)")
     print(f"wrote    {target}: {NOISY_KEY}, {CLEAN_KEY} (height, width, bands), {SIGMA_KEY} (0-255 scale)")
 
@@ -147,8 +153,10 @@ def evaluate(options: argparse.Namespace) -> None:
     from hsidenoise.metrics import PROTOCOLS, evaluate
 
     denoised_path, clean_path = Path(options.denoised), Path(options.clean)
-    denoised = read_cube(denoised_path, key=options.key or _preferred(denoised_path, NOISY_KEY))
-    clean = read_cube(clean_path, key=options.clean_key or _preferred(clean_path, CLEAN_KEY))
+    key = options.key or _preferred(denoised_path, NOISY_KEY)
+    denoised = read_cube(denoised_path, key=key, axes=options.axes, size=options.size)
+    key = options.clean_key or _preferred(clean_path, CLEAN_KEY)
+    clean = read_cube(clean_path, key=key, axes=options.clean_axes, size=options.clean_size)
     # The clean cube that the denoised file itself carries, if it came from `corrupt` or a published test set.
     carried = _clean_of(denoised_path, denoised)
     if denoised.values.shape != clean.values.shape:
@@ -220,9 +228,18 @@ def _facts(cube: Cube) -> dict[str, Any]:
 
     bands, height, width = cube.values.shape
     low, high = float(cube.values.min()), float(cube.values.max())
-    level = np.asarray(noise_level(cube.values), dtype=float)
     waves = cube.wavelengths
-    median = float(np.median(level))
+    noise = None
+    if min(height, width) > 1:
+        level = np.asarray(noise_level(cube.values), dtype=float)
+        median = float(np.median(level))
+        noise = {
+            "per_band": [float(value) for value in level],
+            "median": median,
+            "median_share": median / ((high - low) or 1.0),
+            "worst": float(level.max()),
+            "worst_band": int(level.argmax()),
+        }
     return {
         "variable": _variable(cube),
         "bands": bands,
@@ -232,14 +249,8 @@ def _facts(cube: Cube) -> dict[str, Any]:
         "reason": "" if cube.layout is None else cube.layout.reason,
         "range": [low, high],
         "wavelengths": None if waves is None else [float(waves[0]), float(waves[-1])],
-        "noise": {
-            "per_band": [float(value) for value in level],
-            "median": median,
-            "median_share": median / ((high - low) or 1.0),
-            "worst": float(level.max()),
-            "worst_band": int(level.argmax()),
-        },
-        "bad_bands": np.flatnonzero(bad_bands(cube.values)).tolist(),
+        "noise": noise,
+        "bad_bands": [] if noise is None else np.flatnonzero(bad_bands(cube.values)).tolist(),
     }
 
 
@@ -293,7 +304,7 @@ def _clean_of(source: Path, noisy: Cube) -> np.ndarray | None:
 
 
 def _preferred(path: Path, key: str) -> str | None:
-
+    """The name of a published test set's variable, if the file has it."""
     if path.is_dir():
         return None
     return key if any(item.name == key and len(item.shape) == 3 for item in list_variables(path)) else None
@@ -318,8 +329,24 @@ def _print_read(path: Path, cube: Cube) -> None:
     print(f"read     {path}: {_variable(cube)},{dtype}, {_sizes(cube)}{reason}")
 
 
-def _check_picture(path: str) -> None:
+def _beside(source: Path) -> Path:
+    """Where the denoised cube goes if the user names no file."""
+    whole = source if source.name not in ("", "..") else source.resolve()
+    return whole.with_name(f"{whole.name if whole.is_dir() else whole.stem}_denoised.mat")
+
+
+def _check_picture(options: argparse.Namespace, source: Path, target: Path) -> None:
     """Refuse before computing what would fail after it."""
-    if Path(path).suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"{path}: name a picture .png, .pdf or .svg")
-    check_target(path)
+    path, band = options.picture, options.band
+    if path:
+        if Path(path).resolve() in (source.resolve(), target.resolve()):
+            raise ValueError(f"{path}: is a cube of this command and would be lost; name another picture")
+        if Path(path).suffix.lower() not in (".png", ".pdf", ".svg"):
+            raise ValueError(f"{path}: name a picture .png, .pdf or .svg")
+        check_target(path)
+    if band is not None:
+        if not path:
+            raise ValueError("--band chooses the band of the picture; name one with --picture, or leave --band out")
+        bands = len(read_cube(source, key=options.key, axes=options.axes, size=options.size).values)
+        if band >= bands:
+            raise ValueError(f"--band {band}: {source} has bands 0 to {bands - 1}")

@@ -13,6 +13,7 @@ import scipy.io
 import torch
 
 from hsidenoise.cli import NORMALIZE, PROTOCOLS, main
+from hsidenoise.data.pngfolder import save_bands
 from hsidenoise.models import create_model
 from hsidenoise.noise import NOISE_CASES, corrupt
 from hsidenoise.weights import WEIGHTS, save_weights
@@ -202,6 +203,12 @@ class TestCorrupt:
         assert says in message
         assert not list(tmp_path.iterdir())
 
+    def test_too_few_bands_for_a_kind_of_noise_are_warned_of(self, tmp_path, rng):
+        scipy.io.savemat(tmp_path / "a.mat", {"cube": rng.random((9, 10, 2))})
+        done = run("corrupt", "a.mat", "n.mat", "--noise", "stripe", cwd=tmp_path)
+        assert done.returncode == 0
+        assert "stripe on no band" in done.stderr
+
     def test_the_clean_cube_is_not_overwritten(self, tmp_path, capsys):
         path = tmp_path / "clean.mat"
         path.write_bytes(SAMPLE.read_bytes())
@@ -237,6 +244,21 @@ class TestDenoise:
         assert after["note"].tolist() == ["kept"]
         assert scipy.io.loadmat(tmp_path / "scene.mat")["cube"].tolist() == cube.tolist()
 
+    def test_a_folder_may_be_named_by_a_dot(self, weights, tmp_path, rng):
+        folder = tmp_path / "scene.v2"
+        folder.mkdir()
+        save_bands(folder, "scene", rng.integers(0, 65536, (9, 10, 4), dtype=np.uint16))
+        call("denoise", ".", "--weights", weights, cwd=folder)
+        after = scipy.io.loadmat(tmp_path / "scene.v2_denoised.mat")
+        assert (after["cube"].shape, after["cube"].dtype) == ((9, 10, 4), np.uint16)
+
+    def test_closed_streams_are_no_error(self, noisy, weights, tmp_path):
+        command = f'"{sys.executable}" -m hsidenoise denoise "{noisy}" -o a.mat --weights "{weights}"'
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(f"{command} <&- >&- 2>&-", shell=True, cwd=tmp_path, env=environment, timeout=300)
+        assert done.returncode == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["a.mat"]
+
     def test_axes_and_size_are_passed_on(self, weights, tmp_path):
         cube = scipy.io.loadmat(SAMPLE)["cube"][30:50, 20:50]
         scipy.io.savemat(tmp_path / "a.mat", {"Y": cube.reshape(-1, 31, order="F").T})
@@ -257,6 +279,11 @@ class TestDenoise:
             (["-o", "x.mat", "--picture", "no/such/page.png"], "no/such"),
             (["-o", "x.mat", "--overlap", "40", "--tile", "32"], "overlap"),
             (["-o", "x.mat", "--device", "abacus"], "abacus"),
+            (["-o", "x.mat", "--device", "meta"], "meta"),
+            (["-o", "x.png", "--picture", "x.png"], "would be lost"),
+            (["-o", "x.mat", "--picture", "./noisy.mat.png/../noisy.mat"], "would be lost"),
+            (["-o", "x.mat", "--picture", "page.png", "--band", "31"], "bands 0 to 30"),
+            (["-o", "x.mat", "--band", "3"], "--picture"),
         ],
         ids=lambda value: value[-1] if isinstance(value, list) else None,
     )
@@ -358,6 +385,16 @@ class TestInspect:
         assert facts["wavelengths"] is None
         assert 0.005 < facts["noise"]["median"] < 0.02
 
+    def test_an_image_of_one_line_is_described_without_its_noise(self, capsys, tmp_path, rng):
+        path = tmp_path / "line.mat"
+        scipy.io.savemat(path, {"cube": rng.random((40, 1, 31))})
+        assert main(["inspect", str(path)]) == 0
+        printed = capsys.readouterr().out
+        assert "31 bands, height 40, width 1" in printed
+        assert "not estimated" in printed
+        assert main(["inspect", str(path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["cube"]["noise"] is None
+
     def test_an_ambiguous_file_is_still_listed(self, capsys, tmp_path):
         path = tmp_path / "two.mat"
         scipy.io.savemat(path, {"one": np.ones((3, 4, 5)), "two": np.ones((3, 4, 5))})
@@ -414,6 +451,14 @@ class TestEvaluate:
         given = self.scores(capsys, tmp_path / "d.mat", tmp_path / "c.mat", "--data-range", "2000")
         assert given["data_range"] == 2000
         assert given["psnr"] > scores["psnr"] + 5
+
+    def test_axes_and_sizes_of_either_side(self, capsys, tmp_path, rng):
+        cube = rng.random((9, 11, 5))
+        scipy.io.savemat(tmp_path / "cube.mat", {"cube": cube})
+        scipy.io.savemat(tmp_path / "matrix.mat", {"Y": cube.reshape(99, 5, order="F").T})
+        paths = tmp_path / "matrix.mat", tmp_path / "cube.mat"
+        assert self.scores(capsys, *paths, "--size", "9x11")["psnr"] is None
+        assert self.scores(capsys, *reversed(paths), "--clean-size", "9x11", "--clean-axes", "BP")["psnr"] is None
 
     def test_identical_cubes_have_no_finite_psnr(self, capsys):
         assert self.scores(capsys, SAMPLE, SAMPLE)["psnr"] is None

@@ -1,7 +1,9 @@
 import csv
 import math
+import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
@@ -16,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from hsidenoise import training
+from hsidenoise.callbacks import AverageWeights
 from hsidenoise.data.datamodule import CubeDataModule
 from hsidenoise.data.datasets import DATASETS, read_split
 from hsidenoise.data.io import write_arrays
@@ -124,7 +127,8 @@ def test_a_run_resumed_inside_an_epoch_ends_as_if_never_stopped(root, tmp_path):
         return torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
 
     straight = run(tmp_path / "straight", 8)
-    run(tmp_path / "broken", 6)  # the second step of the second epoch
+    broken = run(tmp_path / "broken", 6)  # the second step of the second epoch
+    assert broken["global_step"] == 6
     resumed = run(tmp_path / "broken", 8, "--resume", "last")
     assert resumed["global_step"] == straight["global_step"] == 8
     for part in ("current_model_state", "state_dict"):
@@ -148,6 +152,84 @@ def test_max_time_ends_with_a_validation_and_weights(root, tmp_path):
     assert "val/psnr" in read_header(output / "weights.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("options", "validated"),
+    [
+        (("--trainer.max_steps", "3"), [1, 2]),  # inside the second epoch of two steps
+        (("--trainer.max_steps", "2"), [1]),  # at the end of an epoch: once, not twice
+        (("--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2"), [3, 5]),
+    ],
+)
+def test_every_end_is_validated_once_and_saved(root, tmp_path, options, validated):
+    output = tmp_path / "run"
+    main(arguments(root, output, *options))
+    assert [int(row["step"]) for row in rows(output) if row.get("val/psnr")] == validated
+    last = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == validated[-1] + 1
+
+
+def test_without_validation_the_end_is_saved_all_the_same(root, tmp_path):
+    output = tmp_path / "run"
+    main(arguments(root, output, "--trainer.max_steps", "3", "--trainer.limit_val_batches", "0"))
+    last = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 3
+    name = "network.output.weight"
+    assert not torch.equal(last["state_dict"][name], last["current_model_state"][name])  # as it was in training
+    assert int(read_header(output / "weights.safetensors")["steps"]) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_where_it_stopped(root, tmp_path, monkeypatch, number):
+    def interrupted(self, batch, batch_idx):
+        loss = training_step(self, batch, batch_idx)
+        if self.global_step == 2:
+            signal.raise_signal(number)  # in the middle of the third step
+        return loss
+
+    constant = ("--model.schedule", "constant", "--trainer.max_steps", "5")
+    main(arguments(root, tmp_path / "straight", *constant))
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    training_step = DenoisingTask.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(DenoisingTask, "training_step", interrupted)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="interrupted: stopping after this step")
+            with pytest.raises(KeyboardInterrupt):
+                main(arguments(root, tmp_path / "broken", *constant))
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    last = tmp_path / "broken" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+
+    main(arguments(root, tmp_path / "broken", *constant, "--resume", "last"))
+    resumed, straight = (
+        torch.load(path, weights_only=True) for path in (last, Path(str(last).replace("broken", "straight")))
+    )
+    for part in ("current_model_state", "state_dict"):
+        for name, value in straight[part].items():
+            assert torch.equal(resumed[part][name], value), f"{part} {name}"
+
+
+def test_the_average_follows_the_task_to_its_device():
+    task, average = MixingTask(bands=6), AverageWeights()
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    average.setup(trainer, task, "fit")  # Lightning's order: copied here,
+    task.to("meta")  # then the task is moved,
+    average.on_fit_start(trainer, task)  # then training starts
+    assert next(average.network(task).parameters()).device == torch.device("meta")
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_found_and_its_run_goes_on_from_a_checkpoint(root, tmp_path):
+    output = tmp_path / "run"
+    options = ("--trainer.accelerator", "auto", "--trainer.devices", "1", "--data.workers", "1")
+    main(arguments(root, output, *options, "--trainer.max_steps", "3"))
+    main(arguments(root, output, *options, "--trainer.max_steps", "5", "--resume", "last"))
+    assert read_header(output / "weights.safetensors")["precision"] == "bf16-mixed"
+    last = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 5
+    assert all(value.device.type == "cuda" for value in last["state_dict"].values())  # the average: no copies each step
+
+
 def test_a_folder_with_a_run_is_not_overwritten(root, tmp_path):
     output = tmp_path / "run"
     (output / "checkpoints").mkdir(parents=True)
@@ -165,6 +247,7 @@ def test_a_folder_with_a_run_is_not_overwritten(root, tmp_path):
         ("--model.model", "hcanett", "unknown model 'hcanett'"),
         ("--model.learning_rate", "0", "learning_rate must be above 0"),
         ("--ema.decay", "1", "below 1"),
+        ("--trainer.max_time", "banana", "not a valid duration"),
     ],
 )
 def test_wrong_options_fail_with_one_line(root, tmp_path, option, value, message):
@@ -203,9 +286,10 @@ class Mixing(nn.Module):
         super().__init__()
         self.bands, self.config = bands, {"bands": bands}
         self.layers = nn.Sequential(nn.Conv2d(bands, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, bands, 3, padding=1))
+        self.temperature = nn.Parameter(torch.ones(bands, 1, 1))
 
     def forward(self, noisy):
-        return noisy + self.layers(noisy)
+        return noisy + self.temperature * self.layers(noisy)
 
 
 class MixingTask(DenoisingTask):
@@ -295,7 +379,7 @@ def test_weight_decay_spares_vectors(root, tmp_path):
     trainer = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
     trainer.fit(MixingTask(bands=6, weight_decay=0.1), small_data(root))
     found = {(g["weight_decay"], p.ndim) for g in trainer.optimizers[0].param_groups for p in g["params"]}
-    assert found == {(0.1, 4), (0.0, 1)}
+    assert found == {(0.1, 4), (0.0, 1), (0.0, 3)}  # 3: a temperature as attention has it, (heads, 1, 1)
 
 
 def write_dataset(root, dataset, rng):

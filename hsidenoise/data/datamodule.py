@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -194,7 +195,12 @@ class CubeDataModule(pl.LightningDataModule):
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             workers = min(8, max(0, cores // self._processes - 1))
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin}
+        return {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": pin,
+            "worker_init_fn": _ignore_interrupts,
+        }
 
 
 class ResumableLoader(DataLoader[Pair]):
@@ -209,6 +215,11 @@ class ResumableLoader(DataLoader[Pair]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; when to end is for the main one to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def centre_bands(cube: Any, bands: int) -> Any:

@@ -110,8 +110,10 @@ def read_cube(
             raise ValueError(f"{path}: {error}") from error
         stored = load(layout.key)
         wavelengths = None
-    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is refused below
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is refused here or below
         values = np.ascontiguousarray(layout.to_bands_first(stored), dtype=np.float32)
+    if np.isinf(values).any() and np.isfinite(stored).all():
+        raise ValueError(f"{path}: '{layout.key}' has values beyond single precision (3.4e38); save it in another unit")
     check_values(values, f"{path}: '{layout.key}'")
     if layout.format != "png":
         wavelengths = find_wavelengths(variables, load, values.shape[0])

@@ -154,8 +154,8 @@ def find_layout(
     an unfolded (bands x pixels) matrix whose size is given, or is in the file, or is square.
 
     The spectrum is what ``axes`` says; else the axis as long as a vector of wavelengths in the file; else the
-    last, as MATLAB users store cubes, unless the other two axes are equal or one axis is less than half as
-    long as the other two.
+    last, as MATLAB users store cubes, unless the other two axes are equal or one axis is longer than one and
+    less than half as long as the other two.
 
     Args:
         variables: What the file holds.
@@ -269,8 +269,14 @@ def _find_variable(variables: Sequence[Variable], key: str | None, *, unfolded: 
         return known[0], "a matrix with a known name (there is no 3-D array)"
     raise ValueError(
         f"no {what} variable; the file holds {describe(variables)}"
-        + ("; a bands x pixels matrix is read with --key and --size HxW" if matrices else "")
+        + ("; a bands x pixels matrix is read with --key and --size HxW" if matrices else _hidden(variables))
     )
+
+
+def _hidden(variables: Sequence[Variable]) -> str:
+    """Where the cube may be if no variable is one."""
+    wrapped = [item.name for item in variables if item.note.startswith(("struct", "cell", "object"))]
+    return f"; what is inside of '{wrapped[0]}' is not read: save the cube as a variable of its own" if wrapped else ""
 
 
 def _find_spectrum(
@@ -283,7 +289,7 @@ def _find_spectrum(
         if sorted(axes) != ["b", "h", "w"]:
             raise ValueError(f"--axes '{axes}' does not name the axes of {shown}; give h, w and b once each, like hwb")
         return axes, f"axes {shown} = {axes} as asked for"
-    index, because = _spectral_axis(sizes)
+    index, because = _spectral_axis(sizes, lines=not variable.foreign)
     for vector in variables:
         matching = [axis for axis, size in enumerate(sizes) if size == math.prod(vector.shape)]
         if _is_wavelengths(vector) and len(matching) == 1:
@@ -296,7 +302,8 @@ def _find_spectrum(
     return letters, f"axes {shown} = {letters}: axis {index + 1} is the spectrum, {because}"
 
 
-def _spectral_axis(sizes: Sequence[int]) -> tuple[int, str]:
+def _spectral_axis(sizes: Sequence[int], *, lines: bool) -> tuple[int, str]:
+    """Index of the spectrum, and why; an axis of one is a band unless images of one line are expected."""
     order = sorted(range(3), key=lambda axis: sizes[axis])
     shortest = order[0]
     if sizes[2] == min(sizes) and sizes[2] < max(sizes):
@@ -307,6 +314,8 @@ def _spectral_axis(sizes: Sequence[int]) -> tuple[int, str]:
         return 0, "the other two are equal"
     if sizes[0] == sizes[2] != sizes[1]:
         return 1, "the other two are equal"
+    if lines and sizes[shortest] == 1:  # `cube(:, 7, :)` of MATLAB keeps its three axes
+        return 2, "the last, as is usual; an axis of one is an image of one line (--axes overrules)"
     if 2 * sizes[shortest] < sizes[order[1]]:
         return shortest, "less than half as long as the other two"
     return 2, "the last, as is usual; the sizes do not tell (--axes overrules)"

@@ -147,40 +147,8 @@ class MultiScaleFeedForward(nn.Module):
         weights = self.project_in.weight.chunk(3)
         biases = (None,) * 3 if self.project_in.bias is None else self.project_in.bias.chunk(3)
         a, b, c = (F.conv2d(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
-        gated = F.gelu(self.dwconv1(a)) * dilated_depthwise(self.dwconv2, b) * dilated_depthwise(self.dwconv3, c)
+        gated = F.gelu(self.dwconv1(a)) * self.dwconv2(b) * self.dwconv3(c)
         return cast(Tensor, self.project_out(gated))
-
-
-def dilated_depthwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a dilated depth-wise 3x3 convolution, by a detour where the direct way is slow.
-
-    A convolution of dilation d is d * d plain ones, each over every d-th row and column. On a CPU in bfloat16 the
-    gradient of the dilated form takes about ten times as long as this detour; everywhere else the direct form is
-    taken. The numbers are the same.
-
-    Args:
-        conv: Depth-wise convolution whose padding equals its dilation.
-        x: Features, (batch, channels, height, width).
-    """
-    cpu_bfloat16 = x.device.type == "cpu" and (
-        x.dtype is torch.bfloat16
-        or (torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16)
-    )
-    if not (cpu_bfloat16 and torch.is_grad_enabled()):
-        return cast(Tensor, conv(x))
-    step = conv.dilation[0]
-    batch, channels, height, width = x.shape
-    down, right = -height % step, -width % step
-    if down:
-        x = torch.cat([x, x.new_zeros(batch, channels, down, width)], dim=2)
-    if right:
-        x = torch.cat([x, x.new_zeros(batch, channels, height + down, right)], dim=3)
-    rows, cols = (height + down) // step, (width + right) // step
-    grid = x.permute(0, 2, 3, 1).reshape(batch, rows, step, cols, step, channels)
-    phases = grid.permute(2, 4, 0, 1, 3, 5).reshape(-1, rows, cols, channels).permute(0, 3, 1, 2)
-    out = F.conv2d(phases, conv.weight, conv.bias, padding=1, groups=channels).permute(0, 2, 3, 1)
-    out = out.reshape(step, step, batch, rows, cols, channels).permute(2, 3, 0, 4, 1, 5)
-    return out.reshape(batch, rows * step, cols * step, channels)[:, :height, :width].permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):

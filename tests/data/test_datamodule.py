@@ -1,3 +1,5 @@
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -80,3 +82,14 @@ def test_auto_leaves_one_core_to_the_network(root, monkeypatch, cores, workers):
     data = module(root, workers="auto")
     data.setup("fit")
     assert data.train_dataloader().num_workers == workers
+
+
+def test_workers_leave_ctrl_c_to_the_main_process(root):
+    data = module(root, workers=1)
+    data.setup("fit")
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        data.train_dataloader().worker_init_fn(0)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -32,6 +32,10 @@ def layout_of(*variables, values=None, **choice):
         ((40, 40, 40), "hwb"),
         ((1, 1, 64, 48, 9), "hwb"),  # axes of one element are left out
         ((9, 1, 48, 64), "bhw"),
+        ((40, 1, 31), "hwb"),  # one column or row of a scene
+        ((1, 640, 224), "hwb"),
+        ((40, 48, 1), "hwb"),
+        ((1, 48, 48), "bhw"),
     ],
 )
 def test_spectral_axis(shape, axes):
@@ -57,6 +61,7 @@ def test_array_of_another_program_is_row_major_unless_like_icvl():
     assert layout_of(number("x", 31, 512, 480, foreign=True)).axes == "bwh"
     assert layout_of(number("x", 512, 480, 31, foreign=True)).axes == "hwb"
     assert layout_of(number("x", 31, 512, 480)).axes == "bhw"
+    assert layout_of(number("x", 1, 512, 480, foreign=True)).axes == "bwh"
 
 
 def test_axes_overrule():
@@ -96,6 +101,8 @@ def test_key_overrules_and_wrong_key_lists_the_file():
 def test_refused_variables():
     with pytest.raises(ValueError, match="no 3-D variable; the file holds t 3x1"):
         layout_of(number("t", 3, 1))
+    with pytest.raises(ValueError, match="inside of 's' is not read: save the cube as a variable"):
+        layout_of(Variable("s", (1, 1), None, "struct array, not read"))
     with pytest.raises(ValueError, match="the file holds nothing"):
         layout_of()
     with pytest.raises(ValueError, match=r"'s' is no cube of numbers \(struct array"):

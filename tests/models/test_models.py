@@ -1,5 +1,6 @@
 """Networks by name."""
 
+import contextlib
 import json
 
 import pytest
@@ -34,6 +35,36 @@ def test_a_network_keeps_the_promises_that_the_others_rely_on(name):
         again = create_model(name, **json.loads(json.dumps(net.config)))
         again.load_state_dict(net.state_dict(), strict=True)
         assert torch.equal(again(noisy), denoised)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_inside_is_made_on_another_device(name, monkeypatch):
+    # What a GPU would refuse, a device without values refuses too; what it cannot do is answered for it here.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    for question in ("all", "any"):
+        monkeypatch.setattr(torch.Tensor, question, lambda _: True)
+    network = create_model(name, **SMALL[name]).to("meta")
+    for size in ((16, 16), (69, 90)):  # one window; several, and padding in the attention
+        denoised = network(torch.empty(2, 6, *size, device="meta"))
+        denoised.sum().backward()
+        assert denoised.is_meta
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MODELS)
+def test_a_gpu_finds_the_same_and_trains_in_bfloat16(name):
+    torch.manual_seed(0)
+    network = create_model(name, **SMALL[name])
+    noisy = torch.rand(2, 6, 69, 90)
+    expected = network(noisy)
+    network, noisy = network.cuda().to(memory_format=torch.channels_last), noisy.cuda()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        torch.testing.assert_close(network(noisy).cpu(), expected, rtol=1e-3, atol=1e-3)
+    with torch.autocast("cuda", torch.bfloat16):
+        denoised = network(noisy)
+    denoised.float().square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("name", MODELS)
