@@ -14,13 +14,26 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from hsidenoise import corrupt, denoise, evaluate, load_model, read_cube
 from hsidenoise.data.datasets import centre_crop
+from hsidenoise.models.spectral_wiener import spectral_wiener
 
 GAUSSIAN = ["gaussian-0", "gaussian-5", "gaussian-10", "gaussian-30", "gaussian-50", "gaussian-70", "blind"]
 CASES = [*GAUSSIAN, "non-iid", "stripe", "deadline", "impulse", "mixture"]
 METRICS = ("psnr", "ssim", "sam")
+
+
+class EstimateAlone(torch.nn.Module):
+    """The spectral Wiener estimate that HCANet-BRA starts from, with nothing added."""
+
+    bands = 31
+    mirrors_bands = True
+
+    def forward(self, noisy: torch.Tensor) -> torch.Tensor:
+        """Robust estimate of the clean cubes."""
+        return spectral_wiener(noisy).robust
 
 
 def clean_scene(path: Path, crop: int | None) -> np.ndarray:
@@ -36,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="folder of clean .mat cubes")
     parser.add_argument("--weights", default=None, help="name or file (default: the shipped default)")
+    parser.add_argument("--estimate-alone", action="store_true", help="no network: the spectral Wiener estimate")
     parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--crop", type=int, default=None, help="side of the centre crop (default: the whole scene)")
     parser.add_argument("--seed", type=int, default=0)
@@ -47,7 +61,9 @@ def main() -> None:
     scenes = sorted(options.folder.glob("*.mat"))
     if not scenes:
         sys.exit(f"measure_quality: no .mat files in {options.folder}")
-    model = load_model(options.weights) if options.weights else load_model()
+    model: torch.nn.Module = load_model(options.weights) if options.weights else load_model()
+    if options.estimate_alone:
+        model = EstimateAlone()
     rows = []
     for path in scenes:
         clean = clean_scene(path, options.crop)

@@ -233,8 +233,8 @@ def test_tile_that_does_not_fit_is_retried_smaller(error):
     with pytest.warns(RuntimeWarning, match="starting over with tiles of") as caught:
         denoised = denoise(noisy, network)
     assert [str(entry.message) for entry in caught] == [
-        "tiles of 100x130 pixels do not fit the memory of cpu; starting over with tiles of 65x65, overlap 16",
-        "tiles of 65x65 pixels do not fit the memory of cpu; starting over with tiles of 32x32, overlap 7",
+        "tiles of 100x130 pixels do not fit the memory of cpu; starting over with tiles of 65x65, overlap 12",
+        "tiles of 65x65 pixels do not fit the memory of cpu; starting over with tiles of 32x32, overlap 5",
     ]
     assert denoised == pytest.approx(noisy, abs=2e-6)
     assert {shape[1:] for shape in network.seen} == {(32, 32)}
