@@ -31,7 +31,7 @@ from torch import Tensor, nn
 Form = Literal["cube", "released"]
 DataTerm = Literal["l1", "charbonnier", "mse"]
 
-RELEASED_GRADIENT_WEIGHT = 1e-3  # FACTS section 1: mean|x - y| + 0.001 g
+RELEASED_GRADIENT_WEIGHT = 1e-3  # of the released training code: mean|x - y| + 0.001 g
 _PATCH_SIDE = 128  # published training patch; a 3x3 derivative without border leaves 126
 _CHARBONNIER_EPS = 1e-3  # on the [0, 1] scale, below the noise that is trained on
 _NORM_EPS = 1e-6  # keeps the gradient of a root finite at zero difference

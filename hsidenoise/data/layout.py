@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Shaped
 
-#: Names under which cubes are published, in lower case (FACTS section 5 and the sets in common use).
+#: Names under which cubes are published, in lower case (ICVL, Pavia, Indian Pines and the other sets in common use).
 KNOWN_KEYS = frozenset(
     {"rad", "cube", "data", "gt", "clean", "ref", "truth", "img", "image", "hsi", "input", "noisy", "output"}
     | {"hyperspectral", "reflectance", "radiance", "x", "y", "v", "pavia", "paviau", "paviac", "dc", "dcmall", "wdc"}

@@ -102,7 +102,7 @@ def test_singleton_axes_come_back(tmp_path):
 
 
 def test_icvl_as_hdf5_shows_it(tmp_path):
-    """FACTS section 5: key `rad`, HDF5 gives (bands, columns, rows), with `bands` and `rgb` beside it."""
+    """ICVL: key `rad`, HDF5 gives (bands, columns, rows), with `bands` and `rgb` beside it."""
     rad = np.random.default_rng(0).random((31, 13, 14)) * 4095
     for marked in (True, False):
         with h5py.File(tmp_path / "scene.mat", "w", userblock_size=512) as file:
