@@ -85,6 +85,9 @@ def test_every_file_that_it_names_is_there():
     links = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
     named = re.findall(r"`((?:configs|scripts|data|hsidenoise|models)/[\w./-]+)`", README)
     assert links
-    for target in links + named:
+    headings = {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in README.splitlines()}
+    for anchor in (target for target in links if target.startswith("#")):
+        assert anchor[1:] in headings
+    for target in [link for link in links if not link.startswith("#")] + named:
         inside = "hsidenoise/" + target if target.startswith("models/") else target
         assert (ROOT / inside).exists(), target
