@@ -151,6 +151,36 @@ class MultiScaleFeedForward(nn.Module):
         return cast(Tensor, self.project_out(gated))
 
 
+class Mlp(nn.Module):
+    """Two 1x1 convolutions around a GELU: a feed-forward that sees no neighbours.
+
+    Args:
+        channels: Channels in and out.
+        expansion: Width between the two relative to ``channels``, rounded down.
+
+    Example:
+        >>> Mlp(8)(torch.zeros(1, 8, 5, 6)).shape
+        torch.Size([1, 8, 5, 6])
+
+    References:
+        Vaswani et al., "Attention is all you need", NeurIPS 2017, arXiv 1706.03762, section 3.3.
+    """
+
+    def __init__(self, channels: int, expansion: float = 4.0) -> None:
+        super().__init__()
+        hidden = int(channels * expansion)
+        self.project_in = nn.Conv2d(channels, hidden, 1)
+        self.project_out = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        """Mix channels.
+
+        Args:
+            x: Normalised features.
+        """
+        return cast(Tensor, self.project_out(F.gelu(self.project_in(x))))
+
+
 class Downsample(nn.Module):
     """Halve height and width: a 3x3 convolution, then pixel-unshuffle.
 

@@ -59,8 +59,7 @@ class ConvAttentionFusion(nn.Module):
 
     def __init__(self, channels: int, heads: int, bias: bool = False, released_local_branch: bool = False) -> None:
         super().__init__()
-        if channels % heads:
-            raise ValueError(f"{channels} channels cannot be split into {heads} heads: give a multiple")
+        _check_heads(channels, heads)
         self.heads = heads
         self.released_local_branch = released_local_branch
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
@@ -78,20 +77,7 @@ class ConvAttentionFusion(nn.Module):
             x: Normalised features.
         """
         qkv = self.qkv_dwconv(self.qkv(x))
-        return self._attend(qkv) + self._convolve(qkv)
-
-    def _attend(self, qkv: Tensor) -> Tensor:
-        """Attention between the channels of each head."""
-        height, width = qkv.shape[-2:]
-        pixels = qkv.permute(0, 2, 3, 1).reshape(len(qkv), height * width, 3, self.heads, -1)
-        q, k, v = pixels.permute(2, 0, 3, 1, 4).unbind(0)
-        # each (batch, heads, pixels, width); k is divided by its norm after the product, where it is small, and q
-        # before, so that the product stays in the range of half precision
-        affinity = (q * _inverse_norm(q).to(q.dtype)).transpose(-1, -2) @ k  # (batch, heads, width, width)
-        attention = (affinity * _inverse_norm(k) * self.temperature).softmax(dim=-1).to(v.dtype)
-        mixed = (v @ attention.transpose(-1, -2)).transpose(1, 2)  # (batch, pixels, heads, width)
-        mixed = mixed.reshape(len(qkv), height, width, -1).permute(0, 3, 1, 2)  # (batch, channels, height, width)
-        return cast(Tensor, self.project_out(mixed))
+        return cast(Tensor, self.project_out(_attend(qkv, self.temperature)) + self._convolve(qkv))
 
     def _convolve(self, qkv: Tensor) -> Tensor:
         """Local branch: ``dep_conv(fc(.))`` as the one convolution that both compose to."""
@@ -127,3 +113,56 @@ def _inverse_norm(x: Tensor) -> Tensor:
     # The inverse of the floor must itself fit the type, or zero times infinity becomes NaN in half precision; and the
     # floor comes before the root, whose gradient at zero is infinite.
     return squares.clamp_min(max(NORM_FLOOR, torch.finfo(x.dtype).tiny) ** 2).rsqrt()
+
+
+class ChannelAttention(nn.Module):
+    """The global branch of CAFM on its own: attention between the channels of each head, over all pixels.
+
+    Args:
+        channels: Channels in and out, a multiple of ``heads``.
+        heads: Number of heads.
+
+    Raises:
+        ValueError: If ``channels`` is no multiple of ``heads``.
+
+    Example:
+        >>> ChannelAttention(8, heads=2)(torch.zeros(1, 8, 5, 6)).shape
+        torch.Size([1, 8, 5, 6])
+
+    References:
+        Zamir et al., "Restormer", CVPR 2022, arXiv 2111.09881; arXiv 2403.10067, section II-B.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        _check_heads(channels, heads)
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=False)
+        self.project_out = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        """Attend.
+
+        Args:
+            x: Normalised features.
+        """
+        return cast(Tensor, self.project_out(_attend(self.qkv_dwconv(self.qkv(x)), self.temperature)))
+
+
+def _check_heads(channels: int, heads: int) -> None:
+    if channels % heads:
+        raise ValueError(f"{channels} channels cannot be split into {heads} heads: give a multiple")
+
+
+def _attend(qkv: Tensor, temperature: Tensor) -> Tensor:
+    """Attention between the channels of each head, (batch, channels, height, width), from q, k and v stacked."""
+    heads, height, width = len(temperature), *qkv.shape[-2:]
+    pixels = qkv.permute(0, 2, 3, 1).reshape(len(qkv), height * width, 3, heads, -1)
+    q, k, v = pixels.permute(2, 0, 3, 1, 4).unbind(0)
+    # each (batch, heads, pixels, width); k is divided by its norm after the product, where it is small, and q
+    # before, so that the product stays in the range of half precision
+    affinity = (q * _inverse_norm(q).to(q.dtype)).transpose(-1, -2) @ k  # (batch, heads, width, width)
+    attention = (affinity * _inverse_norm(k) * temperature).softmax(dim=-1).to(v.dtype)
+    mixed = (v @ attention.transpose(-1, -2)).transpose(1, 2)  # (batch, pixels, heads, width)
+    return mixed.reshape(len(qkv), height, width, -1).permute(0, 3, 1, 2)  # (batch, channels, height, width)

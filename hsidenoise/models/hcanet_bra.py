@@ -24,88 +24,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hsidenoise.models.blocks import Downsample, LayerNorm2d, MultiScaleFeedForward, Upsample, pad_to_multiple
+from hsidenoise.models.blocks import Downsample, LayerNorm2d, Mlp, MultiScaleFeedForward, Upsample, pad_to_multiple
 from hsidenoise.models.bra import BiLevelRoutingAttention
+from hsidenoise.models.cafm import ChannelAttention
+from hsidenoise.models.spectral_conv import LocalBranch
 from hsidenoise.models.spectral_wiener import spectral_wiener
 
 SKIPS = ("wiener", "identity")
+
+#: The switches of the ablation table: what each part of a block may be; the first is what the network is named for.
+SWITCHES = {
+    "attention": ("bra", "channel", "none"),
+    "local": ("spectral", "none"),
+    "feed_forward": ("multiscale", "mlp"),
+}
 
 #: Noise level at which the residual is scaled by one half (20 on the 0-255 scale): the less noise, the less to add.
 HALF_RESIDUAL_SIGMA = 20 / 255
 
 
-class SpectralConv(nn.Module):
-    """3x3x3 convolution over height, width and the channel axis, as one two-dimensional convolution.
-
-    The channels are read as a line of ``channels / features`` positions with ``features`` numbers each. The small
-    kernel is laid out along the diagonal of a banded channels x channels kernel: the same numbers as a 3-D convolution,
-    by the routines that a CPU is best at.
-
-    Args:
-        channels: Channels in and out, a multiple of ``features``.
-        features: Numbers at each position of the line.
-
-    Raises:
-        ValueError: If ``features`` does not divide ``channels``.
-
-    Example:
-        >>> SpectralConv(12, features=2)(torch.zeros(1, 12, 5, 6)).shape
-        torch.Size([1, 12, 5, 6])
-    """
-
-    def __init__(self, channels: int, features: int = 4) -> None:
-        super().__init__()
-        if channels % features:
-            raise ValueError(f"features={features} must divide channels={channels}")
-        # (out, tap * in, height, width): four axes, because a channels-last module takes no five
-        self.weight = nn.Parameter(torch.empty(features, 3 * features, 3, 3))
-        self.bias = nn.Parameter(torch.zeros(features))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-        line = channels // features
-        # neighbours[t] places tap t: position p looks at p + t - 1
-        neighbours = torch.stack([torch.diag(torch.ones(line - abs(t)), t) for t in (-1, 0, 1)])
-        self.register_buffer("neighbours", neighbours, persistent=False)
-        self.line, self.features = line, features
-
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Convolve.
-
-        Args:
-            x: Features.
-        """
-        channels = self.line * self.features
-        neighbours = cast(Tensor, self.neighbours).to(self.weight.dtype)
-        taps = self.weight.reshape(len(self.bias), 3, self.features, 3, 3)  # (out, tap, in, height, width)
-        banded = torch.einsum("tpq,otiyx->poqiyx", neighbours, taps)
-        kernel = banded.reshape(channels, channels, 3, 3)  # (out, in, height, width)
-        return nn.functional.conv2d(x, kernel, self.bias.repeat(self.line), padding=1)
-
-
-class LocalBranch(nn.Module):
-    """Local branch of CAFM: 1x1 convolution, channel shuffle, 3x3x3 convolution.
-
-    Args:
-        channels: Channels in and out.
-        features: See ``SpectralConv``.
-    """
-
-    def __init__(self, channels: int, features: int = 4) -> None:
-        super().__init__()
-        self.mix = nn.Conv2d(channels, channels, 1)
-        self.shuffle = nn.ChannelShuffle(features)
-        self.spectral = SpectralConv(channels, features)
-
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Mix the channels of a pixel, then look at its neighbours in space and along the channels.
-
-        Args:
-            x: Normalised features.
-        """
-        return cast(Tensor, self.spectral(self.shuffle(self.mix(x))))
-
-
 class CAMixingBlock(nn.Module):
-    """``x += CAFM(norm(x)); x += MSFN(norm(x))`` with bi-level routing attention as CAFM's global branch.
+    """``x += CAFM(norm(x)); x += MSFN(norm(x))``, by default with bi-level routing attention as CAFM's global branch.
+
+    The switches are those of ``HCANetBRA``. With neither attention nor a local branch the first line is left out.
 
     Args:
         channels: Channels in and out.
@@ -113,22 +54,42 @@ class CAMixingBlock(nn.Module):
         region_size: Side of a routing region in pixels.
         topk: Regions that each region attends to.
         expansion: Width of MSFN's groups relative to ``channels``.
+        attention: Global branch.
+        local: Local branch.
+        feed_forward: What follows.
     """
 
-    def __init__(self, channels: int, heads: int, region_size: int, topk: int, expansion: float) -> None:
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        region_size: int,
+        topk: int,
+        expansion: float,
+        attention: str = "bra",
+        local: str = "spectral",
+        feed_forward: str = "multiscale",
+    ) -> None:
         super().__init__()
-        self.norm1 = LayerNorm2d(channels)
-        self.attention = BiLevelRoutingAttention(
-            channels,
-            num_heads=heads,
-            n_win=None,
-            region_size=region_size,
-            topk=topk,
-            qk_scale=(channels // heads) ** -0.5,
-        )
-        self.local = LocalBranch(channels)
+        self.norm1 = None if attention == local == "none" else LayerNorm2d(channels)
+        self.attention: nn.Module | None = None
+        if attention == "bra":
+            self.attention = BiLevelRoutingAttention(
+                channels,
+                num_heads=heads,
+                n_win=None,
+                region_size=region_size,
+                topk=topk,
+                qk_scale=(channels // heads) ** -0.5,
+            )
+        elif attention == "channel":
+            self.attention = ChannelAttention(channels, heads)
+        self.local = LocalBranch(channels) if local == "spectral" else None
         self.norm2 = LayerNorm2d(channels)
-        self.feed_forward = MultiScaleFeedForward(channels, expansion)
+        # an MLP of twice the width has as many weights: three groups in and one out make four maps, as two and two do
+        self.feed_forward = (
+            MultiScaleFeedForward(channels, expansion) if feed_forward == "multiscale" else Mlp(channels, 2 * expansion)
+        )
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         """Fuse and feed forward.
@@ -136,9 +97,14 @@ class CAMixingBlock(nn.Module):
         Args:
             x: Features, best in channels-last memory format.
         """
-        normed = self.norm1(x)
-        attended = self.attention(normed.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        x = x + attended + self.local(normed)
+        if self.norm1 is not None:
+            normed = self.norm1(x)
+            if isinstance(self.attention, BiLevelRoutingAttention):
+                x = x + self.attention(normed.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            elif self.attention is not None:
+                x = x + self.attention(normed)
+            if self.local is not None:
+                x = x + self.local(normed)
         return cast(Tensor, x + self.feed_forward(self.norm2(x)))
 
 
@@ -172,9 +138,13 @@ class HCANetBRA(nn.Module):
         topk: Regions that each region attends to.
         expansion: Width of MSFN's groups relative to the level's width.
         skip: "wiener" or "identity".
+        attention: Global branch of a block: "bra" (bi-level routing), "channel" (HCANet's, between channels) or "none".
+        local: Local branch of a block: "spectral" (1x1, shuffle, 3x3x3 along the channels) or "none".
+        feed_forward: "multiscale" (HCANet's MSFN) or "mlp" (two 1x1 convolutions with as many weights).
 
     Raises:
-        ValueError: If ``skip`` is unknown, a width does not divide, a level is missing or a number is too small.
+        ValueError: If ``skip`` or a switch is unknown, a width does not divide, a level is missing or a number is too
+            small.
 
     Example:
         >>> network = HCANetBRA(bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4))
@@ -196,8 +166,15 @@ class HCANetBRA(nn.Module):
         topk: int = 4,
         expansion: float = 2.0,
         skip: str = "wiener",
+        attention: str = "bra",
+        local: str = "spectral",
+        feed_forward: str = "multiscale",
     ) -> None:
         super().__init__()
+        switches = {"attention": attention, "local": local, "feed_forward": feed_forward}
+        for name, value in switches.items():
+            if value not in SWITCHES[name]:
+                raise ValueError(f"{name} '{value}' is not one of {', '.join(SWITCHES[name])}")
         self.mirrors_bands = True  # says to denoise() that cubes of fewer bands are welcome as they are
         if skip not in SKIPS:
             raise ValueError(f"skip '{skip}' is not one of {', '.join(SKIPS)}")
@@ -222,12 +199,16 @@ class HCANetBRA(nn.Module):
             "topk": topk,
             "expansion": expansion,
             "skip": skip,
+            **switches,
         }
         self.skip = skip
 
         def level(number: int, blocks: int) -> nn.Sequential:
             return nn.Sequential(
-                *(CAMixingBlock(dim * 2**number, heads[number], region_size, topk, expansion) for _ in range(blocks))
+                *(
+                    CAMixingBlock(dim * 2**number, heads[number], region_size, topk, expansion, **switches)
+                    for _ in range(blocks)
+                )
             )
 
         wiener = skip == "wiener"
@@ -264,25 +245,59 @@ class HCANetBRA(nn.Module):
             ValueError: If there are more bands than the network has.
         """
         noisy = noisy.float()
-        given, height, width = noisy.shape[1:]
-        if given > self.bands:
-            raise ValueError(f"this network takes {self.bands} bands at a time, got {given}; denoise() makes windows")
-        mirror = mirrored_bands(given, self.bands, noisy.device)
+        if noisy.shape[1] > self.bands:
+            raise ValueError(
+                f"this network takes {self.bands} bands at a time, got {noisy.shape[1]}; denoise() makes windows"
+            )
         if self.skip == "identity":
-            planes = pad_to_multiple(noisy[:, mirror], 4)[0].contiguous(memory_format=torch.channels_last)
-            residual = self._unet(self.stem(planes)).float()[:, :given, :height, :width]
-            return noisy + residual
+            residual = self._unet(self.stem(self._planes(noisy))).float()
+            return noisy + residual[:, : noisy.shape[1], : noisy.shape[2], : noisy.shape[3]]
         # estimated on the bands there are: a mirrored band is its own perfect prediction, noise included
-        estimate = spectral_wiener(noisy)
-        planes = torch.cat([part[:, mirror] for part in (noisy, *estimate[:3])], dim=1)
-        planes = pad_to_multiple(planes, 4)[0].contiguous(memory_format=torch.channels_last)
-        level = torch.log10(estimate.sigma[:, mirror]) + 2.0  # sigma from 0.001 to 0.3: about -1 to 1.5
-        features = self.stem(planes) + cast(nn.Linear, self.noise_level)(level)[:, :, None, None]
-        gate, residual = self._unet(features).float()[:, :, :height, :width].chunk(2, dim=1)
-        strength = estimate.sigma.mean(dim=1)[:, None, None, None]
+        return self.refine(noisy, *spectral_wiener(noisy))
+
+    def refine(
+        self,
+        noisy: Float[Tensor, "batch given height width"],
+        plain: Float[Tensor, "batch given height width"],
+        robust: Float[Tensor, "batch given height width"],
+        column: Float[Tensor, "batch given height width"],
+        sigma: Float[Tensor, "batch given"],
+    ) -> Float[Tensor, "batch given height width"]:
+        """Denoise with the spectral Wiener estimate at hand: all that is learnt (``skip="wiener"``).
+
+        Args:
+            noisy: Cubes scaled to about [0, 1], in float32.
+            plain: The parts of ``spectral_wiener(noisy)``, in their order.
+            robust: Robust estimate.
+            column: Column means of what the robust estimate leaves.
+            sigma: Noise level of each band.
+
+        Returns:
+            Denoised cubes in float32, in the unit of ``noisy``.
+
+        Example:
+            >>> network = HCANetBRA(bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4)).eval()
+            >>> noisy = torch.rand(1, 8, 21, 30)
+            >>> torch.equal(network.refine(noisy, *spectral_wiener(noisy)), network(noisy))
+            True
+        """
+        given = noisy.shape[1]
+        level = torch.log10(sigma[:, self._mirror(noisy)]) + 2.0  # sigma from 0.001 to 0.3: about -1 to 1.5
+        features = self.stem(self._planes(noisy, plain, robust, column))
+        features = features + cast(nn.Linear, self.noise_level)(level)[:, :, None, None]
+        gate, residual = self._unet(features).float()[..., : noisy.shape[2], : noisy.shape[3]].chunk(2, dim=1)
+        strength = sigma.mean(dim=1)[:, None, None, None]
         residual = residual[:, :given] * (strength / (strength + HALF_RESIDUAL_SIGMA))
-        skip = estimate.robust + torch.sigmoid(gate[:, :given]) * (estimate.plain - estimate.robust)
-        return skip + residual
+        return robust + torch.sigmoid(gate[:, :given]) * (plain - robust) + residual
+
+    def _mirror(self, noisy: Tensor) -> Tensor:
+        return mirrored_bands(noisy.shape[1], self.bands, noisy.device)
+
+    def _planes(self, *cubes: Tensor) -> Tensor:
+        """Cubes above each other, continued to the network's bands and to a size that halves twice."""
+        mirror = self._mirror(cubes[0])
+        planes = torch.cat([cube[:, mirror] for cube in cubes], dim=1)
+        return pad_to_multiple(planes, 4)[0].contiguous(memory_format=torch.channels_last)
 
     def _unet(self, level1: Tensor) -> Tensor:
         level1 = self.encoder1(level1)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hsidenoise.models.hcanet_bra import SKIPS, HCANetBRA, LocalBranch, SpectralConv, mirrored_bands
+from hsidenoise.models.hcanet_bra import SKIPS, SWITCHES, HCANetBRA, mirrored_bands
+from hsidenoise.models.spectral_conv import LocalBranch, SpectralConv
 from hsidenoise.models.spectral_wiener import spectral_wiener
 
 SMALL = {"dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)}
@@ -333,3 +334,56 @@ def test_a_wrong_argument_is_named(wrong, message):
     with pytest.raises(ValueError, match=message) as raised:
         HCANetBRA(**{"bands": 8, **SMALL, **wrong})
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("attention", SWITCHES["attention"])
+@pytest.mark.parametrize("local", SWITCHES["local"])
+@pytest.mark.parametrize("feed_forward", SWITCHES["feed_forward"])
+def test_every_combination_of_switches_trains_and_leaves_nothing_behind(attention, local, feed_forward):
+    net = network(attention=attention, local=local, feed_forward=feed_forward)
+    assert {name: net.config[name] for name in SWITCHES} == {
+        "attention": attention,
+        "local": local,
+        "feed_forward": feed_forward,
+    }
+    kept = {part for name in net.state_dict() for part in name.split(".")}
+    assert ("local" in kept) == (local == "spectral")
+    assert ("temperature" in kept, "wo" in kept) == (attention == "channel", attention == "bra")
+    assert ("dwconv3" in kept) == (feed_forward == "multiscale")
+    noisy = gaussian(mixed_spectra(3, 8, 20, 28), 0.1)
+    net(noisy).square().mean().backward()
+    without = [name for name, weight in net.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert without == []
+    again = HCANetBRA(**json.loads(json.dumps(net.config)))
+    again.load_state_dict(net.state_dict())
+    torch.testing.assert_close(again(noisy), net(noisy))
+
+
+def test_the_mlp_has_as_many_weights_as_the_feed_forward_that_it_replaces():
+    """But for depth-wise kernels and biases: what an ablation compares must be of a size."""
+    multiscale, mlp = (
+        sum(w.numel() for w in network(dim=32, feed_forward=kind).parameters()) for kind in ("multiscale", "mlp")
+    )
+    assert 0.9 < mlp / multiscale < 1.0
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_switch_is_named(switch):
+    with pytest.raises(ValueError, match=f"{switch} 'conv' is not one of {SWITCHES[switch][0]}, "):
+        network(**{switch: "conv"})
+
+
+def test_weights_saved_before_there_were_switches_are_the_default():
+    config = {name: value for name, value in network().config.items() if name not in SWITCHES}
+    assert HCANetBRA(**config).config == network().config
+
+
+def test_refine_takes_the_estimate_from_its_caller():
+    noisy = gaussian(mixed_spectra(3, 8, 21, 30), 0.1)
+    net = network()
+    estimate = spectral_wiener(noisy)
+    with torch.no_grad():
+        torch.testing.assert_close(net.refine(noisy, *estimate), net(noisy), rtol=0, atol=0)
+        other = estimate._replace(robust=estimate.robust + 0.5)
+        assert not torch.allclose(net.refine(noisy, *other), net(noisy), atol=0.01)
