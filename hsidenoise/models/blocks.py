@@ -1,22 +1,15 @@
-"""What networks share: layer norm over channels, multi-scale feed-forward, down- and upsampling, padding.
+"""What networks share: layer norm over channels, down- and upsampling, padding.
 
 Everything here is two-dimensional and keeps the channels-last memory format of its input, in which one thread
-of a CPU convolves several times faster. The blocks are those of HCANet (Hu et al., 2024); its released code
-writes them with 3x3x3 convolutions over a volume of depth one, whose outer slices only ever meet padding, so a
-3x3 convolution gives the same output with a third of the weights.
+of a CPU convolves several times faster.
 """
 
 from __future__ import annotations
-
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-
-FEED_FORWARD_EXPANSION = 2.66
-"""Width of MSFN's groups relative to its input (Restormer and HCANet; arXiv 2403.10067, released defaults)."""
 
 
 class LayerNorm2d(nn.Module):
@@ -58,127 +51,12 @@ class LayerNorm2d(nn.Module):
             variance = pixels.to(torch.promote_types(x.dtype, torch.float32)).var(-1, correction=0, keepdim=True)
             normed = pixels * torch.rsqrt(variance + self.eps).to(x.dtype) * self.weight.to(x.dtype)
         else:
-            if _trains_on_cpu(x):
+            if trains_on_cpu(x):
                 pixels = pixels.to(torch.promote_types(x.dtype, torch.float32))
-            normed = F.layer_norm(pixels, self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
+            with torch.autocast(x.device.type, enabled=False):  # which would copy to float32 and back
+                weight, bias = (part.to(pixels.dtype) for part in (self.weight, self.bias))
+                normed = F.layer_norm(pixels, weight.shape, weight, bias, self.eps).to(x.dtype)
         return normed.permute(0, 3, 1, 2)  # (batch, channels, height, width)
-
-
-class DilatedDepthwiseConv2d(nn.Conv2d):
-    """Depth-wise 3x3 convolution of a dilation that trains rightly and quickly on a CPU.
-
-    Where gradients are wanted on a CPU, the pixels are split into ``dilation**2`` interleaved phases, each of
-    which meets an undilated kernel. The output is the same; what oneDNN does backwards of a dilated depth-wise
-    kernel is not: with PyTorch 2.13, bfloat16 and channels-last its weight gradient is wrong (of the order of its
-    own size, or uninitialised memory such as 1e27), and takes twenty times as long.
-
-    Args:
-        channels: Channels in and out.
-        dilation: Distance between the taps, at least 1.
-        bias: Whether there is one.
-
-    Example:
-        >>> DilatedDepthwiseConv2d(4, dilation=3)(torch.zeros(1, 4, 5, 7)).shape
-        torch.Size([1, 4, 5, 7])
-    """
-
-    def __init__(self, channels: int, dilation: int, bias: bool = False) -> None:
-        super().__init__(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=bias)
-
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Convolve every channel on its own.
-
-        Args:
-            x: Features.
-        """
-        if not _trains_on_cpu(x):
-            return super().forward(x)
-        batch, channels, height, width = x.shape
-        step = self.dilation[0]
-        bottom, right = -height % step, -width % step
-        rows, columns = (height + bottom) // step, (width + right) // step
-        pixels = F.pad(x, (0, right, 0, bottom)).permute(0, 2, 3, 1)
-        pixels = pixels.reshape(batch, rows, step, columns, step, channels).permute(0, 2, 4, 1, 3, 5)
-        phases = pixels.reshape(-1, rows, columns, channels).permute(0, 3, 1, 2)
-        # (batch * step * step, channels, rows, columns)
-        phases = F.conv2d(phases, self.weight, self.bias, padding=1, groups=channels).permute(0, 2, 3, 1)
-        pixels = phases.reshape(batch, step, step, rows, columns, channels).permute(0, 3, 1, 4, 2, 5)
-        pixels = pixels.reshape(batch, rows * step, columns * step, channels).permute(0, 3, 1, 2)
-        return pixels[..., :height, :width]
-
-
-class MultiScaleFeedForward(nn.Module):
-    """HCANet's feed-forward (MSFN): three depth-wise views of a pixel's surroundings, multiplied.
-
-    A 1x1 convolution makes three groups a, b, c; depth-wise 3x3 convolutions of dilation 1, 2 and 3 look at
-    them; ``gelu(a) * b * c`` goes back through a 1x1 convolution.
-
-    Args:
-        channels: Channels in and out.
-        expansion: Width of each group relative to ``channels``, rounded down.
-        bias: Whether the convolutions have one.
-
-    Example:
-        >>> MultiScaleFeedForward(8)(torch.zeros(1, 8, 5, 6)).shape
-        torch.Size([1, 8, 5, 6])
-
-    References:
-        Hu et al., "Hybrid Convolutional and Attention Network for Hyperspectral Image Denoising", IEEE GRSL 2024,
-        arXiv 2403.10067, section II-C.
-    """
-
-    def __init__(self, channels: int, expansion: float = FEED_FORWARD_EXPANSION, bias: bool = False) -> None:
-        super().__init__()
-        hidden = int(channels * expansion)
-        self.project_in = nn.Conv2d(channels, 3 * hidden, 1, bias=bias)
-        self.dwconv1 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=bias)
-        self.dwconv2 = DilatedDepthwiseConv2d(hidden, 2, bias)
-        self.dwconv3 = DilatedDepthwiseConv2d(hidden, 3, bias)
-        self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
-
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Mix channels and scales.
-
-        Args:
-            x: Normalised features.
-        """
-        # Three convolutions with a third of the weights each, not one and chunk(): slices of a channels-last tensor
-        # are strided, and every depth-wise convolution would copy its own first.
-        weights = self.project_in.weight.chunk(3)
-        biases = (None,) * 3 if self.project_in.bias is None else self.project_in.bias.chunk(3)
-        a, b, c = (F.conv2d(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
-        gated = F.gelu(self.dwconv1(a)) * self.dwconv2(b) * self.dwconv3(c)
-        return cast(Tensor, self.project_out(gated))
-
-
-class Mlp(nn.Module):
-    """Two 1x1 convolutions around a GELU: a feed-forward that sees no neighbours.
-
-    Args:
-        channels: Channels in and out.
-        expansion: Width between the two relative to ``channels``, rounded down.
-
-    Example:
-        >>> Mlp(8)(torch.zeros(1, 8, 5, 6)).shape
-        torch.Size([1, 8, 5, 6])
-
-    References:
-        Vaswani et al., "Attention is all you need", NeurIPS 2017, arXiv 1706.03762, section 3.3.
-    """
-
-    def __init__(self, channels: int, expansion: float = 4.0) -> None:
-        super().__init__()
-        hidden = int(channels * expansion)
-        self.project_in = nn.Conv2d(channels, hidden, 1)
-        self.project_out = nn.Conv2d(hidden, channels, 1)
-
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Mix channels.
-
-        Args:
-            x: Normalised features.
-        """
-        return cast(Tensor, self.project_out(F.gelu(self.project_in(x))))
 
 
 class Downsample(nn.Module):
@@ -291,6 +169,14 @@ def _extend(x: Tensor, axis: int, count: int) -> Tensor:
     return torch.cat([x, border], dim=axis)
 
 
-def _trains_on_cpu(x: Tensor) -> bool:
-    """Whether a backward pass on a CPU may follow, some of whose kernels are wrong (see who asks)."""
+def trains_on_cpu(x: Tensor) -> bool:
+    """Whether a backward pass on a CPU may follow, some of whose kernels are wrong (see who asks).
+
+    Args:
+        x: Features.
+
+    Example:
+        >>> trains_on_cpu(torch.zeros(1))
+        True
+    """
     return x.device.type == "cpu" and torch.is_grad_enabled()

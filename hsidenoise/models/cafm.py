@@ -27,6 +27,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hsidenoise.models.pieces import (
+    in_compute_type,
+    in_pieces,
+    pad_pixels,
+    pieces,
+    pointwise,
+    pointwise_padded,
+    surroundings,
+)
+
 LOCAL_MAPS = 9
 """Maps per channel of a head that the local branch fuses q, k and v into (released code; one per tap of 3x3)."""
 NORM_FLOOR = 1e-12
@@ -76,6 +86,8 @@ class ConvAttentionFusion(nn.Module):
         Args:
             x: Normalised features.
         """
+        if in_pieces(x):
+            return self._by_pieces(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         qkv = self.qkv_dwconv(self.qkv(x))
         return cast(Tensor, self.project_out(_attend(qkv, self.temperature)) + self._convolve(qkv))
 
@@ -86,25 +98,112 @@ class ConvAttentionFusion(nn.Module):
             # channels-first memory read as (batch, height, width, 3 * channels)
             qkv = qkv.contiguous().view(batch, height, width, triple).permute(0, 3, 1, 2)
         planes = 3 * self.heads  # that belong to one channel of a head
-        fusion = self.fc.weight[:, :, 0, 0]  # (maps, planes)
-        kernels = torch.einsum("omyx,mp->opyx", self.dep_conv.weight, fusion)  # (channels, planes, 3, 3)
-        kernels = kernels.reshape(-1, self.heads, planes, 3, 3)  # output channel = channel of a head * heads + head
         local = []
-        for head in range(self.heads):
+        for kernel in self._kernels():
             # Depth-wise and a sum, not a grouped convolution of all planes of a channel: on a CPU in bfloat16 the
             # backward pass of the latter takes six times as long (96 channels, 64x64 pixels).
-            kernel = kernels[:, head].transpose(0, 1).reshape(triple, 1, 3, 3)
             terms = F.conv2d(qkv, kernel, padding=1, groups=triple).permute(0, 2, 3, 1)
             # term by term: sum() takes three times as long in bfloat16
             local.append(reduce(torch.add, terms.reshape(batch, height, width, planes, -1).unbind(-2)))
         # (batch, height, width, channels); one head needs no copy
         summed = local[0] if self.heads == 1 else torch.stack(local, dim=-1).flatten(-2)
-        # The fusion's bias ends where the padding of dep_conv begins, so what it adds differs at the border.
-        taps = torch.einsum("omyx,m->oyx", self.dep_conv.weight, self.fc.bias).unsqueeze(1)
-        border = F.conv2d(qkv.new_ones(1, 1, height, width), taps, self.dep_conv.bias, padding=1)
-        return (summed + border.permute(0, 2, 3, 1).contiguous()).permute(
-            0, 3, 1, 2
-        )  # (batch, channels, height, width)
+        border, rows, columns = self._border(height, width)
+        border = border[rows][:, columns].to(summed.dtype)  # (height, width, channels)
+        return (summed + border).permute(0, 3, 1, 2)  # (batch, channels, height, width)
+
+    def _kernels(self) -> list[Tensor]:
+        """For each head, the depth-wise kernels that ``dep_conv(fc(.))`` composes to, each (3 * channels, 1, 3, 3)."""
+        fusion = self.fc.weight[:, :, 0, 0]  # (maps, planes)
+        kernels = torch.einsum("omyx,mp->opyx", self.dep_conv.weight, fusion)  # (channels, planes, 3, 3)
+        # output channel = channel of a head * heads + head
+        kernels = kernels.reshape(-1, self.heads, fusion.shape[1], 3, 3)
+        return [kernels[:, head].transpose(0, 1).reshape(-1, 1, 3, 3) for head in range(self.heads)]
+
+    def _border(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What the bias of the fusion and that of ``dep_conv`` add.
+
+        The fusion's bias ends where the padding of ``dep_conv`` begins, so what it adds differs at the border.
+
+        Returns:
+            What is added in at most 3 x 3 places, (rows, columns, channels): the corners, the sides and all inside; and
+            which of those rows and columns stands for each row and column of the image.
+        """
+        rows, columns = min(height, 3), min(width, 3)
+        with torch.autocast(self.fc.weight.device.type, enabled=False):
+            taps = torch.einsum("omyx,m->oyx", self.dep_conv.weight, self.fc.bias).unsqueeze(1)
+            places = F.conv2d(taps.new_ones(1, 1, rows, columns), taps, self.dep_conv.bias, padding=1)[0]
+        return places.permute(1, 2, 0), _nearest(height, rows, places), _nearest(width, columns, places)
+
+    def _by_pieces(self, pixels: Tensor) -> Tensor:
+        """The same for (batch, height, width, channels); q, k and v are the only wide features that are kept whole."""
+        batch, height, width, channels = pixels.shape
+        weight, shift = in_compute_type(pixels, self.qkv.weight[:, :, 0, 0], self.qkv.bias)
+        depthwise, depthwise_shift = in_compute_type(pixels, self.qkv_dwconv.weight, self.qkv_dwconv.bias)
+        single = torch.promote_types(weight.dtype, torch.float32)
+        products = pixels.new_zeros(batch, channels, channels, dtype=single)  # of q and k, summed over pixels
+        squares = pixels.new_zeros(batch, 2 * channels, dtype=single)  # of q and k
+        qkv = pixels.new_empty(batch, height, width, 3 * channels, dtype=weight.dtype)
+        for piece in pieces(batch, height, width, 3 * channels):
+            around, missing = surroundings(pixels, piece, 1)
+            wide = pointwise_padded(around, missing, weight, shift).permute(0, 3, 1, 2)
+            part = F.conv2d(wide, depthwise, depthwise_shift, groups=3 * channels).permute(0, 2, 3, 1)
+            qkv[piece] = part
+            part = part.flatten(0, 2).to(single)
+            products[piece.image] += part[:, :channels].mT @ part[:, channels : 2 * channels]
+            squares[piece.image] += part[:, : 2 * channels].square().sum(dim=0)
+        matrix = self._attention_and_output_map(products, squares)
+        matrix, shift = in_compute_type(pixels, matrix, self.project_out.bias)
+        values = qkv[..., 2 * channels :]
+        out = torch.stack([pointwise(image, mix, shift) for image, mix in zip(values, matrix, strict=True)])
+        kernels = in_compute_type(pixels, *self._kernels())
+        border, rows, columns = self._border(height, width)
+        border = border.to(out.dtype)
+        strip = qkv
+        for piece in pieces(batch, height, width, 3 * channels):
+            around, missing = surroundings(qkv, piece, 1)
+            if self.released_local_branch:
+                if piece.columns.start == 0:  # the first of its rows
+                    strip = _scattered_rows(qkv[piece.image], piece.rows.start - 1, piece.rows.stop + 1)
+                around = strip[:, :, max(0, piece.columns.start - 1) : piece.columns.stop + 1]
+            wide = pad_pixels(around, missing).permute(0, 3, 1, 2)
+            shift = border[rows[piece.rows]][:, columns[piece.columns]]
+            here = out[piece].add_(shift)
+            here = here.view(*here.shape[:3], -1, self.heads)
+            for head, kernel in enumerate(kernels):
+                terms = F.conv2d(wide, kernel, groups=3 * channels).permute(0, 2, 3, 1)
+                here[..., head] += reduce(torch.add, terms.chunk(3 * self.heads, dim=-1))
+        return out
+
+    def _attention_and_output_map(self, products: Tensor, squares: Tensor) -> Tensor:
+        """The matrices that take the values of each image to the global branch's output, one each."""
+        lengths = squares.sqrt().clamp_min(NORM_FLOOR)
+        cosines = products / lengths[:, : products.shape[1], None] / lengths[:, None, products.shape[1] :]
+        projects = self.project_out.weight[:, :, 0, 0].to(cosines.dtype).chunk(self.heads, dim=1)
+        matrices = []
+        for head, (rows, project) in enumerate(zip(cosines.chunk(self.heads, dim=1), projects, strict=True)):
+            own = rows.chunk(self.heads, dim=2)[head]  # (batch, channels of the head, channels of the head)
+            matrices.append(project @ (own * self.temperature[head]).softmax(dim=-1))
+        return torch.cat(matrices, dim=-1)
+
+
+def _scattered_rows(image: Tensor, start: int, stop: int) -> Tensor:
+    """Some rows of one channels-last image whose channels-first memory is read as (1, height, width, channels).
+
+    A row of the result is a piece of memory, so it takes the pixels of few channels; all of them are never copied.
+    """
+    height, width, channels = image.shape[1:]
+    start, stop = max(0, start), min(height, stop)
+    pixels = height * width
+    first, last = start * width * channels // pixels, -(-stop * width * channels // pixels)  # channels that it takes
+    memory = image.flatten(0, 2)[:, first:last].mT.contiguous().flatten()
+    skipped = start * width * channels - first * pixels
+    return memory[skipped : skipped + (stop - start) * width * channels].view(1, stop - start, width, channels)
+
+
+def _nearest(length: int, short: int, like: Tensor) -> Tensor:
+    """Which pixel of a short axis stands for each of a long one: the ends for the ends, the middle for all between."""
+    index = torch.arange(length, device=like.device).clamp_max(1)
+    return torch.where(torch.arange(length, device=like.device) == length - 1, short - 1, index)
 
 
 def _inverse_norm(x: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hsidenoise.models.cafm import LOCAL_MAPS, ConvAttentionFusion
+from hsidenoise.models import pieces
+from hsidenoise.models.cafm import LOCAL_MAPS, ChannelAttention, ConvAttentionFusion
 
 
 def obvious(block, x):
@@ -34,6 +35,48 @@ def test_equals_the_obvious_way(heads, bias, released):
     torch.nn.init.uniform_(block.temperature, 0.5, 2)
     x = torch.randn(2, 8, 5, 7, dtype=torch.float64)
     torch.testing.assert_close(block(x), obvious(block, x))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("released", [True, False])
+@pytest.mark.parametrize("size", [(37, 50), (20, 18), (3, 2), (1, 5)])
+def test_in_pieces_it_is_the_whole_one(heads, bias, released, size, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_NUMBERS", 1)  # pieces of at most 16 x 16 pixels
+    torch.manual_seed(0)
+    block = ConvAttentionFusion(8, heads, bias, released_local_branch=released).double()
+    torch.nn.init.uniform_(block.temperature, 0.5, 2)
+    x = torch.randn(2, 8, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    whole = block(x)
+    with torch.no_grad():
+        in_pieces = block(x)
+    torch.testing.assert_close(in_pieces, whole.detach(), rtol=0, atol=1e-13)
+    assert in_pieces.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_pieces_half_precision_is_close_where_its_range_is_small(dtype):
+    torch.manual_seed(0)
+    block = ConvAttentionFusion(8, 2)
+    x = 50 * torch.randn(1, 8, 40, 50)  # sums of squares beyond 65504
+    with torch.no_grad():
+        exact = block(x)
+        half = block.to(dtype)(x.to(dtype))
+    assert half.dtype is dtype
+    assert (half - exact).abs().max() < 0.03 * exact.abs().max()
+
+
+def test_channel_attention_is_the_global_branch():
+    torch.manual_seed(0)
+    block, alone = ConvAttentionFusion(8, 2), ChannelAttention(8, 2)
+    alone.load_state_dict({name: block.state_dict()[name] for name in alone.state_dict()})
+    with torch.no_grad():
+        block.dep_conv.weight.zero_()
+        block.dep_conv.bias.zero_()
+        x = torch.randn(2, 8, 5, 7)
+        torch.testing.assert_close(alone(x), block(x))
+    with pytest.raises(ValueError, match="10 channels cannot be split into 4 heads"):
+        ChannelAttention(10, 4)
 
 
 def changed_pixels(block, height=24, width=20):
