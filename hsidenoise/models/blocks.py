@@ -162,6 +162,11 @@ def _extend(x: Tensor, axis: int, count: int) -> Tensor:
     length = x.shape[axis]
     if count == 0:
         return x
+    if torch.compiler.is_compiling():  # one form for all sizes: the compiled or exported graph knows none
+        position = torch.arange(length + count, device=x.device)
+        mirrored = 2 * (length - 1) - position
+        beyond = torch.where(mirrored[-1:] < 0, length - 1, mirrored)
+        return x.index_select(axis, torch.where(position < length, position, beyond))
     if count < length:
         border = x.narrow(axis, length - 1 - count, count).flip(axis)
     else:

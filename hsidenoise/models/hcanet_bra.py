@@ -121,9 +121,11 @@ def mirrored_bands(given: int, bands: int, device: torch.device | str = "cpu") -
         >>> mirrored_bands(3, 7).tolist()
         [0, 1, 2, 1, 0, 1, 2]
     """
-    period = max(1, 2 * given - 2)
+    # with tensors, so that a tracer follows any number of bands
+    last = torch.arange(given, device=device)[-1:]
+    period = (2 * last).clamp_min(1)
     position = torch.arange(bands, device=device) % period
-    return torch.where(position < given, position, period - position)
+    return torch.where(position <= last, position, period - position)
 
 
 class HCANetBRA(nn.Module):
