@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hsidenoise.inference import denoise, denoise_file
     from hsidenoise.metrics import evaluate
     from hsidenoise.models import create_model
+    from hsidenoise.models.biformer import BiFormerBlock
     from hsidenoise.models.bra import BiLevelRoutingAttention
     from hsidenoise.noise import NOISE_CASES, corrupt
     from hsidenoise.training import DenoisingTask
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NOISE_CASES",
+    "BiFormerBlock",
     "BiLevelRoutingAttention",
     "Cube",
     "CubeDataModule",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "BiFormerBlock": "models.biformer",
     "BiLevelRoutingAttention": "models.bra",
     "Cube": "data.io",
     "CubeDataModule": "data.datamodule",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 import warnings
@@ -20,6 +21,11 @@ from hsidenoise import __version__
 # Options offered by --help without importing torch; a test holds them equal to the tables they repeat.
 PROTOCOLS = ("standard", "qrnn3d", "hsir", "sert", "t3sc", "mafnet")
 NORMALIZE = ("auto", "none", "minmax", "percentile")
+PRECISIONS = ("float32", "bfloat16", "auto")
+DEFAULT_WEIGHTS = "hcanet-bra"
+SPEED_NETWORKS = ("hcanet", "bra", "bra-1-head", "hcanet-bra", "hcanet-bra-48")
+SPEED_VARIANTS = ("released", "float32", "bfloat16", "compile", "compile-bfloat16", "onnxruntime")
+SPEED_JOBS = ("forward", "train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,10 +69,8 @@ def _run(arguments: list[str]) -> int:
 
             train(arguments[1:])
         else:
-            options = _parser().parse_args(arguments)
-            from hsidenoise import verbs
-
-            getattr(verbs, options.verb)(options)
+            options = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
+            getattr(importlib.import_module(options.module), options.verb)(options)
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong argument
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
@@ -147,6 +151,10 @@ def _positive(text: str) -> float:
     return value
 
 
+def _among(names: Sequence[str]) -> str:
+    return f"one or more of {', '.join(names)}; all if absent"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="hsidenoise",
@@ -158,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def verb(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
-        sub.set_defaults(verb=name)
+        sub.set_defaults(module="hsidenoise.verbs", verb=name)
         return sub
 
     def reading(sub: argparse.ArgumentParser, prefix: str = "", cube: str = "cube") -> None:
@@ -180,13 +188,26 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("noisy", help=".mat file (v5 or v7.3), or a folder of one PNG per band")
     sub.add_argument("-o", "--output", metavar="FILE", help="output; <noisy>_denoised.mat beside the input if absent")
     reading(sub)
-    sub.add_argument("--weights", metavar="NAME|FILE", help="shipped weights (see `hsidenoise weights`) or a file")
     sub.add_argument(
-        "--tile", type=_count, metavar="N", help="side of a tile in pixels; chosen by the cube's size if absent"
+        "--weights",
+        metavar="NAME|FILE",
+        help="shipped weights (see `hsidenoise weights`), a weights file, or an .onnx file of `hsidenoise export`",
+    )
+    sub.add_argument(
+        "--tile", type=_count, metavar="N", help="side of a tile in pixels; by the cube's size and the memory if absent"
     )
     sub.add_argument("--overlap", type=_natural, metavar="N", help="overlap of neighbouring tiles in pixels")
+    sub.add_argument("--batch", type=_count, metavar="N", help="tiles computed at a time; by the device if absent")
     sub.add_argument("--normalize", choices=NORMALIZE, default="auto", help="scaling of the values (default: auto)")
     sub.add_argument("--device", metavar="cpu|cuda", help="where to compute; a GPU if there is one")
+    sub.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="bfloat16 is faster where the hardware has it, off by 0.001 of the range in the mean (PSNR by 0.01 dB); "
+        "auto takes it there (default: float32)",
+    )
+    sub.add_argument("--compile", action="store_true", help="compile the network first: minutes, once per run")
     sub.add_argument("--picture", metavar="FILE.png", help="also draw a before/after page")
     sub.add_argument(
         "--band", type=_natural, metavar="N", help="band shown on that picture, 0-based; the noisiest if absent"
@@ -226,11 +247,64 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data-range", type=_positive, metavar="X", help="range of clean values; nothing is scaled then")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
+    sub = verb("benchmark", "measure how fast the networks are on this machine")
+    kinds = sub.add_subparsers(title="what", metavar="WHAT", required=True, parser_class=_Parser)
+    sub = kinds.add_parser(
+        "speed",
+        help="the released formulations against ours: time, memory, operations",
+        description="Times the released formulations of HCANet and of routing attention against ours with the same "
+        "weights and input, each in a process of its own. Writes speed.csv and speed.md.",
+    )
+    sub.set_defaults(module="hsidenoise.benchmark", verb="speed")
+    sub.add_argument("--networks", nargs="+", choices=SPEED_NETWORKS, metavar="NAME", help=_among(SPEED_NETWORKS))
+    sub.add_argument("--variants", nargs="+", choices=SPEED_VARIANTS, metavar="NAME", help=_among(SPEED_VARIANTS))
+    sub.add_argument("--jobs", nargs="+", choices=SPEED_JOBS, metavar="NAME", help=_among(SPEED_JOBS))
+    sub.add_argument(
+        "--sizes",
+        nargs="+",
+        type=_count,
+        default=(64, 128, 256, 512),
+        metavar="N",
+        help="sides of the images in pixels, for the forward pass (default: 64 128 256 512)",
+    )
+    sub.add_argument("--batch", type=_count, default=1, metavar="N", help="images at once there (default: 1)")
+    sub.add_argument("--threads", type=_count, metavar="N", help="threads to compute with; PyTorch's choice if absent")
+    sub.add_argument("--device", metavar="cpu|cuda", help="where to compute; a GPU if there is one")
+    sub.add_argument("--rounds", type=_count, default=2, metavar="N", help="times to measure each cell (default: 2)")
+    sub.add_argument(
+        "--seconds", type=_positive, default=4.0, metavar="X", help="time for each cell in each round (default: 4)"
+    )
+    sub.add_argument(
+        "--limit",
+        type=_positive,
+        default=900.0,
+        metavar="X",
+        help="seconds after which a cell is given up (default: 900)",
+    )
+    sub.add_argument("--out", default="results/speed", metavar="FOLDER", help="where to write (default: results/speed)")
+
     # `train` never reaches argparse (see main): LightningCLI has its own options and its own --help.
     verbs.add_parser("train", add_help=False, help="train a network (LightningCLI over one YAML per run)")
 
     sub = verb("weights", "list the weights that ship, what they were trained on and how good they are")
+    sub.set_defaults(module="hsidenoise.verbs_weights")
     sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = verb(
+        "export",
+        "write a network as an ONNX file for other programs",
+        "The file takes cubes of any height, width and number at once, and is checked against PyTorch. It goes with "
+        "`hsidenoise denoise --weights` too. Takes a minute or several.",
+    )
+    sub.set_defaults(module="hsidenoise.verbs_weights")
+    sub.add_argument(
+        "--weights",
+        default=DEFAULT_WEIGHTS,
+        metavar="NAME|FILE",
+        help=f"shipped weights or a weights file (default: {DEFAULT_WEIGHTS})",
+    )
+    sub.add_argument("-o", "--output", required=True, metavar="FILE.onnx", help="file to write")
+    sub.add_argument("--opset", type=_count, metavar="N", help="ONNX operator set, 18 or later (default: 20)")
     return parser
 
 

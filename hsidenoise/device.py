@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "auto"]
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
@@ -84,17 +84,39 @@ def in_use(network: nn.Module, device: torch.device) -> Iterator[None]:
             module.training = training
 
 
-def check_precision(precision: str) -> None:
-    """Refuse what is no :data:`Precision`.
+def find_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """The precision to run in where a caller leaves the choice to the device.
+
+    Args:
+        precision: ``float32`` and ``bfloat16`` stay what they are. ``auto``: bfloat16 where the hardware multiplies
+            matrices in it (NVIDIA GPUs since Ampere, CPUs with AMX), float32 elsewhere.
+        device: Where to run.
 
     Raises:
-        ValueError: If it is neither ``float32`` nor ``bfloat16``.
+        ValueError: If it is none of the three.
+
+    Example:
+        >>> find_precision("float32", torch.device("cpu"))
+        'float32'
     """
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"unknown precision {precision!r}; choose float32 or bfloat16")
+    if precision not in ("float32", "bfloat16", "auto"):
+        raise ValueError(f"unknown precision {precision!r}; choose float32, bfloat16 or auto")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        able = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        able = device.type == "cpu" and _has_amx()
+    return "bfloat16" if able else "float32"
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+def _has_amx() -> bool:
+    # capabilities have been public since PyTorch 2.10 only
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    return ask is not None and bool(ask().get("amx_bf16", False))
+
+
+def autocast(device: torch.device, precision: Literal["float32", "bfloat16"]) -> torch.autocast:
     """Context in which a network runs in a precision; its weights stay as they are.
 
     Args:
@@ -113,5 +135,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        phrase in text for phrase in ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
+        phrase in text
+        for phrase in (
+            "can't allocate memory",
+            "failed to allocate memory",
+            "not enough memory",
+            "out of memory",
+            "alloc_failed",
+        )
     )

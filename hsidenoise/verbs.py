@@ -37,8 +37,11 @@ def denoise(options: argparse.Namespace) -> None:
         size=options.size,
         tile=options.tile,
         overlap=options.overlap,
+        batch=options.batch,
         normalize=options.normalize,
         device=options.device,
+        precision=options.precision,
+        compile=options.compile,
         progress=sys.stderr is not None and sys.stderr.isatty(),
     )
     _print_read(source, done.cube)
@@ -192,34 +195,6 @@ def evaluate(options: argparse.Namespace) -> None:
         f"PSNR {scores['psnr']:.2f} dB   SSIM {scores['ssim']:.4f}   SAM {scores['sam']:.4f} {protocol.sam_unit}   "
         f"ERGAS {scores['ergas']:.3f}"
     )
-
-
-def weights(options: argparse.Namespace) -> None:
-    """List the weights that ship."""
-    from hsidenoise.weights import DEFAULT_WEIGHTS, WEIGHTS, read_header
-
-    rows = []
-    for item in WEIGHTS.values():
-        row = dataclasses.asdict(item)
-        row["parameters"] = int(read_header(item.name)["parameters"])
-        row["bytes"] = item.path.stat().st_size
-        row["default"] = item.name == DEFAULT_WEIGHTS
-        rows.append(row)
-    if options.json:
-        print(json.dumps(rows, indent=2))
-        return
-    if not rows:
-        print("no weights ship with this version; train some with `hsidenoise train`")
-    for row in rows:
-        print(f"{row['name']}{' (default)' * row['default']}: {row['summary']}")
-        size = f"{row['parameters']:,} parameters, {row['bytes'] / 2**20:.1f} MiB, {row['bands']} bands at once"
-        print(f"  network  {row['model']}, {size}")
-        print(f"  data     {row['data']}")
-        print(f"  noise    {row['noise']}")
-        if row["scores"]:
-            print("  PSNR     " + ", ".join(f"{case} {score:.2f}" for case, score in row["scores"].items()))
-        print(f"  licence  {row['licence']}")
-        print(f"  sha256   {row['sha256']}")
 
 
 def _facts(cube: Cube) -> dict[str, Any]:

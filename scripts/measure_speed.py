@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from hsidenoise import corrupt, denoise, load_model
+from hsidenoise.onnx_network import OnnxNetwork
+from hsidenoise.weights import DEFAULT_WEIGHTS
 
 
 def main() -> None:
@@ -24,12 +26,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--tile", type=int, default=None)
-    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--weights", default=None, help="name or file (default: the shipped default)")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "auto"])
+    parser.add_argument("--batch", type=int, default=None, help="tiles at a time (default: by the device)")
+    parser.add_argument("--compile", action="store_true", help="compile the network first (counts in the first run)")
+    parser.add_argument("--weights", default=None, help="name, weights file or .onnx (default: the shipped default)")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    model = load_model(options.weights) if options.weights else load_model()
+    exported = options.weights is not None and options.weights.endswith(".onnx")
+    model = OnnxNetwork(options.weights) if exported else load_model(options.weights or DEFAULT_WEIGHTS)
     ramp = np.linspace(0, 1, options.size, dtype=np.float32)
     scene = (
         ramp[None, :, None] * ramp[None, None, :] * np.linspace(0.2, 1, options.bands, dtype=np.float32)[:, None, None]
@@ -39,7 +44,14 @@ def main() -> None:
     seconds = []
     for _ in range(options.runs):
         start = time.perf_counter()
-        denoise(noisy, model, tile=options.tile, precision=options.precision)
+        denoise(
+            noisy,
+            model,
+            tile=options.tile,
+            batch=options.batch,
+            precision=options.precision,
+            compile=options.compile,
+        )
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(

@@ -12,7 +12,7 @@ import pytest
 import scipy.io
 import torch
 
-from hsidenoise.cli import NORMALIZE, PROTOCOLS, main
+from hsidenoise.cli import DEFAULT_WEIGHTS, NORMALIZE, PRECISIONS, PROTOCOLS, main
 from hsidenoise.data.pngfolder import save_bands
 from hsidenoise.models import create_model
 from hsidenoise.noise import NOISE_CASES, corrupt
@@ -75,7 +75,7 @@ class TestStart:
         [
             ["--help"],
             ["--version"],
-            *([verb, "--help"] for verb in ("denoise", "inspect", "corrupt", "evaluate", "weights")),
+            *([verb, "--help"] for verb in ("denoise", "inspect", "corrupt", "evaluate", "weights", "export")),
         ],
         ids=" ".join,
     )
@@ -96,8 +96,12 @@ class TestStart:
         assert "hsidenoise" in done.stdout
 
     def test_choices_are_those_of_the_tables(self):
-        from hsidenoise import metrics, normalize
+        from typing import get_args
 
+        from hsidenoise import device, metrics, normalize, weights
+
+        assert set(PRECISIONS) == set(get_args(device.Precision))
+        assert weights.DEFAULT_WEIGHTS == DEFAULT_WEIGHTS
         assert set(PROTOCOLS) == set(metrics.PROTOCOLS)
         assert set(NORMALIZE) == set(normalize.NORMALIZE_MODES)
 
@@ -234,6 +238,15 @@ class TestDenoise:
         for said in ("axis 3 is the spectrum", "float32", "scaling", "tiles of 32 x 32", "clean.mat", "page.png"):
             assert said in printed
         assert sorted(path.name for path in tmp_path.iterdir()) == ["clean.mat", "page.png"]
+
+    def test_batch_and_precision_reach_the_network(self, noisy, weights, tmp_path):
+        cubes = {}
+        for name, options in (("a", []), ("b", ["--batch", 1, "--tile", 32]), ("c", ["--batch", 3, "--tile", 32])):
+            call("denoise", noisy, "-o", f"{name}.mat", "--weights", weights, *options, cwd=tmp_path)
+            cubes[name] = scipy.io.loadmat(tmp_path / f"{name}.mat")["input"]
+        assert np.abs(cubes["b"] - cubes["c"]).max() < 1e-5 < np.abs(cubes["b"] - cubes["a"]).max()
+        call("denoise", noisy, "-o", "d.mat", "--weights", weights, "--precision", "bfloat16", cwd=tmp_path)
+        assert 1e-6 < np.abs(scipy.io.loadmat(tmp_path / "d.mat")["input"] - cubes["a"]).max() < 0.1
 
     def test_without_a_target_it_writes_beside_the_noisy_cube(self, weights, tmp_path):
         cube = scipy.io.loadmat(SAMPLE)["cube"][30:62, 20:60]

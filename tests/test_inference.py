@@ -1,3 +1,5 @@
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +18,11 @@ from hsidenoise.models import create_model
 from hsidenoise.tiling import plan
 from hsidenoise.weights import save_weights
 
+ROOT = Path(__file__).parents[1]
+
 
 class Identity(nn.Module):
-    """The network that changes nothing, and remembers what it saw."""
+    """The network that changes nothing, and remembers every tile that it saw."""
 
     def __init__(self, bands: int = 31) -> None:
         super().__init__()
@@ -27,7 +31,7 @@ class Identity(nn.Module):
         self.largest = 0.0
 
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:
-        self.seen.append(tuple(noisy.shape[1:]))
+        self.seen += [tuple(noisy.shape[1:])] * len(noisy)
         self.largest = max(self.largest, float(noisy.abs().max()))
         assert not self.training
         return noisy
@@ -296,6 +300,120 @@ def test_progress_goes_to_standard_error_when_asked_for(capsys):
     assert "4/4" in err
 
 
+@pytest.mark.parametrize("batch", [1, 2, 5, 100])
+def test_the_result_does_not_depend_on_the_batch(batch):
+    torch.manual_seed(0)
+    network = create_model("hcanet-bra", bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4))
+    noisy = cube(13, 50, 70)
+    wanted = denoise(noisy, network, tile=32, overlap=8, batch=3)
+    assert denoise(noisy, network, tile=32, overlap=8, batch=batch) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_tiles_go_through_in_batches_of_nearly_one_size():
+    sizes = []
+
+    class Probe(Identity):
+        def forward(self, noisy: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(noisy))
+            return super().forward(noisy)
+
+    for batch, wanted in ((1, [1] * 6), (4, [3, 3]), (5, [3, 3]), (6, [6]), (100, [6])):
+        sizes.clear()
+        denoise(cube(3, 100, 80), Probe(3), tile=48, overlap=16, batch=batch)
+        assert sizes == wanted
+
+
+def test_not_a_number_names_its_tile_in_any_batch():
+    class Broken(Identity):
+        def forward(self, noisy: torch.Tensor) -> torch.Tensor:
+            return torch.where(noisy.amax(dim=(1, 2, 3), keepdim=True) > 5, torch.nan, noisy)
+
+    noisy = cube(3, 48, 48)
+    noisy[1, 40, 20] = 9.0
+    for batch in (1, 4, 9):
+        with pytest.raises(ValueError, match="at bands 0-2, rows 32-47, columns 16-31; "):
+            denoise(noisy, Broken(3), tile=16, overlap=0, batch=batch, normalize="none")
+
+
+def test_a_batch_that_does_not_fit_is_halved_before_the_tile_is():
+    class Narrow(Identity):
+        def forward(self, noisy: torch.Tensor) -> torch.Tensor:
+            if len(noisy) > 2:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().forward(noisy)
+
+    network, noisy = Narrow(3), cube(3, 100, 80)
+    assert denoise(noisy, network, tile=48, overlap=16, batch=6) == pytest.approx(noisy, abs=2e-6)
+    assert network.seen == [(3, 48, 48)] * 6
+
+
+MEMORY = """
+import resource, sys, warnings
+import hsidenoise, numpy, torch
+torch.set_num_threads(1)
+class Mean(torch.nn.Conv2d):
+    bands = 3
+noisy = numpy.random.default_rng(0).random((3, 120, 100))
+network = Mean(3, 64, 3, padding=1)
+network.forward = lambda noisy: sizes.append(tuple(noisy.shape)) or noisy
+sizes = []
+hsidenoise.denoise(noisy, network)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    hsidenoise.denoise(noisy, network)
+    hsidenoise.denoise(noisy, network, tile=110)
+print({size[2:] for size in sizes}, *(entry.message for entry in caught), sep="; ")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_little_memory_makes_the_chosen_tile_smaller_and_leaves_one_that_is_asked_for():
+    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True)
+    sizes, *notes = done.stdout.strip().split("; ", 1)
+    assert set(re.findall(r"\d+, \d+", sizes)) == {"120, 100", "60, 60", "110, 100"}
+    assert notes == ["little memory is left on cpu; taking tiles of 60x60 pixels, overlap 12"]
+
+
+COMPILE = """
+import sys, warnings
+import numpy, torch
+from hsidenoise import create_model, denoise
+torch.set_num_threads(1)
+torch.manual_seed(0)
+network = create_model("hcanet", bands=5, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0, heads=(1, 2, 2))
+noisy = numpy.random.default_rng(0).random((5, 70, 75))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for tile in (40, 39):
+        wanted = denoise(noisy, network, tile=tile, overlap=8, batch=2)
+        assert abs(denoise(noisy, network, tile=tile, overlap=8, batch=2, compile=True) - wanted).max() < 1e-4
+print(*(entry.message for entry in caught if entry.category is RuntimeWarning), sep="\\n")
+print("graphs", torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_at_any_size():
+    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    warned, graphs = done.stdout.rsplit("graphs", 1)
+    assert warned.strip() == ""
+    assert int(graphs) == 1  # not one for each size, and the second call of denoise finds the first one's
+
+
+@pytest.mark.slow
+def test_without_a_compiler_one_warning_and_the_network_as_it_is(tmp_path):
+    environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    script = COMPILE.replace("(40, 39)", "(40,)")
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    warned, _ = done.stdout.rsplit("graphs", 1)
+    assert warned.count("compiling HCANet failed, it runs as it is") == 1
+    assert warned.strip().count("\n") == 0
+
+
 def test_bfloat16_runs_under_autocast():
     seen = []
 
@@ -336,6 +454,7 @@ def test_networks_see_channels_last_tensors_without_gradient():
         (np.array([[["a"]]]), {}, "this array holds <U1"),
         (cube(3, 4, 5), {"tile": 0}, "a tile of 0 pixels is too small"),
         (cube(3, 4, 5), {"tile": 16, "overlap": 16}, "an overlap of 16 does not go with tiles of 16"),
+        (cube(3, 4, 5), {"batch": 0}, "a batch of 0 tiles is too small"),
         (cube(3, 4, 5), {"overlap": -1}, "an overlap of -1"),
         (cube(3, 4, 5), {"normalize": "best"}, "unknown normalisation 'best'"),
         (cube(3, 4, 5), {"precision": "float8"}, "unknown precision 'float8'"),
