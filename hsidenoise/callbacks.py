@@ -187,6 +187,8 @@ class WeightsFile(pl.Callback):
             "epochs": str(trainer.current_epoch),
             "minutes": f"{self._seconds / 60:.1f}",
             "precision": str(trainer.precision),
+            "initial_weights": str(task.hparams.get("initial_weights") or "none"),
+            "learning_rate": str(task.hparams.get("learning_rate")),
             "commit": _commit(),
             **scores,
         }

@@ -26,8 +26,9 @@ computed in pieces, and 47 where they are whole (compiled, or on a GPU); HCANetB
 BATCH_ON_CPU = 4
 """Tiles at a time on a CPU at most, and pixels in them: beyond that the features leave the caches.
 
-Seconds of one thread per tile in batches of 1 / 2 / 4 / 8: shipped HCANetBRA 0.084 / 0.077 / 0.075 / 0.076 (tile 64)
-and 0.209 / 0.193 / 0.191 / 0.204 (tile 96); HCANet 0.165 / 0.161 / 0.158 / 0.172 and 0.371 / 0.385 / 0.471 / 0.499.
+Measured before features were computed in pieces, seconds of one thread per tile in batches of 1 / 2 / 4 / 8: shipped
+HCANetBRA 0.084 / 0.077 / 0.075 / 0.076 (tile 64) and 0.209 / 0.193 / 0.191 / 0.204 (tile 96); HCANet 0.165 / 0.161 /
+0.158 / 0.172 and 0.371 / 0.385 / 0.471 / 0.499.
 """
 _PIXELS_ON_CPU = 2 * 96 * 96
 

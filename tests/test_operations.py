@@ -50,3 +50,13 @@ def test_nothing_is_left_behind():
 def test_errors_of_the_call_come_through():
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         count_operations(lambda: torch.ones(2, 3) @ torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_each_gradient_of_a_convolution_costs_what_the_convolution_costs(groups):
+    convolution = torch.nn.Conv2d(4, 8, 3, padding=1, groups=groups)
+    x = torch.randn(2, 4, 5, 6, requires_grad=True)
+    forward = 2 * 2 * 8 * (4 // groups) * 9 * 5 * 6
+    assert count_operations(lambda: convolution(x)) == forward
+    assert count_operations(lambda: convolution(x).sum().backward()) == 3 * forward
+    assert count_operations(lambda: convolution(x.detach()).sum().backward()) == 2 * forward

@@ -80,6 +80,8 @@ def test_a_run_leaves_weights_checkpoints_and_logs(root, tmp_path):
     assert header["data"] == "folder: a, b"
     assert header["validation"] == "c"
     assert header["noise"] == "gaussian-50 0.500, mixture 0.500"
+    assert header["initial_weights"] == "none"
+    assert float(header["learning_rate"]) > 0
     assert int(header["steps"]) in (2, 4)
     assert float(header["val/psnr"]) == pytest.approx(
         (float(header["val/psnr/gaussian-50"]) + float(header["val/psnr/mixture"])) / 2, abs=1e-3
