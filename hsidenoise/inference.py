@@ -119,7 +119,7 @@ def denoise(
         tile: Height and width of a tile in pixels. If None, the sizes near 96 that cover height and width with little
             to spare: an axis of up to about 130 pixels goes whole, 512 as seven tiles of 96; smaller ones, with a
             warning, where the memory at hand is little. Larger tiles are faster by what overlaps less, need memory in
-            proportion to their area, and denoise a little worse. HCANet's attention between channels is over the whole
+            proportion to their area, and denoise no better. HCANet's attention between channels is over the whole
             tile, so that its output at a pixel depends on the size of the tile: use that of the training patches.
         overlap: Smallest overlap of neighbouring tiles in pixels, from 0 to ``tile - 1``; 24 or a quarter of the tile
             if None. The windows of bands always overlap by about a third.
