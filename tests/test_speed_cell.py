@@ -159,7 +159,10 @@ def test_a_compiler_that_fails_is_the_reason(settings, monkeypatch):
     from torch._inductor import config
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", settings.folder)  # an empty one
-    with config.patch({"cpp.cxx": ("/no/such/compiler",), "force_disable_caches": True}):
+    # in this process: the others that compile where there are several cores do not know of the patch
+    patch = {"cpp.cxx": ("/no/such/compiler",), "force_disable_caches": True, "compile_threads": 1}
+    torch._dynamo.reset()
+    with config.patch(patch):
         one = measure(Cell("forward", "convolution", "compile", 12, 1), settings)
     assert one.reason.startswith("compiling Sequential failed")
 
