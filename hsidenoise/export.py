@@ -71,8 +71,8 @@ def export_onnx(
     """Write a network as an ONNX file with free batch, height and width.
 
     HCANet has one input, ``noisy``, of as many bands as the network. HCANetBRA takes any number of bands from two to
-    its own. With ``skip="identity"`` it has the same one input; with ``skip="wiener"`` it has five, ``noisy`` and the
-    parts of ``spectral_wiener(noisy)``: ``plain``, ``robust``, ``column`` and ``sigma``. The output is ``denoised``.
+    its own. With ``skip="identity"`` it has the same one input; with ``skip="wiener"`` it has five, the parts of
+    ``spectral_wiener(noisy)``: ``repaired``, ``plain``, ``robust``, ``column`` and ``sigma``. The output is ``denoised``.
 
     Exporting takes a minute or several: all sizes are followed as symbols through the network.
 
@@ -209,9 +209,10 @@ def _describe(proto: onnx.ModelProto, network: nn.Module, name: str, header: dic
     from onnx import helper
 
     estimate = "wiener" if len(proto.graph.input) > 1 else "none"
-    inputs = "noisy: cubes (batch, bands, height, width) scaled to about [0, 1]"
+    cubes = "cubes (batch, bands, height, width) scaled to about [0, 1]"
+    inputs = f"noisy: {cubes}"
     if estimate == "wiener":
-        inputs += "; plain, robust, column, sigma: the parts of hsidenoise's spectral_wiener(noisy)"
+        inputs = f"{', '.join(ESTIMATE_INPUTS)}: the parts of hsidenoise's spectral_wiener(noisy) of {cubes}"
     facts = {
         "format": FORMAT,
         "version": version("hsidenoise"),
@@ -220,7 +221,7 @@ def _describe(proto: onnx.ModelProto, network: nn.Module, name: str, header: dic
         "bands": str(network.bands),
         "mirrors_bands": json.dumps(bool(getattr(network, "mirrors_bands", False))),
         "inputs": inputs,
-        "output": "denoised: cubes of the size and in the unit of noisy",
+        "output": "denoised: cubes of the size and in the unit of the first input",
         "weights": json.dumps(header),
     }
     helper.set_model_props(proto, facts)

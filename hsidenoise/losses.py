@@ -29,11 +29,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Form = Literal["cube", "released"]
-DataTerm = Literal["l1", "charbonnier", "mse"]
+DataTerm = Literal["l1", "charbonnier", "mse", "psnr"]
 
 RELEASED_GRADIENT_WEIGHT = 1e-3  # of the released training code: mean|x - y| + 0.001 g
 _PATCH_SIDE = 128  # published training patch; a 3x3 derivative without border leaves 126
 _CHARBONNIER_EPS = 1e-3  # on the [0, 1] scale, below the noise that is trained on
+_PSNR_EPS = 1e-5  # a band better than 50 dB is good enough
 _NORM_EPS = 1e-6  # keeps the gradient of a root finite at zero difference
 
 
@@ -107,7 +108,8 @@ class DenoisingLoss(nn.Module):
         form: "cube": per cube and independent of batch and patch size (:func:`global_gradient`); "released": over the
             whole batch, as released (:func:`released_global_gradient`).
         data_term: Mean over all values of the batch: "l1" ``|d|`` (published), "charbonnier" ``sqrt(d^2 + 1e-6)``,
-            "mse" ``d^2``.
+            "mse" ``d^2``. "psnr": the mean over the bands of ``ln(mse + 1e-5) / 20``, which is what a table counts; a
+            band of little noise weighs as much as one of much.
 
     Raises:
         ValueError: If an option is unknown or the weight is negative.
@@ -175,6 +177,8 @@ class DenoisingLoss(nn.Module):
             return difference.abs().mean()
         if self.data_term == "charbonnier":
             return (difference.square() + _CHARBONNIER_EPS**2).sqrt().mean()
+        if self.data_term == "psnr":
+            return (difference.square().mean(dim=(2, 3)) + _PSNR_EPS).log().mean() / 20
         return difference.square().mean()
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 FORMAT = "hsidenoise-onnx-1"
 """What the metadata of a file says that ``export_onnx`` wrote."""
-ESTIMATE_INPUTS = ("noisy", "plain", "robust", "column", "sigma")
-"""Inputs of a network that starts from the spectral Wiener estimate: the cubes and the parts of the estimate."""
+ESTIMATE_INPUTS = ("repaired", "plain", "robust", "column", "sigma")
+"""Inputs of a network that starts from the spectral Wiener estimate: the parts of the estimate."""
 
 
 class OnnxNetwork(nn.Module):
@@ -83,7 +83,7 @@ class OnnxNetwork(nn.Module):
         if given > self.bands or (given < self.bands and not self.mirrors_bands):
             raise ValueError(f"cubes of {given} bands do not go through {self.path}, a network of {self.bands} bands")
         noisy = noisy.float()
-        cubes = [noisy, *spectral_wiener(noisy)] if self._estimates else [noisy]
+        cubes = list(spectral_wiener(noisy)) if self._estimates else [noisy]
         if given == 1 and self.bands > 1:
             # the graph is made for two bands or more; a band repeated is what mirroring makes of one
             cubes = [torch.cat([cube, cube], dim=1) for cube in cubes]

@@ -85,7 +85,7 @@ def with_padding(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
             item.name = name
         _name_axes(item, dims)
     last = graph.output[0]
-    crop = helper.make_node("Crop", [last.name, "noisy"], ["denoised"], domain="hsidenoise")
+    crop = helper.make_node("Crop", [last.name, graph.input[0].name], ["denoised"], domain="hsidenoise")
     last.name = "denoised"
     _name_axes(last, ["batch", "bands", "height", "width"])
     nodes = [*before, *graph.node, crop]

@@ -43,7 +43,7 @@ def export(options: argparse.Namespace) -> None:
         print(f"input    {name} ({', '.join(axes)})")
     print(f"output   denoised ({', '.join(done.output)})")
     if tuple(done.inputs) == ESTIMATE_INPUTS:
-        names = ", ".join(ESTIMATE_INPUTS[1:])
+        names = ", ".join(ESTIMATE_INPUTS)
         print(f"         {names}: of hsidenoise.models.spectral_wiener.spectral_wiener(noisy)")
     sizes = ", ".join(" x ".join(str(size) for size in shape) for shape in done.checked)
     print(f"checked  against PyTorch at {sizes}: off by {done.error:.1e} of the largest value at most")

@@ -105,7 +105,7 @@ def test_the_command_says_what_it_wrote(hcanet, wiener):
     assert re.search(r"checked  against PyTorch at 1 x 6 x 37 x 50, .*: off by \d\.\de-0[6-9] of the largest", printed)
     assert re.search(rf"wrote    {re.escape(str(path))}: hcanet, 0\.\d MiB, ONNX operator set 20\n$", printed)
     _, path, printed = wiener
-    for name in ("noisy", "plain", "robust", "column"):
+    for name in ("repaired", "plain", "robust", "column"):
         assert f"input    {name} (batch, bands, height, width)\n" in printed
     assert "input    sigma (batch, bands)\noutput   denoised (batch, bands, height, width)\n" in printed
     assert "spectral_wiener(noisy)" in printed
@@ -132,7 +132,7 @@ def test_the_file_needs_nothing_of_this_package(wiener):
     noisy = torch.rand(1, 6, 19, 22, generator=torch.Generator().manual_seed(1))
     estimate = spectral_wiener(noisy)._asdict()
     session = onnxruntime.InferenceSession(path)
-    (found,) = session.run(["denoised"], {"noisy": noisy.numpy(), **{k: v.numpy() for k, v in estimate.items()}})
+    (found,) = session.run(["denoised"], {k: v.numpy() for k, v in estimate.items()})
     with torch.no_grad():
         assert found == pytest.approx(network(noisy).numpy(), abs=1e-5)
 

@@ -256,11 +256,11 @@ class HCANetBRA(nn.Module):
             residual = self._unet(self.stem(self._planes(noisy))).float()
             return noisy + residual[:, : noisy.shape[1], : noisy.shape[2], : noisy.shape[3]]
         # estimated on the bands there are: a mirrored band is its own perfect prediction, noise included
-        return self.refine(noisy, *spectral_wiener(noisy))
+        return self.refine(*spectral_wiener(noisy))
 
     def refine(
         self,
-        noisy: Float[Tensor, "batch given height width"],
+        repaired: Float[Tensor, "batch given height width"],
         plain: Float[Tensor, "batch given height width"],
         robust: Float[Tensor, "batch given height width"],
         column: Float[Tensor, "batch given height width"],
@@ -269,26 +269,26 @@ class HCANetBRA(nn.Module):
         """Denoise with the spectral Wiener estimate at hand: all that is learnt (``skip="wiener"``).
 
         Args:
-            noisy: Cubes scaled to about [0, 1], in float32.
-            plain: The parts of ``spectral_wiener(noisy)``, in their order.
+            repaired: The parts of ``spectral_wiener(noisy)``, in their order: cubes scaled to about [0, 1], in float32.
+            plain: Wiener estimate.
             robust: Robust estimate.
             column: Column means of what the robust estimate leaves.
             sigma: Noise level of each band.
 
         Returns:
-            Denoised cubes in float32, in the unit of ``noisy``.
+            Denoised cubes in float32, in the unit of ``repaired``.
 
         Example:
             >>> network = HCANetBRA(bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4)).eval()
             >>> noisy = torch.rand(1, 8, 21, 30)
-            >>> torch.equal(network.refine(noisy, *spectral_wiener(noisy)), network(noisy))
+            >>> torch.equal(network.refine(*spectral_wiener(noisy)), network(noisy))
             True
         """
-        given = noisy.shape[1]
-        level = torch.log10(sigma[:, self._mirror(noisy)]) + 2.0  # sigma from 0.001 to 0.3: about -1 to 1.5
-        features = self.stem(self._planes(noisy, plain, robust, column))
+        given = repaired.shape[1]
+        level = torch.log10(sigma[:, self._mirror(repaired)]) + 2.0  # sigma from 0.001 to 0.3: about -1 to 1.5
+        features = self.stem(self._planes(repaired, plain, robust, column))
         features = features + cast(nn.Linear, self.noise_level)(level)[:, :, None, None]
-        gate, residual = self._unet(features).float()[..., : noisy.shape[2], : noisy.shape[3]].chunk(2, dim=1)
+        gate, residual = self._unet(features).float()[..., : repaired.shape[2], : repaired.shape[3]].chunk(2, dim=1)
         strength = sigma.mean(dim=1)[:, None, None, None]
         residual = residual[:, :given] * (strength / (strength + HALF_RESIDUAL_SIGMA))
         return robust + torch.sigmoid(gate[:, :given]) * (plain - robust) + residual

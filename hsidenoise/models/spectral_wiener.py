@@ -11,10 +11,12 @@ The noise variance of a band is the smaller of two blind estimates: the energy o
 image edges as noise) and the part of it that a linear regression on all other bands leaves (which sees as noise
 whatever only this band has, also stripes, dead columns and impulses).
 
-Impulses and dead columns spread over the bands in such an estimate. The robust one first repeats it some times with
-the values that it cannot explain drawn towards it. Bands that are mostly impulses it gives up for the mean of their
+Impulses, stripes and dead columns spread over the bands in such an estimate. A column that is constant in a noisy band,
+while other bands are alive there, is dead: its values are left out and told by the others. The robust estimate repeats
+the plain one some times with the values that it cannot explain drawn towards it. Once it is good enough to see them, the
+columns that are off as a whole are shifted back, and the plain estimate is made again from what is so repaired. Bands that are mostly impulses it gives up for the mean of their
 neighbours. Then it takes the subspace of the result and fits every spectrum in it anew, each value weighted by how far
-off it is and by the noise of its band: what is dead in a few bands is told by the others.
+off it is and by the noise of its band.
 
 A small part of a scene has fewer materials than the whole, so its covariance says more: windows of 64 x 64 pixels
 are estimated each on its own and blended. That gains one to two decibels over one covariance for 256 x 256 pixels,
@@ -30,6 +32,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -45,6 +48,23 @@ ROUNDS = 4
 #: A value off by this many robust standard deviations counts half: while rounds are made, and in the final fit.
 OUTLIER_SIGMAS = 2.0
 OUTLIER_SIGMAS_IN_FIT = 3.0
+
+#: Of these rounds, the last so many first subtract from each column what it is off by.
+STRIPE_ROUNDS = 2
+
+#: A column is off if the median of what the estimate leaves of it is this many of its standard errors from zero; it is
+#: only looked at if its signs are out of balance by so many.
+STRIPE_SIGMAS = 4.5
+SUSPECT_SIGMAS = 2.5
+
+#: Smallest shift of a column that is taken for a stripe (1 on the 0-255 scale).
+LEAST_STRIPE = 1 / 255
+
+#: A column shorter than this says nothing of being dead or off.
+FEWEST_ROWS = 8
+
+#: Noise below which a constant column is taken for what the scene is (0.5 on the 0-255 scale).
+LEAST_NOISE = 0.5 / 255
 
 #: A band this noisy (92 on the 0-255 scale) and this much noisier than the median band is first told by its neighbours:
 #: with half of its pixels or more hit by impulses, its own mean and covariance are those of the impulses.
@@ -69,12 +89,14 @@ class SpectralEstimate(NamedTuple):
     """What ``spectral_wiener`` finds.
 
     Attributes:
-        plain: Wiener estimate of the clean cube.
+        repaired: The noisy cube with its dead columns filled in and its stripes subtracted: noise is left alone.
+        plain: Wiener estimate of the clean cube, from the repaired one.
         robust: Estimate in which values that the other bands cannot explain count less.
         column: What each column of each band is off by in the mean, over a window: stripes and dead columns.
         sigma: Noise level of each band that the plain estimate assumed, in the unit of the cube; over all windows.
     """
 
+    repaired: Float[Tensor, "batch bands height width"]
     plain: Float[Tensor, "batch bands height width"]
     robust: Float[Tensor, "batch bands height width"]
     column: Float[Tensor, "batch bands height width"]
@@ -111,7 +133,7 @@ def _blend_windows(noisy: Tensor) -> SpectralEstimate:
     batch, bands, height, width = noisy.shape
     rows, cols = min(WINDOW, height), min(WINDOW, width)
     taper = _triangle(rows, noisy)[:, None] * _triangle(cols, noisy)
-    planes = noisy.new_zeros(3, batch, bands, height, width)
+    planes = noisy.new_zeros(4, batch, bands, height, width)
     total = noisy.new_zeros(height, width)
     variance = noisy.new_zeros(batch, bands)
     lefts = _starts(width, cols)
@@ -122,13 +144,13 @@ def _blend_windows(noisy: Tensor) -> SpectralEstimate:
         estimate = _estimate(windows)
         for position, left in enumerate(lefts):
             here = slice(position * batch, (position + 1) * batch)
-            for plane, part in zip(planes, estimate[:3], strict=True):
+            for plane, part in zip(planes, estimate[:4], strict=True):
                 plane[:, :, top : top + rows, left : left + cols] += taper * part[here]
             total[top : top + rows, left : left + cols] += taper
             variance += estimate.sigma[here].square()
     planes /= total
     sigma = (variance / (len(tops) * len(lefts))).sqrt()
-    return SpectralEstimate(planes[0], planes[1], planes[2], sigma)
+    return SpectralEstimate(planes[0], planes[1], planes[2], planes[3], sigma)
 
 
 def _starts(length: int, window: int) -> list[int]:
@@ -150,16 +172,75 @@ def _estimate(noisy: Tensor) -> SpectralEstimate:
         # no eigenvectors of NaN: eigh would raise for the whole batch, or not, as the LAPACK at hand likes
         keep, lost = usable[:, None, None, None], noisy.new_tensor(torch.nan)
         *planes, sigma = _estimate(torch.where(keep, noisy, torch.zeros_like(noisy)))
-        plain, robust, column = (torch.where(keep, plane, lost) for plane in planes)
-        return SpectralEstimate(plain, robust, column, torch.where(usable[:, None], sigma, lost))
-    plain, sigma = _wiener(noisy)
+        repaired, plain, robust, column = (torch.where(keep, plane, lost) for plane in planes)
+        return SpectralEstimate(repaired, plain, robust, column, torch.where(usable[:, None], sigma, lost))
+    dead = _dead_columns(noisy)
+    changed = any_dead = bool(dead.any())
+    repaired = _bridge(noisy, dead) if any_dead else noisy
+    plain, sigma = _wiener(repaired)
     robust = plain
-    for _ in range(ROUNDS):
-        residual = noisy - robust
+    for number in range(ROUNDS):
+        if any_dead:
+            repaired = torch.where(dead, robust, repaired)
+        if number >= ROUNDS - STRIPE_ROUNDS:
+            offset = _column_offsets(repaired - robust)
+            if offset is not None:
+                repaired, changed = repaired - offset, True
+        residual = repaired - robust
         robust, _ = _wiener(robust + _trust(residual, _spread(residual), OUTLIER_SIGMAS) * residual)
-    robust = _fit_in_subspace(noisy, _replace_lost_bands(robust, sigma))
+    robust = _fit_in_subspace(repaired, _replace_lost_bands(robust, sigma), dead)
+    if changed:
+        repaired = torch.where(dead, robust, repaired)
+        plain, sigma = _wiener(repaired)
     column = (noisy - robust).mean(dim=2, keepdim=True).expand_as(noisy)
-    return SpectralEstimate(plain, robust, column, sigma)
+    return SpectralEstimate(repaired, plain, robust, column, sigma)
+
+
+def _dead_columns(noisy: Tensor) -> Tensor:
+    """Mask of the columns in which a noisy band has one and the same value, while most other bands have not."""
+    rows = noisy.shape[2]
+    if rows < FEWEST_ROWS:
+        return torch.zeros_like(noisy, dtype=torch.bool)
+    constant = noisy.amin(dim=2) == noisy.amax(dim=2)  # (batch, bands, columns)
+    # columns that are constant in most bands are no defect of a band: a frame without data, a flat background
+    constant &= constant.float().mean(dim=1, keepdim=True) < 0.5
+    if constant.any():
+        # without noise a column may well be constant
+        level = (noisy[:, :, 1:] - noisy[:, :, :-1]).square().mean(dim=2)
+        alive = (level * ~constant).sum(dim=2) / (~constant).sum(dim=2).clamp_min(1)
+        constant &= (alive > 2.0 * LEAST_NOISE**2)[..., None]
+    return constant[:, :, None].expand_as(noisy)
+
+
+def _bridge(noisy: Tensor, dead: Tensor) -> Tensor:
+    """Dead columns replaced by what lies between the nearest living ones of their band."""
+    width = noisy.shape[3]
+    index = torch.arange(width, device=noisy.device)
+    alive = ~dead[:, :, 0]
+    before = torch.where(alive, index, -1).cummax(dim=2).values
+    after = torch.where(alive, index, width).flip(2).cummin(dim=2).values.flip(2)
+    # at an edge the one living neighbour tells all; a band without any keeps its values
+    left = torch.where(before < 0, after, before).clamp(0, width - 1)
+    right = torch.where(after == width, before, after).clamp(0, width - 1)
+    share = ((index - left) / (right - left).clamp_min(1)).clamp(0.0, 1.0)
+    left, right = (side[:, :, None].expand_as(noisy) for side in (left, right))
+    return torch.where(dead, torch.lerp(noisy.gather(3, left), noisy.gather(3, right), share[:, :, None]), noisy)
+
+
+def _column_offsets(residual: Tensor) -> Tensor | None:
+    """What whole columns are off by, 0 where chance may explain it; None if no column is off."""
+    rows = residual.shape[2]
+    if rows < FEWEST_ROWS:
+        return None
+    # by chance the signs of a column balance: a cheap test before the medians
+    suspect = residual.sign().mean(dim=2).abs() > SUSPECT_SIGMAS / rows**0.5  # (batch, bands, columns)
+    if not suspect.any():
+        return None
+    offset = torch.zeros_like(residual[:, :, 0])
+    offset[suspect] = residual.mT[suspect].median(dim=1).values
+    chance = _spread(residual) * (math.pi / (2 * rows)) ** 0.5  # standard error of a median
+    offset *= offset.abs() > (STRIPE_SIGMAS * chance).clamp_min(LEAST_STRIPE)[..., None]
+    return offset[:, :, None]
 
 
 def _spread(residual: Tensor) -> Tensor:
@@ -187,12 +268,15 @@ def _replace_lost_bands(estimate: Tensor, sigma: Tensor) -> Tensor:
     return torch.where((lost & (total[..., 0] > 0))[..., None, None], told.reshape(estimate.shape), estimate)
 
 
-def _fit_in_subspace(noisy: Tensor, estimate: Tensor) -> Tensor:
-    """Posterior mean of every spectrum in the leading subspace of an estimate, each value with its own precision."""
+def _fit_in_subspace(noisy: Tensor, estimate: Tensor, dead: Tensor) -> Tensor:
+    """Posterior mean of every spectrum in the leading subspace of an estimate, each value with its own precision.
+
+    What is dead has none.
+    """
     residual = noisy - estimate
     spread = _spread(residual)
     precision = _trust(residual, spread, OUTLIER_SIGMAS_IN_FIT) / spread[:, :, None, None].square()
-    precision = precision.flatten(2).mT  # (batch, pixels, bands)
+    precision = (precision * ~dead).flatten(2).mT  # (batch, pixels, bands)
     spectra = estimate.flatten(2)
     mean = spectra.mean(dim=2, keepdim=True)
     centred = spectra - mean
