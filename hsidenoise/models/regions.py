@@ -27,6 +27,11 @@ def to_regions(
         (torch.Size([1, 4, 16, 3]), [16, 16, 4, 4])
     """
     batch, height, width, dim = x.shape
+    if _compiled_for_any_size():
+        row, col = _positions(height, rows, x.device)[:, None, :, None], _positions(width, cols, x.device)[:, None]
+        pixel = row.clamp_max(height - 1) * width + col.clamp_max(width - 1)  # (down, across, rows, cols)
+        mask = ((row < height) & (col < width)).flatten(2).flatten(0, 1)
+        return x.flatten(1, 2).index_select(1, pixel.flatten()).unflatten(1, mask.shape) * mask[..., None], mask
     down, across = (height + rows - 1) // rows, (width + cols - 1) // cols
     below, right = down * rows - height, across * cols - width
     mask = None
@@ -57,9 +62,30 @@ def from_regions(
         >>> torch.equal(from_regions(to_regions(image, 4, 4)[0], 5, 8, 4, 4), image)
         True
     """
+    if _compiled_for_any_size():
+        row, col = torch.arange(height, device=x.device)[:, None], torch.arange(width, device=x.device)
+        region = row // rows * ((width + cols - 1) // cols) + col // cols
+        place = (region * rows + row % rows) * cols + col % cols  # (height, width)
+        return x.flatten(1, 2).index_select(1, place.flatten()).unflatten(1, (height, width))
     batch, _, _, dim = x.shape
     down, across = (height + rows - 1) // rows, (width + cols - 1) // cols
     x = x.reshape(batch, down, across, rows, cols, dim).transpose(2, 3)
     x = x.reshape(batch, down * rows, across * cols, dim)[:, :height, :width]
     # Whether the cut leaves the pixels contiguous depends on the size; a tracer is told, in place of asking.
     return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x
+
+
+def _compiled_for_any_size() -> bool:
+    """Whether to gather pixels by index: a compiler cannot tell into what a reshape divides sizes, and starts over.
+
+    Not where gradients are wanted, which a gather would add up one by one, nor in an exported graph, which is checked
+    at several sizes as it is.
+    """
+    exporting = getattr(torch.compiler, "is_exporting", None)  # since PyTorch 2.7
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and not (exporting and exporting())
+
+
+def _positions(length: int, size: int, device: torch.device) -> Tensor:
+    """Where the pixels of each region lie along an axis, (regions, size); those of the last may lie beyond its end."""
+    first = torch.arange((length + size - 1) // size, device=device) * size
+    return first[:, None] + torch.arange(size, device=device)

@@ -240,6 +240,8 @@ def _column_offsets(residual: Tensor) -> Tensor | None:
     offset[suspect] = residual.mT[suspect].median(dim=1).values
     chance = _spread(residual) * (math.pi / (2 * rows)) ** 0.5  # standard error of a median
     offset *= offset.abs() > (STRIPE_SIGMAS * chance).clamp_min(LEAST_STRIPE)[..., None]
+    # what is off in most bands is no defect of a band: the estimate has lost some of the scene
+    offset *= (offset != 0).float().mean(dim=1, keepdim=True) < 0.5
     return offset[:, :, None]
 
 

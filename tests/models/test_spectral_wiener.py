@@ -13,7 +13,10 @@ from hsidenoise.models.spectral_wiener import (
     OUTLIER_SIGMAS_IN_FIT,
     ROUNDS,
     SIGMA_FLOOR,
+    STRIPE_ROUNDS,
+    STRIPE_SIGMAS,
     SUBSPACE,
+    SUSPECT_SIGMAS,
     WINDOW,
     spectral_wiener,
 )
@@ -74,27 +77,61 @@ def median_spread(residual):
     return np.maximum(magnitudes[:, (magnitudes.shape[1] - 1) // 2] / 0.6745, SIGMA_FLOOR)
 
 
-def robust_by_definition(cube):
-    """Robust estimate of one window in float64: a small linear system for every pixel."""
+def bridged(cube, dead):
+    """Dead columns (band, column) filled in linearly, row by row."""
+    filled = cube.copy()
+    for band in range(len(cube)):
+        alive = [x for x in range(cube.shape[2]) if (band, x) not in dead]
+        for row in range(cube.shape[1]):
+            filled[band, row] = np.interp(range(cube.shape[2]), alive, cube[band, row, alive])
+    return filled
+
+
+def offset_of(column, chance):
+    """What a column of residuals is off by: its median, if neither signs nor size are what chance may give."""
+    rows = len(column)
+    unbalanced = abs(np.sign(column).mean()) > SUSPECT_SIGMAS / math.sqrt(rows)
+    median = np.sort(column)[(rows - 1) // 2]
+    off = abs(median) > max(STRIPE_SIGMAS * chance * math.sqrt(math.pi / 2 / rows), 1 / 255)
+    return median if unbalanced and off else 0.0
+
+
+def robust_by_definition(cube, dead=()):
+    """Repaired, plain and robust estimate of one window in float64: a small linear system for every pixel."""
     cube = cube.astype(np.float64)
-    estimate, _ = plain_by_definition(cube)
-    for _ in range(ROUNDS):
-        residual = cube - estimate
+    mask = np.zeros(cube.shape, dtype=bool)
+    for band, x in dead:
+        mask[band, :, x] = True
+    repaired = bridged(cube, dead)
+    estimate, _ = plain_by_definition(repaired)
+    for number in range(ROUNDS):
+        repaired = np.where(mask, estimate, repaired)
+        if number >= ROUNDS - STRIPE_ROUNDS:
+            residual = repaired - estimate
+            chance = median_spread(residual)
+            for x in range(cube.shape[2]):
+                offsets = [offset_of(residual[band, :, x], chance[band]) for band in range(len(cube))]
+                if np.count_nonzero(offsets) < len(cube) / 2:
+                    repaired[:, :, x] -= np.array(offsets)[:, None]
+        residual = repaired - estimate
         ratio = residual / (OUTLIER_SIGMAS * median_spread(residual)[:, None, None])
         estimate, _ = plain_by_definition(estimate + residual / (1 + ratio**4))
-    spread = median_spread(cube - estimate)[:, None]
+    spread = median_spread(repaired - estimate)[:, None]
     spectra = estimate.reshape(len(estimate), -1)
     mean = spectra.mean(axis=1)
     energy, planes = np.linalg.eigh(np.cov(spectra, bias=True))
     prior, basis = energy[-SUBSPACE:], planes[:, -SUBSPACE:]
     fitted = np.empty_like(spectra)
-    for pixel, (seen, explained) in enumerate(zip(cube.reshape(len(cube), -1).T, spectra.T, strict=True)):
+    pixels = zip(repaired.reshape(len(cube), -1).T, spectra.T, mask.reshape(len(cube), -1).T, strict=True)
+    for pixel, (seen, explained, lost) in enumerate(pixels):
         ratio = (seen - explained) / (OUTLIER_SIGMAS_IN_FIT * spread[:, 0])
-        precision = 1 / (1 + ratio**4) / spread[:, 0] ** 2
+        precision = np.where(lost, 0, 1 / (1 + ratio**4) / spread[:, 0] ** 2)
         # the mean of a normal posterior: prior N(0, energy) of each coefficient, one observation per band
         normal = basis.T @ (precision[:, None] * basis) + np.diag(1 / prior)
         fitted[:, pixel] = mean + basis @ np.linalg.solve(normal, basis.T @ (precision * (seen - mean)))
-    return fitted.reshape(cube.shape)
+    robust = fitted.reshape(cube.shape)
+    repaired = np.where(mask, robust, repaired)
+    return repaired, plain_by_definition(repaired)[0], robust
 
 
 @pytest.mark.parametrize("size", [(24, 30), (23, 31), (64, 64)])
@@ -110,13 +147,76 @@ def test_equals_the_definition(size, sigma):
 @pytest.mark.parametrize("sigma", [0.02, 0.1])
 def test_robust_equals_the_definition(sigma):
     noisy = gaussian(low_rank(3, 9, 23, 31), sigma)
-    noisy[0, 2, :, 7] = 0
+    for band, column in ((2, 7), (2, 8), (4, 0)):
+        noisy[0, band, :, column] = 0
     noisy[0, 5, 3::4, ::5] = 1
-    expected = robust_by_definition(noisy[0].numpy())
+    noisy[0, 7, :, 11] -= 0.3
+    repaired, plain, robust = robust_by_definition(noisy[0].numpy(), {(2, 7), (2, 8), (4, 0)})
     estimate = spectral_wiener(noisy)
-    np.testing.assert_allclose(estimate.robust[0].numpy(), expected, atol=1e-4)
-    off = (noisy[0].numpy() - expected).mean(axis=1, keepdims=True)
-    np.testing.assert_allclose(estimate.column[0].numpy(), np.broadcast_to(off, expected.shape), atol=1e-4)
+    assert not np.allclose(repaired[7, :, 11], noisy[0, 7, :, 11], atol=0.05)  # or there is nothing to compare
+    np.testing.assert_allclose(estimate.repaired[0].numpy(), repaired, atol=2e-4)
+    np.testing.assert_allclose(estimate.plain[0].numpy(), plain, atol=2e-4)
+    np.testing.assert_allclose(estimate.robust[0].numpy(), robust, atol=2e-4)
+    off = (noisy[0].numpy() - robust).mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(estimate.column[0].numpy(), np.broadcast_to(off, robust.shape), atol=2e-4)
+
+
+def test_dead_columns_are_told_by_the_other_bands():
+    clean = low_rank(3, 20, 40, 52)
+    alive = gaussian(clean, 0.1)
+    noisy = alive.clone()
+    noisy[0, ::4, :, 9:12] = 0.0
+    noisy[0, 1::4, :, 0] = 0.7  # any constant, the edge too
+    noisy[0, 2::4, :, -1] = 0.0
+    estimate, without = spectral_wiener(noisy), spectral_wiener(alive)
+    for name in ("plain", "robust"):
+        found, expected = getattr(estimate, name), getattr(without, name)
+        assert error(found, clean) < 1.15 * error(expected, clean)
+        for bands, columns in ((slice(0, None, 4), slice(9, 12)), (slice(1, None, 4), 0), (slice(2, None, 4), -1)):
+            assert error(found[0, bands, :, columns], clean[0, bands, :, columns]) < 4 * error(expected, clean)
+    same = noisy == alive
+    assert torch.equal(estimate.repaired[same], noisy[same])
+
+
+def test_stripes_are_shifted_back():
+    clean = low_rank(3, 20, 40, 52)
+    noisy = gaussian(clean, 0.05)
+    striped = noisy.clone()
+    rng = np.random.default_rng(0)
+    for band in range(0, 20, 3):
+        striped[0, band, :, rng.choice(52, 5, replace=False)] -= 0.2
+    estimate = spectral_wiener(striped)
+    assert error(estimate.plain, clean) < 1.3 * error(spectral_wiener(noisy).plain, clean)
+    off, was_off = ((cube - noisy).mean(dim=2).square().mean() for cube in (estimate.repaired, striped))
+    assert off < 0.15 * was_off
+    assert (estimate.repaired[0, 1::3] == noisy[0, 1::3]).float().mean() > 0.99
+
+
+def test_what_is_off_in_most_bands_is_the_scene():
+    """A line across all bands that the estimate does not explain: only two bands, which vouch for nothing."""
+    noisy = gaussian(low_rank(1, 2, 40, 52), 0.2)
+    noisy[:, :, :, 17] += 0.4
+    assert torch.equal(spectral_wiener(noisy).repaired, noisy)
+
+
+def test_what_the_scene_is_stays():
+    """Constant columns of a frame without data, of a flat background and of a band without noise are no defects."""
+    noisy = gaussian(low_rank(3, 12, 40, 52), 0.05)
+    noisy[:, :, :, :6] = 0.0
+    assert torch.equal(spectral_wiener(noisy).repaired, noisy)
+    clean = low_rank(3, 12, 40, 52)
+    clean[0, 3] = torch.linspace(0, 1, 52)  # each column one value, but no noise
+    assert error(spectral_wiener(clean).repaired, clean) < 1e-12
+    flat = gaussian(low_rank(3, 12, 40, 52), 0.05)
+    flat[0, 4] = 0.3  # a band that is dead as a whole: nothing to bridge from
+    assert torch.isfinite(spectral_wiener(flat).repaired).all()
+
+
+def test_a_few_rows_say_nothing_of_a_column():
+    noisy = gaussian(low_rank(3, 12, 7, 52), 0.05)
+    noisy[0, 3, :, 9] = 0.0
+    noisy[0, 5, :, 20] -= 0.5
+    assert torch.equal(spectral_wiener(noisy).repaired, noisy)
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.05, 0.1, 0.2])
@@ -260,7 +360,7 @@ def test_a_pixel_is_reached_only_from_less_than_a_window_away(axis):
         noisy = noisy.mT.contiguous()
     changed = noisy.clone()
     changed.narrow(axis, 90, 1).fill_(3.0)
-    for before, after in zip(spectral_wiener(noisy)[:3], spectral_wiener(changed)[:3], strict=True):
+    for before, after in zip(spectral_wiener(noisy)[1:4], spectral_wiener(changed)[1:4], strict=True):
         same = (before == after).movedim(axis, 0).flatten(1).all(dim=1)
         assert same[: 91 - WINDOW].all()
         assert same[90 + WINDOW :].all()
