@@ -22,6 +22,7 @@ from hsidenoise import __version__
 PROTOCOLS = ("standard", "qrnn3d", "hsir", "sert", "t3sc", "mafnet")
 NORMALIZE = ("auto", "none", "minmax", "percentile")
 PRECISIONS = ("float32", "bfloat16", "auto")
+ENSEMBLES = (1, 2, 4, 8)
 DEFAULT_WEIGHTS = "hcanet-bra"
 SPEED_NETWORKS = ("hcanet", "bra", "bra-1-head", "hcanet-bra", "hcanet-bra-48")
 SPEED_VARIANTS = ("released", "float32", "bfloat16", "compile", "compile-bfloat16", "onnxruntime")
@@ -208,6 +209,20 @@ def _parser() -> argparse.ArgumentParser:
         "auto takes it there (default: float32)",
     )
     sub.add_argument("--compile", action="store_true", help="compile the network first: minutes, once per run")
+    sub.add_argument(
+        "--ensemble",
+        type=_count,
+        choices=ENSEMBLES,
+        default=1,
+        metavar="1|2|4|8",
+        help="average that many mirrored passes: a little better, that many times slower (default: 1)",
+    )
+    sub.add_argument(
+        "--no-join",
+        dest="join",
+        action="store_false",
+        help="blend windows of bands without the last step across all bands, for cubes of more bands than the network",
+    )
     sub.add_argument("--picture", metavar="FILE.png", help="also draw a before/after page")
     sub.add_argument(
         "--band", type=_natural, metavar="N", help="band shown on that picture, 0-based; the noisiest if absent"

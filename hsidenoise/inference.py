@@ -17,11 +17,13 @@ from torch import nn
 from hsidenoise.batches import run_tiles
 from hsidenoise.compiled import Compiled
 from hsidenoise.device import Precision, find_precision, in_use, is_out_of_memory
+from hsidenoise.ensemble import Ensemble, mirrorings
 from hsidenoise.memory import SMALLEST_TILE, fitting_tile, free_memory
 from hsidenoise.model_choice import bands_of, choose_model, name_of
 from hsidenoise.normalize import Scaling, fit_scaling
 from hsidenoise.onnx_network import OnnxNetwork
 from hsidenoise.tiling import Tiling, tile_size
+from hsidenoise.windows import join_windows
 
 if TYPE_CHECKING:
     from hsidenoise.data.io import Cube
@@ -74,6 +76,8 @@ class _Options:
     device: str | torch.device | None
     precision: Precision
     compile: bool
+    ensemble: int
+    join: bool
     progress: bool
 
 
@@ -99,6 +103,8 @@ def denoise(
     device: str | torch.device | None = None,
     precision: Precision = "float32",
     compile: bool = False,
+    ensemble: int = 1,
+    join: bool = True,
     progress: bool = False,
 ) -> Float32[np.ndarray, "bands height width"]:
     """Denoise a cube of any size and any number of bands.
@@ -133,6 +139,10 @@ def denoise(
             by 0.01 dB. ``auto`` takes it where the hardware has it (NVIDIA GPUs since Ampere, CPUs with AMX).
         compile: Compile the network first, once for all sizes: see :class:`hsidenoise.compiled.Compiled` for when it
             pays.
+        ensemble: Ways in which each tile goes through the network, 1, 2, 4 or 8: mirrored in its columns, rows and
+            bands, the answers mirrored back and averaged (:class:`hsidenoise.ensemble.Ensemble`). The time grows with
+            it, the memory hardly.
+        join: Whether windows of bands are joined by that last step, or only blended.
         progress: Show a progress bar on standard error.
 
     Returns:
@@ -151,7 +161,7 @@ def denoise(
         >>> denoised.shape, denoised.dtype, bool(denoised.std() < 0.5 * noisy.std())
         ((40, 30, 20), dtype('float32'), True)
     """
-    options = _Options(tile, overlap, batch, normalize, device, precision, compile, progress)
+    options = _Options(tile, overlap, batch, normalize, device, precision, compile, ensemble, join, progress)
     return _denoise(_as_cube(noisy), model, options).values
 
 
@@ -170,6 +180,8 @@ def denoise_file(
     device: str | torch.device | None = None,
     precision: Precision = "float32",
     compile: bool = False,
+    ensemble: int = 1,
+    join: bool = True,
     progress: bool = False,
 ) -> DenoisedFile:
     """Denoise the cube in a file and write a file of the same layout.
@@ -191,6 +203,8 @@ def denoise_file(
         device: Where to run.
         precision: ``float32``, ``bfloat16`` or ``auto``.
         compile: Compile the network first.
+        ensemble: Ways in which each tile goes through the network: 1, 2, 4 or 8.
+        join: Whether windows of bands are joined.
         progress: Show a progress bar on standard error.
 
     Returns:
@@ -202,7 +216,7 @@ def denoise_file(
     """
     from hsidenoise.data.io import check_target, read_cube, write_cube
 
-    options = _Options(tile, overlap, batch, normalize, device, precision, compile, progress)
+    options = _Options(tile, overlap, batch, normalize, device, precision, compile, ensemble, join, progress)
     source, target = Path(source), Path(target)
     if source.exists() and target.exists() and source.samefile(target):
         raise ValueError(f"{target} is the noisy file itself and would be lost; choose another output name")
@@ -249,11 +263,15 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
     """Everything that :func:`denoise` and :func:`denoise_file` share."""
     if options.batch is not None and options.batch < 1:
         raise ValueError(f"a batch of {options.batch} tiles is too small; choose 1 or more, or leave it out")
+    mirrorings(options.ensemble)  # refused before anything is read or loaded
     scaling = fit_scaling(noisy, options.normalize)
     size, overlap = tile_size(noisy.shape[1], noisy.shape[2], options.tile, options.overlap)
     network, place = choose_model(model, options.device, options.precision, options.compile)
     precision = find_precision("float32" if isinstance(network, OnnxNetwork) else options.precision, place)
     bands = bands_of(network)
+    run: nn.Module = Compiled(network) if options.compile else network
+    if options.ensemble > 1:
+        run = Ensemble(run, options.ensemble)
     notes: list[str] = []
 
     def note(text: str) -> None:
@@ -262,11 +280,10 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
 
     if options.tile is None:
         wanted = min(size[0], noisy.shape[1]), min(size[1], noisy.shape[2])
-        size = fitting_tile(network, bands, wanted, free_memory(place))
+        size = fitting_tile(run, bands, wanted, free_memory(place))
         if size != wanted:
             overlap = min(overlap * max(size) // max(wanted), max(size) - 1)
             note(f"little memory is left on {place}; taking tiles of {_by(size)} pixels, overlap {overlap}")
-    run = Compiled(network) if options.compile else network
     with in_use(run, place):
         while True:
             tiling = _tiling(noisy.shape, bands, size, overlap)
@@ -283,6 +300,8 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
                     batch=options.batch,
                     progress=options.progress,
                 )
+                if options.join and tiling.counts[0] > 1:
+                    values = join_windows(noisy, values, out=values)
                 return _Run(values, scaling, tiling, place, tuple(notes))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):

@@ -63,7 +63,8 @@ def tile_memory(network: nn.Module, bands: int, height: int, width: int) -> int:
     """Memory in bytes that a network takes for one tile, at most: a rule of thumb in float32.
 
     The features of full height and width make up the most of it, and their width is that of the first convolution
-    or a small multiple. A network without any (a filter, an ONNX file) is taken for one as wide as it has bands.
+    or a small multiple. A network without any (a filter, an ONNX file) is taken for one as wide as it has bands. A
+    network with a number ``extra_cubes`` (an ensemble) holds so many more cubes.
 
     Args:
         network: Any network.
@@ -77,7 +78,8 @@ def tile_memory(network: nn.Module, bands: int, height: int, width: int) -> int:
     """
     first = next((parameter for parameter in network.parameters() if parameter.ndim == 4), None)
     maps = MAPS * max(_LEAST_WIDTH, bands if first is None else first.shape[0])
-    return 4 * height * width * (maps + 4 * bands)
+    cubes = 4 + int(getattr(network, "extra_cubes", 0))
+    return 4 * height * width * (maps + cubes * bands)
 
 
 def fitting_tile(network: nn.Module, bands: int, tile: tuple[int, int], free: int | None) -> tuple[int, int]:

@@ -42,12 +42,16 @@ def denoise(options: argparse.Namespace) -> None:
         device=options.device,
         precision=options.precision,
         compile=options.compile,
+        ensemble=options.ensemble,
+        join=options.join,
         progress=sys.stderr is not None and sys.stderr.isatty(),
     )
     _print_read(source, done.cube)
     print(f"scaling  {done.scaling.mode}: {done.scaling.reason}")
     tiles = f"tiles of {done.tile[0]} x {done.tile[1]}, overlap {done.overlap}"
-    windows = f", {done.windows} windows of bands" if done.windows > 1 else ""
+    windows = f", {done.windows} windows of bands{' joined' * options.join}" if done.windows > 1 else ""
+    if options.ensemble > 1:
+        windows += f", ensemble of {options.ensemble}"
     print(f"network  {done.model} on {done.device}, {tiles}{windows}, {done.seconds:.1f} s")
     print(f"wrote    {target}")
     if options.picture:

@@ -1,6 +1,7 @@
 """Measure bi-level routing attention: time and peak memory against pixels, and against explicit gather + softmax.
 
 python scripts/measure_bra.py --threads 2 --output runs/bra     # writes runs/bra.csv and runs/bra.png
+python scripts/measure_bra.py --from-csv data/benchmarks/bra.csv    # draws data/benchmarks/bra.png again
 
 Every measurement is a fresh process: the peak is that of the process, less what it was after a call on 32 x 32 pixels.
 Time is the median of some runs after one to warm up; in the comparison the two take turns. "explicit" is the released
@@ -17,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -115,24 +116,26 @@ def fresh(**case: object) -> dict[str, object]:
     return case | json.loads(done.stdout.splitlines()[-1])
 
 
-def plot(rows: list[dict[str, object]], target: Path) -> None:
+def plot(rows: Sequence[Mapping[str, object]], target: Path) -> None:
+    """Time and memory against pixels; both lines beside them are those of inference, which has the larger sizes."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
+    def points(kind: str, column: str) -> tuple[list[int], list[float]]:
+        of_kind = [row for row in rows if row["pass"] == kind]
+        return [int(str(row["size"])) ** 2 for row in of_kind], [float(str(row[column])) for row in of_kind]
+
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     for axis, column, label in ((axes[0], "seconds_ours", "seconds"), (axes[1], "peak_mib", "peak memory, MiB")):
         for kind in ("inference", "training"):
-            points = [(int(str(r["size"])) ** 2, float(str(r[column]))) for r in rows if r["pass"] == kind]
-            axis.loglog(*zip(*points, strict=True), marker="o", label=kind)
+            axis.loglog(*points(kind, column), marker="o", label=kind)
         if column == "seconds_ours":
-            points = [(int(str(r["size"])) ** 2, float(str(r["seconds_routing"]))) for r in rows if r["pass"] == kind]
-            axis.loglog(*zip(*points, strict=True), marker=".", linestyle=":", label="of it routing")
-        first = points[0][0], float(str(next(r for r in rows if r["pass"] == "inference")[column]))
-        axis.loglog(
-            [first[0], points[-1][0]], [first[1], first[1] * points[-1][0] / first[0]], "k--", lw=0.8, label="linear"
-        )
+            axis.loglog(*points("inference", "seconds_routing"), marker=".", ls=":", label="of inference, routing")
+        pixels, values = points("inference", column)
+        ends = [pixels[0], pixels[-1]]
+        axis.loglog(ends, [values[0] * end / pixels[0] for end in ends], "k--", lw=0.8, label="linear")
         axis.set(xlabel="pixels", ylabel=label)
         axis.legend()
     figure.suptitle(f"Bi-level routing attention, width {DIM}, regions of {REGION}, top-k {TOPK}")
@@ -146,10 +149,15 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="leave out larger sizes")
     parser.add_argument("--largest-training", type=int, default=1024, help="2048 takes 9 GB")
     parser.add_argument("--output", type=Path, default=Path("runs/bra"), help="without suffix")
+    parser.add_argument("--from-csv", type=Path, metavar="FILE", help="draw this table beside itself, measure nothing")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
         print(json.dumps(measure(json.loads(options.case))))
+        return
+    if options.from_csv:
+        with options.from_csv.open(newline="") as file:
+            plot(list(csv.DictReader(file)), options.from_csv.with_suffix(".png"))
         return
     rows = []
     for kind in ("inference", "training"):

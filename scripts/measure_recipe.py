@@ -14,6 +14,7 @@ import argparse
 import csv
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -83,8 +84,8 @@ def main() -> None:
         spent, steps, start = 0.0, 0, []
         for part, changes in enumerate([first, *later]):
             where = folder / f"part-{part}"
-            given = ["--config", recipe["base"], "--data.root", options.root, *recipe["options"].split(), *start]
-            given += changes.split()
+            given = ["--config", recipe["base"], "--data.root", options.root, *shlex.split(recipe["options"]), *start]
+            given += shlex.split(changes)
             own = steps_for(options.seconds / (1 + len(later)), given, where)
             cases = ["--data.validation_noise", f"[{', '.join(CASES)}]"]
             # as many patches as the run takes: one epoch, one validation

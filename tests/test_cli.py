@@ -12,7 +12,7 @@ import pytest
 import scipy.io
 import torch
 
-from hsidenoise.cli import DEFAULT_WEIGHTS, NORMALIZE, PRECISIONS, PROTOCOLS, main
+from hsidenoise.cli import DEFAULT_WEIGHTS, ENSEMBLES, NORMALIZE, PRECISIONS, PROTOCOLS, main
 from hsidenoise.data.pngfolder import save_bands
 from hsidenoise.models import create_model
 from hsidenoise.noise import NOISE_CASES, corrupt
@@ -98,9 +98,10 @@ class TestStart:
     def test_choices_are_those_of_the_tables(self):
         from typing import get_args
 
-        from hsidenoise import device, metrics, normalize, weights
+        from hsidenoise import device, ensemble, metrics, normalize, weights
 
         assert set(PRECISIONS) == set(get_args(device.Precision))
+        assert ensemble.ENSEMBLES == ENSEMBLES
         assert weights.DEFAULT_WEIGHTS == DEFAULT_WEIGHTS
         assert set(PROTOCOLS) == set(metrics.PROTOCOLS)
         assert set(NORMALIZE) == set(normalize.NORMALIZE_MODES)
@@ -123,6 +124,7 @@ class TestStart:
             (["denoise", "a.mat", "--tile", "0"], "--tile"),
             (["denoise", "a.mat", "--size", "10"], "HEIGHTxWIDTH"),
             (["denoise", "a.mat", "--normalize", "z-score"], "--normalize"),
+            (["denoise", "a.mat", "--ensemble", "3"], "choose from 1, 2, 4, 8"),
             (["corrupt", "a.mat", "b.mat"], "--noise"),
             (["evaluate", "a.mat", "b.mat", "--data-range", "-1"], "--data-range"),
         ],
@@ -222,6 +224,21 @@ class TestCorrupt:
 
 
 class TestDenoise:
+    def test_an_ensemble_and_windows_of_bands(self, weights, tmp_path, rng):
+        spectra = rng.random((70, 2)) @ rng.random((2, 24 * 20))
+        cube = (spectra + rng.normal(0, 0.1, spectra.shape)).reshape(70, 24, 20).transpose(1, 2, 0)
+        scipy.io.savemat(tmp_path / "a.mat", {"cube": cube})
+        wanted = {(): "windows of bands joined", ("--no-join",): "windows of bands,"}
+        wanted[("--no-join", "--ensemble", 4)] = "windows of bands, ensemble of 4,"
+        results = []
+        for index, (options, says) in enumerate(wanted.items()):
+            target = f"{index}.mat"
+            printed = call("denoise", "a.mat", "-o", target, "--weights", weights, *options, cwd=tmp_path)
+            assert says in printed
+            results.append(scipy.io.loadmat(tmp_path / target)["cube"])
+        assert np.abs(results[1] - results[0]).max() > 1e-6
+        assert np.abs(results[2] - results[1]).max() > 1e-6
+
     def test_file_in_file_out(self, noisy, weights, tmp_path):
         printed = call(
             *("denoise", noisy, "-o", "clean.mat", "--weights", weights, "--picture", "page.png", "--band", 3),

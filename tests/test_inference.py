@@ -81,7 +81,7 @@ def cube(*shape: int, seed: int = 0) -> np.ndarray:
 def test_identity_gives_back_any_cube(shape, bands, tile, share, unit):
     noisy = cube(*shape) * unit
     before = noisy.copy()
-    denoised = denoise(noisy, Identity(bands), tile=tile, overlap=int(share * tile))
+    denoised = denoise(noisy, Identity(bands), tile=tile, overlap=int(share * tile), join=False)
     assert denoised.shape == shape
     assert denoised.dtype == np.float32
     assert np.abs(denoised - noisy).max() <= 1e-6 * np.abs(noisy).max()
@@ -92,7 +92,7 @@ def test_identity_gives_back_any_cube(shape, bands, tile, share, unit):
 def test_network_always_sees_its_own_number_of_bands(bands):
     network = Identity(31)
     noisy = cube(bands, 12, 9)
-    assert denoise(noisy, network) == pytest.approx(noisy, abs=2e-6)
+    assert denoise(noisy, network, join=False) == pytest.approx(noisy, abs=2e-6)
     assert {shape[0] for shape in network.seen} == {31}
     # 21 fresh bands for each window after the first
     assert len(network.seen) == 1 + max(0, int(np.ceil((bands - 31) / 21)))
@@ -181,9 +181,9 @@ def test_every_real_dtype(dtype):
 def test_odd_memory_layouts_and_read_only_arrays():
     noisy = cube(6, 20, 30)
     for view in (noisy[::-1, :, ::2], np.asfortranarray(noisy), noisy.transpose(0, 2, 1)):
-        assert denoise(view, Identity(4), tile=16) == pytest.approx(view, abs=2e-6)
+        assert denoise(view, Identity(4), tile=16, join=False) == pytest.approx(view, abs=2e-6)
     noisy.setflags(write=False)
-    assert denoise(noisy, Identity(4), tile=16) == pytest.approx(noisy, abs=2e-6)
+    assert denoise(noisy, Identity(4), tile=16, join=False) == pytest.approx(noisy, abs=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8])
@@ -307,6 +307,28 @@ def test_the_result_does_not_depend_on_the_batch(batch):
     noisy = cube(13, 50, 70)
     wanted = denoise(noisy, network, tile=32, overlap=8, batch=3)
     assert denoise(noisy, network, tile=32, overlap=8, batch=batch) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_windows_of_bands_are_joined_unless_told_not_to():
+    rng = np.random.default_rng(0)
+    clean = rng.random((40, 3)) @ rng.random((3, 36 * 30)) / 3
+    clean = clean.reshape(40, 36, 30)
+    noisy = clean + rng.normal(0, 0.2, clean.shape)
+
+    class ThreePlanes(nn.Module):
+        """Leaves noise in three planes of each window, and a tenth of the rest."""
+
+        bands = 25
+
+        def forward(self, noisy: torch.Tensor) -> torch.Tensor:
+            left, energy, right = torch.linalg.svd(noisy.flatten(2), full_matrices=False)
+            energy[:, 3:] *= 0.1
+            return ((left * energy[:, None]) @ right).reshape(noisy.shape)
+
+    blended, joined = (denoise(noisy, ThreePlanes(), join=join) for join in (False, True))
+    assert np.square(joined - clean).mean() < 0.95 * np.square(blended - clean).mean()
+    few = noisy[:20]  # one window has nothing to join
+    assert np.array_equal(denoise(few, ThreePlanes(), join=False), denoise(few, ThreePlanes()))
 
 
 def test_tiles_go_through_in_batches_of_nearly_one_size():

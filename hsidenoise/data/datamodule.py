@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from hsidenoise.data.datasets import DATASETS, Scenes, find_scenes, read_clean
+from hsidenoise.data.datasets import DATASETS, Scenes, find_scenes, read_clean, scene_name
 from hsidenoise.data.patches import SCALES, Cache, CubeStore
 from hsidenoise.data.synthetic import Pair, SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs
 
@@ -75,6 +78,7 @@ class CubeDataModule(pl.LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)  # for checkpoints: a resumed run compares
         if dataset not in DATASETS:
             raise ValueError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
         if batch_size < 1 or bands < 1 or seed < 0:
@@ -168,7 +172,35 @@ class CubeDataModule(pl.LightningDataModule):
             "patches": f"{self.bands}x{self.patch_size}x{self.patch_size} at scales "
             + ", ".join(f"{scale:g}" for scale in self.scales),
             "data_seed": str(self.seed),
+            "training_scenes": json.dumps(self.scene_names()),
+            "validation_scenes": json.dumps(self.scene_names("validation")),
         }
+
+    def scene_names(self, part: Literal["train", "validation"] = "train") -> list[str]:
+        """Sorted names of the scenes of one part, as ``hsidenoise.data.datasets.scene_name`` gives them.
+
+        Args:
+            part: Which part.
+        """
+        return sorted({scene_name(path) for path in getattr(self.scenes, part, ())})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scenes, for a checkpoint: position follows from the trainer's count of batches."""
+        return {"scenes": self.scene_names()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warn if the checkpoint's run had other scenes.
+
+        Args:
+            state_dict: As a checkpoint holds it.
+        """
+        before, now = set(state_dict["scenes"]), set(self.scene_names())
+        if before != now:
+            warnings.warn(
+                f"{self.root}: the run is resumed on other scenes: {len(before - now)} gone, {len(now - before)} new "
+                f"({', '.join(sorted(before ^ now)[:5])})",
+                stacklevel=2,
+            )
 
     @property
     def _process(self) -> int:
@@ -207,7 +239,25 @@ class ResumableLoader(DataLoader[Pair]):
     """A loader whose position follows from the trainer's count of batches, so it has no state of its own to save.
 
     The two methods tell Lightning that resuming inside an epoch is safe.
+
+    Attributes:
+        seconds_waited: Seconds that batches were waited for since the loader was made.
     """
+
+    seconds_waited = 0.0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Batches of one epoch; the time until each comes is added up."""
+        return self._timed(super().__iter__())
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds_waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the sampler asks the trainer where training stands."""

@@ -7,7 +7,7 @@ patches_per_epoch)`` and ``default_rng([seed, epoch, index])``. Which worker or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from hsidenoise.data.patches import CubeStore
+from hsidenoise.models.spectral_wiener import SpectralEstimate
 from hsidenoise.noise import noise_case
 
 # Validation noise must not be a noise that training has seen: its generator gets a number of its own in front.
@@ -29,15 +30,20 @@ class Pair(TypedDict):
     clean: Tensor
     case: str
     weight: float
+    estimate: NotRequired[SpectralEstimate]
 
 
 class Batch(TypedDict):
-    """Items put together: (batch, bands, height, width) tensors, names of the noise cases, weights (batch)."""
+    """Items put together: (batch, bands, height, width) tensors, names of the noise cases, weights (batch).
+
+    ``estimate``, if asked for, is the spectral Wiener estimate of ``noisy``.
+    """
 
     noisy: Tensor
     clean: Tensor
     case: list[str]
     weight: Tensor
+    estimate: NotRequired[SpectralEstimate]
 
 
 class SyntheticNoise:
