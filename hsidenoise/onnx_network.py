@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hsidenoise.device import find_device
-from hsidenoise.models.spectral_wiener import spectral_wiener
+from hsidenoise.models.spectral_wiener import OVERLAP, ROUNDS, spectral_wiener
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -66,6 +66,8 @@ class OnnxNetwork(nn.Module):
         self.bands = int(self.metadata["bands"])
         self.mirrors_bands: bool = json.loads(self.metadata["mirrors_bands"])
         self._estimates = len(self._session.get_inputs()) > 1
+        config = json.loads(self.metadata.get("config", "{}"))
+        self._estimate_options = (config.get("wiener_rounds", ROUNDS), config.get("wiener_overlap", OVERLAP))
 
     def forward(self, noisy: Float[Tensor, "batch given height width"]) -> Float[Tensor, "batch given height width"]:
         """Denoise.
@@ -83,7 +85,7 @@ class OnnxNetwork(nn.Module):
         if given > self.bands or (given < self.bands and not self.mirrors_bands):
             raise ValueError(f"cubes of {given} bands do not go through {self.path}, a network of {self.bands} bands")
         noisy = noisy.float()
-        cubes = list(spectral_wiener(noisy)) if self._estimates else [noisy]
+        cubes = list(spectral_wiener(noisy, *self._estimate_options)) if self._estimates else [noisy]
         if given == 1 and self.bands > 1:
             # the graph is made for two bands or more; a band repeated is what mirroring makes of one
             cubes = [torch.cat([cube, cube], dim=1) for cube in cubes]

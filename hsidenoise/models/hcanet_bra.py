@@ -29,7 +29,7 @@ from hsidenoise.models.bra import BiLevelRoutingAttention
 from hsidenoise.models.cafm import ChannelAttention
 from hsidenoise.models.feed_forward import Mlp, MultiScaleFeedForward
 from hsidenoise.models.spectral_conv import LocalBranch
-from hsidenoise.models.spectral_wiener import spectral_wiener
+from hsidenoise.models.spectral_wiener import OVERLAP, ROUNDS, SpectralEstimate, spectral_wiener
 
 SKIPS = ("wiener", "identity")
 
@@ -144,6 +144,8 @@ class HCANetBRA(nn.Module):
         attention: Global branch of a block: "bra" (bi-level routing), "channel" (HCANet's, between channels) or "none".
         local: Local branch of a block: "spectral" (1x1, shuffle, 3x3x3 along the channels) or "none".
         feed_forward: "multiscale" (HCANet's MSFN) or "mlp" (two 1x1 convolutions with as many weights).
+        wiener_rounds: Rounds of the spectral Wiener estimate; fewer are cheaper.
+        wiener_overlap: Share by which its windows overlap; less is cheaper.
 
     Raises:
         ValueError: If ``skip`` or a switch is unknown, a width does not divide, a level is missing or a number is too
@@ -172,6 +174,8 @@ class HCANetBRA(nn.Module):
         attention: str = "bra",
         local: str = "spectral",
         feed_forward: str = "multiscale",
+        wiener_rounds: int = ROUNDS,
+        wiener_overlap: float = OVERLAP,
     ) -> None:
         super().__init__()
         switches = {"attention": attention, "local": local, "feed_forward": feed_forward}
@@ -203,6 +207,8 @@ class HCANetBRA(nn.Module):
             "expansion": expansion,
             "skip": skip,
             **switches,
+            "wiener_rounds": wiener_rounds,
+            "wiener_overlap": wiener_overlap,
         }
         self.skip = skip
 
@@ -256,7 +262,20 @@ class HCANetBRA(nn.Module):
             residual = self._unet(self.stem(self._planes(noisy))).float()
             return noisy + residual[:, : noisy.shape[1], : noisy.shape[2], : noisy.shape[3]]
         # estimated on the bands there are: a mirrored band is its own perfect prediction, noise included
-        return self.refine(*spectral_wiener(noisy))
+        return self.refine(*self.estimate(noisy))
+
+    def estimate(self, noisy: Float[Tensor, "batch given height width"]) -> SpectralEstimate:
+        """Make the spectral Wiener estimate that :meth:`refine` takes: all that is not learnt (``skip="wiener"``).
+
+        Args:
+            noisy: Cubes scaled to about [0, 1].
+
+        Example:
+            >>> network = HCANetBRA(bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4), wiener_rounds=2)
+            >>> network.estimate(torch.rand(1, 8, 21, 30)).sigma.shape
+            torch.Size([1, 8])
+        """
+        return spectral_wiener(noisy, self.config["wiener_rounds"], self.config["wiener_overlap"])
 
     def refine(
         self,
@@ -269,7 +288,7 @@ class HCANetBRA(nn.Module):
         """Denoise with the spectral Wiener estimate at hand: all that is learnt (``skip="wiener"``).
 
         Args:
-            repaired: The parts of ``spectral_wiener(noisy)``, in their order: cubes scaled to about [0, 1], in float32.
+            repaired: The parts of ``estimate(noisy)``, in their order: cubes scaled to about [0, 1], in float32.
             plain: Wiener estimate.
             robust: Robust estimate.
             column: Column means of what the robust estimate leaves.
@@ -281,7 +300,7 @@ class HCANetBRA(nn.Module):
         Example:
             >>> network = HCANetBRA(bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4)).eval()
             >>> noisy = torch.rand(1, 8, 21, 30)
-            >>> torch.equal(network.refine(*spectral_wiener(noisy)), network(noisy))
+            >>> torch.equal(network.refine(*network.estimate(noisy)), network(noisy))
             True
         """
         given = repaired.shape[1]

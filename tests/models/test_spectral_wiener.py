@@ -13,7 +13,6 @@ from hsidenoise.models.spectral_wiener import (
     OUTLIER_SIGMAS_IN_FIT,
     ROUNDS,
     SIGMA_FLOOR,
-    STRIPE_ROUNDS,
     STRIPE_SIGMAS,
     SUBSPACE,
     SUSPECT_SIGMAS,
@@ -106,7 +105,7 @@ def robust_by_definition(cube, dead=()):
     estimate, _ = plain_by_definition(repaired)
     for number in range(ROUNDS):
         repaired = np.where(mask, estimate, repaired)
-        if number >= ROUNDS - STRIPE_ROUNDS:
+        if number >= ROUNDS / 2:
             residual = repaired - estimate
             chance = median_spread(residual)
             for x in range(cube.shape[2]):
