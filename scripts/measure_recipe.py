@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python scripts/measure_recipe.py --root ../shared/cave --seconds 240 --output runs/recipe
 
-A row of configs/recipe.yaml is a name and the options of `hsidenoise train` that differ from the base configuration.
+A row of configs/tables/recipe.yaml is a name and the options of `hsidenoise train` that differ from the base configuration.
 Every run gets as many steps as fit in the same CPU seconds (measured first, twenty steps), with the whole schedule inside
 them, and is scored at its end on the validation scenes. CPU time, not wall time: other work on the machine does not
 count. Rows that a folder holds already are not run again.
@@ -58,7 +58,7 @@ def score(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--recipe", type=Path, default=Path("configs/recipe.yaml"))
+    parser.add_argument("--recipe", type=Path, default=Path("configs/tables/recipe.yaml"))
     parser.add_argument("--root", required=True, help="folder with train/ and validation/")
     parser.add_argument("--seconds", type=float, default=240.0, help="CPU seconds of a run")
     parser.add_argument("--output", type=Path, default=Path("runs/recipe"))
