@@ -16,6 +16,7 @@ from hsidenoise.device import autocast, is_out_of_memory
 from hsidenoise.memory import USABLE_SHARE, fitting_batch, free_memory
 from hsidenoise.normalize import Scaling
 from hsidenoise.tiling import Blend, Tile, Tiling, reflect_bands
+from hsidenoise.windows import join_windows
 
 MOST_AT_ONCE = 64
 """A GPU has enough to do long before; larger batches only wait longer for their copies."""
@@ -30,6 +31,7 @@ def run_tiles(
     device: torch.device,
     *,
     mirrors: bool = False,
+    join: bool = False,
     precision: Literal["float32", "bfloat16"] = "float32",
     batch: int | None = None,
     progress: bool = False,
@@ -38,7 +40,8 @@ def run_tiles(
 
     Tiles of one tiling have one size, so any number of them goes through the network together. The values are scaled
     tile by tile, so that no scaled copy of the cube is kept. A batch that does not fit the memory is halved and tried
-    again; only a single tile that does not fit is an error.
+    again; only a single tile that does not fit is an error. The windows of bands of a place are made one tile of all
+    bands before the tiles are blended.
 
     Args:
         noisy: Cube in its own unit.
@@ -48,6 +51,7 @@ def run_tiles(
         tiling: Tiles of at most ``bands`` bands that cover the cube.
         device: Where the network is.
         mirrors: Whether the network takes fewer bands as they are.
+        join: Whether several windows of bands are joined by a last step across all of them, or blended only.
         precision: Precision of the products inside the network.
         batch: Tiles at a time, at least 1; chosen by the device's memory if None.
         progress: Show a bar on standard error.
@@ -67,7 +71,7 @@ def run_tiles(
         >>> bool(np.allclose(same, noisy, atol=1e-6))
         True
     """
-    blend = Blend(tiling)
+    places = _Places(noisy, scaling, tiling, join)
     tiles = list(tiling)
     on_gpu = device.type == "cuda"
     # on a GPU one tile goes first, to see what it takes
@@ -94,14 +98,41 @@ def run_tiles(
                 continue
             for tile, answer in zip(some, answers, strict=True):
                 _check_finite(tile, answer)
-                blend.add(tile, answer)
+                places.add(tile, answer)
             if on_gpu and batch is None and first == 0:
                 taken = max(1, torch.cuda.max_memory_allocated(device) - before)
                 room = USABLE_SHARE * (free_memory(device) or taken)
                 at_once = max(1, min(MOST_AT_ONCE, int(room / taken)))
             first += len(some)
             bar.update(len(some))
-    return scaling.invert(blend.result())
+    return scaling.invert(places.blend.result())
+
+
+class _Places:
+    """Answers to the windows of bands of one place after the other, made tiles of all bands, and those made a cube."""
+
+    def __init__(self, noisy: np.ndarray, scaling: Scaling, tiling: Tiling, join: bool) -> None:
+        self._noisy, self._scaling, self._join = noisy, scaling, join
+        self._windows = tiling.counts[0]
+        whole = Tiling(tiling.shape, (tiling.shape[0], *tiling.tile[1:]), (0, *tiling.overlap[1:]))
+        self.blend = Blend(whole)
+        self._ahead = iter(whole)  # in the order in which the windows come
+        self._answers: list[tuple[Tile, np.ndarray]] = []
+
+    def add(self, window: Tile, answer: Float32[np.ndarray, "bands height width"]) -> None:
+        """Add the next window, and its place when it is complete."""
+        self._answers.append((window, answer))
+        if len(self._answers) < self._windows:
+            return
+        place = next(self._ahead)
+        if self._windows > 1:
+            answer = np.zeros(place.shape, dtype=np.float32)
+            for tile, values in self._answers:
+                answer[tile.index[0]] += values * tile.weights[0][:, None, None]
+            if self._join:
+                answer = join_windows(self._scaling.apply(self._noisy[place.index]), answer)
+        self.blend.add(place, answer)
+        self._answers.clear()
 
 
 def _answers(

@@ -34,16 +34,17 @@ class _PaddedFirst:
 
 
 class Compiled(nn.Module):
-    """A network whose learnt part runs through ``torch.compile``, once for all sizes.
+    """A network whose learnt part runs through ``torch.compile``.
 
-    The first call compiles, which takes a minute or more. Of an HCANetBRA that starts from the spectral Wiener estimate
+    The first call compiles, which takes a minute or more, for tiles of any size; a batch of one compiles once more, as
+    PyTorch takes a size of 1 for a constant. Of an HCANetBRA that starts from the spectral Wiener estimate
     that part is :meth:`~hsidenoise.models.HCANetBRA.refine`; the estimate is linear algebra, for which there is nothing
     to generate. If compiling fails, for want of a C++ compiler or on an operation that the compiler does not know, one
     warning says so and the network runs as it is.
 
-    On a CPU it hardly pays. HCANet, one thread, tiles of 96 pixels, float32: 77 s to compile (and 30 s more for a batch
-    of one), then between nothing and 0.06 s of 0.42 s gained per tile in two measurements on a busy machine, so that
-    more than 1,000 tiles come before the first gain.
+    On a CPU it hardly pays. One thread, tiles of 96 pixels, float32: the default weights take about 150 s to compile,
+    HCANet 77 s (and 30 s more for a batch of one). A tile of HCANet then took 0.431 s in place of 0.427 s in one
+    measurement and 0.36 s in place of 0.42 s in another, on a busy machine: nothing is gained before 1,000 tiles.
 
     Args:
         network: Network to run; shares its weights and is not changed.

@@ -23,7 +23,6 @@ from hsidenoise.model_choice import bands_of, choose_model, name_of
 from hsidenoise.normalize import Scaling, fit_scaling
 from hsidenoise.onnx_network import OnnxNetwork
 from hsidenoise.tiling import Tiling, tile_size
-from hsidenoise.windows import join_windows
 
 if TYPE_CHECKING:
     from hsidenoise.data.io import Cube
@@ -113,7 +112,8 @@ def denoise(
     with tapers and scaled back. Along the spectrum it is cut into overlapping windows of as many bands as the network
     has; a cube of fewer bands is mirrored at its last band, and cropped afterwards. (A network with a true attribute
     ``mirrors_bands`` gets it as it is: mirrored bands share their noise, which a network that tells signal from noise
-    by what bands have in common must not see.) Nothing is clipped.
+    by what bands have in common must not see.) Where there are several windows, each tile goes through a last step
+    across all bands (:func:`hsidenoise.windows.join_windows`). Nothing is clipped.
 
     A tile that does not fit the device's memory is tried again at half the size, with a warning, down to 32 pixels.
 
@@ -134,11 +134,12 @@ def denoise(
         normalize: Scaling of values, see :func:`hsidenoise.normalize.fit_scaling`.
         device: Where to run, such as ``cpu`` or ``cuda``. If None, a network stays on its own device, and weights go
             to the GPU if CUDA has one, else to the CPU.
-        precision: ``bfloat16`` runs the products of the network in bfloat16. With the default weights on the sample,
-            gaussian-5 to mixture, the result is off by up to 8e-4 of the range in the mean, 6e-3 at most, and its PSNR
-            by 0.01 dB. ``auto`` takes it where the hardware has it (NVIDIA GPUs since Ampere, CPUs with AMX).
-        compile: Compile the network first, once for all sizes: see :class:`hsidenoise.compiled.Compiled` for when it
-            pays.
+        precision: ``bfloat16`` runs the products of the network in bfloat16. With the default weights the result is off
+            by up to 4e-4 of the range in the mean, 2e-2 at most, and its PSNR by 0.01 dB (seven pairs of a scene of
+            `cave/validation`, centre 256 x 256, and a case from gaussian-5 to mixture). ``auto`` takes it where the
+            hardware has it (NVIDIA GPUs since Ampere, CPUs with AMX).
+        compile: Compile the network first: see :class:`hsidenoise.compiled.Compiled` for how long it takes, how often,
+            and when it pays.
         ensemble: Ways in which each tile goes through the network, 1, 2, 4 or 8: mirrored in its columns, rows and
             bands, the answers mirrored back and averaged (:class:`hsidenoise.ensemble.Ensemble`). The time grows with
             it, the memory hardly.
@@ -296,12 +297,11 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
                     tiling,
                     place,
                     mirrors=bool(getattr(network, "mirrors_bands", False)),
+                    join=options.join,
                     precision=precision,
                     batch=options.batch,
                     progress=options.progress,
                 )
-                if options.join and tiling.counts[0] > 1:
-                    values = join_windows(noisy, values, out=values)
                 return _Run(values, scaling, tiling, place, tuple(notes))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):

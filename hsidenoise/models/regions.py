@@ -30,8 +30,9 @@ def to_regions(
     if _compiled_for_any_size():
         row, col = _positions(height, rows, x.device)[:, None, :, None], _positions(width, cols, x.device)[:, None]
         pixel = row.clamp_max(height - 1) * width + col.clamp_max(width - 1)  # (down, across, rows, cols)
-        mask = ((row < height) & (col < width)).flatten(2).flatten(0, 1)
-        return x.flatten(1, 2).index_select(1, pixel.flatten()).unflatten(1, mask.shape) * mask[..., None], mask
+        real = ((row < height) & (col < width)).flatten(2).flatten(0, 1)
+        gathered = x.flatten(1, 2).index_select(1, pixel.flatten()).reshape(batch, *real.shape, dim)
+        return gathered * real[..., None], real
     down, across = (height + rows - 1) // rows, (width + cols - 1) // cols
     below, right = down * rows - height, across * cols - width
     mask = None
@@ -66,7 +67,7 @@ def from_regions(
         row, col = torch.arange(height, device=x.device)[:, None], torch.arange(width, device=x.device)
         region = row // rows * ((width + cols - 1) // cols) + col // cols
         place = (region * rows + row % rows) * cols + col % cols  # (height, width)
-        return x.flatten(1, 2).index_select(1, place.flatten()).unflatten(1, (height, width))
+        return x.flatten(1, 2).index_select(1, place.flatten()).reshape(x.shape[0], height, width, x.shape[3])
     batch, _, _, dim = x.shape
     down, across = (height + rows - 1) // rows, (width + cols - 1) // cols
     x = x.reshape(batch, down, across, rows, cols, dim).transpose(2, 3)
