@@ -97,15 +97,17 @@ def balanced_tile(length: int, tile: int, overlap: int, multiple: int = 16) -> i
 
 
 def tile_size(
-    height: int, width: int, tile: int | None = None, overlap: int | None = None
+    height: int, width: int, tile: int | None = None, overlap: int | None = None, *, usual: int = DEFAULT_TILE
 ) -> tuple[tuple[int, int], int]:
     """Height and width of a tile, and the overlap of neighbours, where not all is asked for.
 
     Args:
         height: Height of the image, pixels.
         width: Width of the image, pixels.
-        tile: Side of a tile, taken as it is; if None, sizes near 96 that suit the image (:func:`balanced_tile`).
+        tile: Side of a tile, taken as it is; if None, sizes near ``usual`` that suit the image
+            (:func:`balanced_tile`).
         overlap: Smallest overlap, from 0 to ``tile - 1``; if None, 24 or a quarter of the tile where that is less.
+        usual: Side that is aimed at where none is asked for.
 
     Raises:
         ValueError: If the tile is below 1 or the overlap is not from 0 to ``tile - 1``.
@@ -114,7 +116,7 @@ def tile_size(
         >>> tile_size(512, 145), tile_size(512, 145, tile=64)
         (((96, 96), 24), ((64, 64), 16))
     """
-    wanted = DEFAULT_TILE if tile is None else tile
+    wanted = usual if tile is None else tile
     if wanted < 1:
         raise ValueError(f"a tile of {wanted} pixels is too small; choose 1 or more ({DEFAULT_TILE} is usual)")
     if overlap is None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hsidenoise.inference import denoise, denoise_file
 from hsidenoise.models import create_model
 from hsidenoise.tiling import plan
-from hsidenoise.weights import save_weights
+from hsidenoise.weights import load_model, save_weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -594,3 +594,22 @@ def test_a_gpu_gives_what_the_cpu_gives():
     wanted = denoise(noisy, network, tile=32)
     assert denoise(noisy, network, tile=32, device="cuda") == pytest.approx(wanted, abs=1e-3)
     assert next(network.parameters()).device.type == "cpu"
+
+
+def test_weights_may_ask_for_a_tile(tmp_path, rng):
+    """The header of a weights file names the side of a tile that suits it; what the caller asks for comes first."""
+    network = create_model("hcanet-bra", bands=4, dim=8, num_blocks=(0, 0, 1), num_refinement_blocks=0)
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, network, name="hcanet-bra", metadata={"tile": "160"})
+    sides = []
+
+    def remember(_, inputs):
+        sides.append(tuple(inputs[0].shape[2:]))
+
+    noisy = rng.random((4, 150, 170), dtype=np.float32)
+    for given, tile in ((None, 170), (64, 64)):
+        loaded = load_model(path)
+        loaded.register_forward_pre_hook(remember)
+        sides.clear()
+        denoise(noisy, loaded, tile=given)
+        assert {max(side) for side in sides} == {tile}
