@@ -21,7 +21,17 @@ from pathlib import Path
 
 import yaml
 
-CASES = ["gaussian-5", "gaussian-30", "gaussian-50", "gaussian-70", "non-iid", "stripe", "deadline", "impulse", "mixture"]
+CASES = [
+    "gaussian-5",
+    "gaussian-30",
+    "gaussian-50",
+    "gaussian-70",
+    "non-iid",
+    "stripe",
+    "deadline",
+    "impulse",
+    "mixture",
+]
 TIMED = 20  # steps over which the cost of a step is measured
 WARM = 6
 
@@ -89,7 +99,9 @@ def main() -> None:
             own = steps_for(options.seconds / (1 + len(later)), given, where)
             cases = ["--data.validation_noise", f"[{', '.join(CASES)}]"]
             # as many patches as the run takes: one epoch, one validation
-            size = next((int(given[i + 1]) for i in range(len(given) - 1, -1, -1) if given[i] == "--data.batch_size"), 4)
+            size = next(
+                (int(given[i + 1]) for i in range(len(given) - 1, -1, -1) if given[i] == "--data.batch_size"), 4
+            )
             whole = ["--data.patches_per_epoch", str(own * size), "--trainer.max_steps", str(own)]
             spent += train([*given, *cases, *whole, "--output", str(where / "run")])
             steps += own
@@ -106,10 +118,15 @@ def main() -> None:
             writer = csv.DictWriter(file, list(done[name]))
             writer.writeheader()
             writer.writerows(done.values())
-        print(f"{name}: {steps} steps, {scores['mean']:.2f} dB ({spent:.0f} s with validation)", file=sys.stderr, flush=True)
+        print(
+            f"{name}: {steps} steps, {scores['mean']:.2f} dB ({spent:.0f} s with validation)",
+            file=sys.stderr,
+            flush=True,
+        )
     print(f"| row | options | steps | mean | {' | '.join(CASES)} |\n|---|---|{'---:|' * (2 + len(CASES))}")
     for row in done.values():
-        print(f"| {row['row']} | `{row['options']}` | {row['steps']} | {row['mean']} | {' | '.join(row[c] for c in CASES)} |")
+        cells = [row["row"], f"`{row['options']}`", row["steps"], row["mean"], *(row[case] for case in CASES)]
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

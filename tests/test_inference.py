@@ -607,9 +607,9 @@ def test_weights_may_ask_for_a_tile(tmp_path, rng):
         sides.append(tuple(inputs[0].shape[2:]))
 
     noisy = rng.random((4, 150, 170), dtype=np.float32)
-    for given, tile in ((None, 170), (64, 64)):
+    for asked, tile in ((None, 170), (64, 64)):
         loaded = load_model(path)
         loaded.register_forward_pre_hook(remember)
         sides.clear()
-        denoise(noisy, loaded, tile=given)
+        denoise(noisy, loaded, tile=asked)
         assert {max(side) for side in sides} == {tile}
