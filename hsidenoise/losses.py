@@ -35,6 +35,7 @@ RELEASED_GRADIENT_WEIGHT = 1e-3  # of the released training code: mean|x - y| + 
 _PATCH_SIDE = 128  # published training patch; a 3x3 derivative without border leaves 126
 _CHARBONNIER_EPS = 1e-3  # on the [0, 1] scale, below the noise that is trained on
 _PSNR_EPS = 1e-5  # a band better than 50 dB is good enough
+_ANGLE_EPS = 1e-3  # root mean square of a spectrum below which it is too dark for its angle to count in full
 _NORM_EPS = 1e-6  # keeps the gradient of a root finite at zero difference
 
 
@@ -100,6 +101,40 @@ def released_global_gradient(
     return torch.stack([torch.linalg.vector_norm(term) for term in terms]).sum()
 
 
+def spectral_angle(
+    denoised: Float[Tensor, "batch bands height width"], clean: Float[Tensor, "batch bands height width"]
+) -> Float[Tensor, " batch"]:
+    """Mean angle between the spectra of each cube, as a loss: radians for small angles.
+
+    The chord between the two spectra scaled to length one, ``2 sin(angle / 2)``, which unlike the angle has a finite
+    gradient everywhere. A spectrum's length has a floor of 0.001 for each band: black has no direction.
+
+    Args:
+        denoised: Estimate, on the [0, 1] scale.
+        clean: Truth.
+
+    Returns:
+        One value >= 0 per cube.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> clean = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)
+        >>> turned = torch.tensor([0.995, 0.0998]).reshape(1, 2, 1, 1)  # by 0.1
+        >>> round(spectral_angle(turned, clean).item(), 3)
+        0.1
+    """
+    _difference(denoised, clean, shortest=1)
+    floor = _ANGLE_EPS * denoised.shape[1] ** 0.5
+    chord = _direction(denoised, floor) - _direction(clean, floor)
+    return ((chord.square().sum(dim=1) + _NORM_EPS**2).sqrt() - _NORM_EPS).mean(dim=(1, 2))
+
+
+def _direction(spectra: Tensor, floor: float) -> Tensor:
+    return spectra / (spectra.square().sum(dim=1, keepdim=True) + floor**2).sqrt()
+
+
 class DenoisingLoss(nn.Module):
     """Data term plus global gradient regulariser; computed in float32 (float64 for float64) also under autocast.
 
@@ -110,6 +145,7 @@ class DenoisingLoss(nn.Module):
         data_term: Mean over all values of the batch: "l1" ``|d|`` (published), "charbonnier" ``sqrt(d^2 + 1e-6)``,
             "mse" ``d^2``. "psnr": the mean over the bands of ``ln(mse + 1e-5) / 20``, which is what a table counts; a
             band of little noise weighs as much as one of much.
+        angle_weight: Weight of :func:`spectral_angle`, >= 0; not published. 0 leaves it out.
 
     Raises:
         ValueError: If an option is unknown or the weight is negative.
@@ -130,6 +166,7 @@ class DenoisingLoss(nn.Module):
         gradient_weight: float = RELEASED_GRADIENT_WEIGHT,
         form: Form = "cube",
         data_term: DataTerm = "l1",
+        angle_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if form not in get_args(Form):
@@ -138,13 +175,17 @@ class DenoisingLoss(nn.Module):
             raise ValueError(f"unknown data term {data_term!r}: choose one of {', '.join(get_args(DataTerm))}")
         if not gradient_weight >= 0.0:
             raise ValueError(f"gradient_weight is {gradient_weight}: pass 0 (no regulariser) or more")
+        if not angle_weight >= 0.0:
+            raise ValueError(f"angle_weight is {angle_weight}: pass 0 (no spectral angle) or more")
         self.gradient_weight = gradient_weight
+        self.angle_weight = angle_weight
         self.form = form
         self.data_term = data_term
 
     def extra_repr(self) -> str:
         """Say the options when the module is printed."""
-        return f"gradient_weight={self.gradient_weight}, form={self.form!r}, data_term={self.data_term!r}"
+        weights = f"gradient_weight={self.gradient_weight}, angle_weight={self.angle_weight}"
+        return f"{weights}, form={self.form!r}, data_term={self.data_term!r}"
 
     def forward(
         self,
@@ -170,6 +211,8 @@ class DenoisingLoss(nn.Module):
                 else:
                     regulariser = released_global_gradient(denoised, clean)
                 loss = loss + self.gradient_weight * regulariser
+            if self.angle_weight > 0.0:
+                loss = loss + self.angle_weight * spectral_angle(denoised, clean).mean()
         return loss
 
     def _data(self, difference: Tensor) -> Tensor:

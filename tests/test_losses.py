@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from hsidenoise.losses import DenoisingLoss, global_gradient, released_global_gradient
+from hsidenoise.losses import DenoisingLoss, global_gradient, released_global_gradient, spectral_angle
+from hsidenoise.metrics import sam
 
 
 def batch(seed=0, cubes=3, bands=5, height=9, width=12):
@@ -189,3 +190,35 @@ def test_unknown_options_are_refused(options, message):
 def test_different_shapes_are_refused():
     with pytest.raises((ValueError, jaxtyping.TypeCheckError)):
         DenoisingLoss()(torch.ones(1, 3, 4, 5), torch.ones(1, 1, 4, 5))
+
+
+def test_spectral_angle_is_the_angle(rng):
+    clean = torch.from_numpy(rng.random((2, 6, 5, 4)).astype(np.float32)) + 0.2
+    denoised = clean + 0.01 * torch.from_numpy(rng.standard_normal((2, 6, 5, 4)).astype(np.float32))
+    expected = sam(denoised, clean)
+    torch.testing.assert_close(spectral_angle(denoised, clean), expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(spectral_angle(3 * denoised, clean), expected, rtol=1e-3, atol=0)  # brightness is nothing
+
+
+def test_the_spectral_angle_of_black_and_of_equals_has_a_gradient():
+    clean = torch.zeros(1, 4, 3, 5)
+    clean[..., 2:] = 0.3
+    denoised = clean.clone().requires_grad_()
+    spectral_angle(denoised, clean).sum().backward()
+    assert torch.isfinite(denoised.grad).all()
+
+
+def test_angle_weight_adds_the_angle(rng):
+    clean, denoised = (torch.from_numpy(rng.random((1, 4, 5, 6)).astype(np.float32)) for _ in range(2))
+    with_angle, without = (DenoisingLoss(angle_weight=weight)(denoised, clean) for weight in (0.5, 0.0))
+    torch.testing.assert_close(with_angle - without, 0.5 * spectral_angle(denoised, clean)[0])
+    with pytest.raises(ValueError, match="angle_weight is -1"):
+        DenoisingLoss(angle_weight=-1)
+
+
+def test_psnr_term_is_what_a_table_counts(rng):
+    clean = torch.from_numpy(rng.random((2, 4, 5, 6)).astype(np.float32))
+    denoised = clean + 0.1 * torch.tensor([1.0, 2.0, 0.5, 1.5])[:, None, None]
+    loss = DenoisingLoss(gradient_weight=0, data_term="psnr")(denoised, clean)
+    decibels = -10 * np.log10(np.square((denoised - clean).numpy()).mean(axis=(2, 3)) + 1e-5).mean()
+    assert loss.item() == pytest.approx(-decibels * np.log(10) / 200, rel=1e-4)
