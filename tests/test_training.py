@@ -1,5 +1,7 @@
 import csv
 import math
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from hsidenoise.data.io import write_arrays
 from hsidenoise.metrics import evaluate
 from hsidenoise.noise import noise_case
 from hsidenoise.training import DenoisingTask, main
-from hsidenoise.weights import load_model, read_header
+from hsidenoise.weights import load_model, read_header, sha256
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -71,9 +73,10 @@ def rows(output):
     return found
 
 
-def test_a_run_leaves_weights_checkpoints_and_logs(root, tmp_path):
+def test_a_run_leaves_weights_checkpoints_and_logs(root, tmp_path, capsys):
     output = tmp_path / "run"
     main(arguments(root, output, "--trainer.max_epochs", "2", "--trainer.precision", "bf16-mixed"))
+    assert re.search(r"run: 4 steps, 16 patches in \d+ s: [\d.]+ patches/s, waited \d+ % of", capsys.readouterr().out)
 
     header = read_header(output / "weights.safetensors")
     assert header["model"] == "hcanet-bra"
@@ -81,6 +84,20 @@ def test_a_run_leaves_weights_checkpoints_and_logs(root, tmp_path):
     assert header["validation"] == "c"
     assert header["noise"] == "gaussian-50 0.500, mixture 0.500"
     assert header["initial_weights"] == "none"
+    assert header["steps_total"] == header["steps"]
+    assert header["steps_before"] == "0"
+    assert header["training_scenes"] == '["a", "b"]'
+    assert header["validation_scenes"] == '["c"]'
+    assert header["seed"] == "0"
+    assert header["batch_size"] == "4"
+    assert int(header["patches_seen"]) == 4 * int(header["steps"])
+    assert header["ema_decay"] == "0.999"
+    assert header["loss"] == "l1 + 0.001 x gradient"
+    assert header["loss_form"] == "cube"
+    assert header["optimiser"] == "AdamW, betas (0.9, 0.999), weight decay 0.0001"
+    assert header["schedule"] == "cosine, 1 steps of warm-up"
+    assert header["gradient_clip"] == "1.0"
+    assert header["device"] == "cpu"
     assert float(header["learning_rate"]) > 0
     assert int(header["steps"]) in (2, 4)
     assert float(header["val/psnr"]) == pytest.approx(
@@ -101,6 +118,7 @@ def test_a_run_leaves_weights_checkpoints_and_logs(root, tmp_path):
     events = EventAccumulator(str(output))
     events.Reload()
     wanted = {f"val/{metric}/{case}" for metric in ("psnr", "ssim", "sam") for case in ("gaussian-50", "mixture")}
+    wanted |= {"speed/patches_per_second", "speed/waited_share"}
     assert wanted | {"train/loss", "lr-AdamW/weights", "val/psnr"} <= set(events.Tags()["scalars"])
     assert "noisy, denoised, clean" in " ".join(events.Tags()["images"])
 
@@ -277,8 +295,37 @@ def test_initial_weights_are_where_the_run_starts(root, tmp_path):
     config = {"dim": 16, "num_blocks": [1, 1, 1]}
     task = DenoisingTask(bands=6, model_config=config, initial_weights=str(weights))
     assert all(torch.equal(task.network.state_dict()[name], value) for name, value in load_file(weights).items())
+    initial = ("--model.initial_weights", str(weights), "--seed_everything", "7")
+    main(arguments(root, tmp_path / "second", "--trainer.max_steps", "1", *initial))
+    header = read_header(tmp_path / "second" / "weights.safetensors")
+    assert header["initial_weights"] == str(weights)
+    assert header["initial_weights_sha256"] == sha256(weights)
+    assert header["steps_before"] == read_header(weights)["steps"]
+    assert int(header["steps_total"]) == 1 + int(header["steps_before"])
+    assert header["seed"] == "7"
     with pytest.raises(ValueError, match="make model and model_config the same"):
         DenoisingTask(bands=6, model_config={"dim": 8, "num_blocks": [1, 1, 1]}, initial_weights=str(weights))
+
+
+@pytest.mark.parametrize(
+    "option", [("--data.estimate", "true"), ("--data.noise_on", "device"), ("--data.train_crop", "20")]
+)
+def test_fewer_bands_gains_extra_cubes_and_their_like_train_and_go_on(root, tmp_path, rng, option):
+    write_arrays(tmp_path / "far.mat", {"cube": rng.random((14, 15, 9), dtype=np.float32)})
+    options = ("--data.band_strides", "[1, 2]", "--data.fewest_bands", "3", "--data.gain", "[0.5, 1.2]")
+    options += ("--data.extra", f"[{tmp_path / 'far.mat'}]", "--data.extra_share", "0.5", *option)
+    options += ("--trainer.max_steps", "6", "--model.compile", "off")
+    main(arguments(root, tmp_path / "straight", *options))
+    main(arguments(root, tmp_path / "broken", *options, "--steps", "3"))
+    main(arguments(root, tmp_path / "broken", *options, "--resume", "last"))
+    straight, broken = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("straight", "broken")
+    )
+    for name, value in straight["current_model_state"].items():
+        assert torch.equal(broken["current_model_state"][name], value), name
+    header = read_header(tmp_path / "straight" / "weights.safetensors")
+    assert header["data"] == "folder: a, b; 0.5 of the patches: far"
+    assert header["training_scenes"] == '["a", "b", "far"]'
 
 
 class Mixing(nn.Module):
@@ -433,3 +480,91 @@ def test_two_processes_train_as_one(root, tmp_path):
     scores = [read_header(tmp_path / name / "weights.safetensors") for name in ("one", "two")]
     for key in ("val/psnr", "val/ssim/mixture", "val/sam/gaussian-50"):
         assert float(scores[0][key]) == pytest.approx(float(scores[1][key]), rel=1e-3)
+
+
+class DroppingTask(DenoisingTask):
+    """A task with random numbers in its network."""
+
+    def create_network(self):
+        network = Mixing(self.hparams["bands"])
+        network.layers.append(nn.Dropout(0.5))
+        return network
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+def test_the_random_numbers_of_a_step_are_those_of_its_number(root, tmp_path):
+    with torch.random.fork_rng():
+        runs = []
+        for noise in (0, 1):
+            torch.manual_seed(0)
+            task = DroppingTask(bands=6)
+            torch.rand(noise)  # whatever was drawn before
+            quiet_trainer(tmp_path, max_steps=3, limit_val_batches=0).fit(task, small_data(root))
+            runs.append(task.state_dict())
+    assert all(torch.equal(runs[1][name], value) for name, value in runs[0].items())
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+def test_the_fused_optimiser_skips_a_step_without_finite_gradient_by_itself(root, tmp_path):
+    class Fused(MixingTask):
+        spoil = (1,)
+
+        def configure_optimizers(self):
+            configured = super().configure_optimizers()
+            for group in configured["optimizer"].param_groups:
+                group["fused"] = True
+            return configured
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.before = {name: value.clone() for name, value in self.network.state_dict().items()}
+            return loss * float("nan") if batch_idx in self.spoil else loss
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            now = self.network.state_dict()
+            same = all(torch.equal(now[name], value) for name, value in self.before.items())
+            assert same == (batch_idx in self.spoil)
+
+    task = Fused(bands=6)
+    quiet_trainer(tmp_path, max_steps=3, limit_val_batches=0, gradient_clip_val=1.0).fit(task, small_data(root))
+    assert all(value.isfinite().all() for value in task.state_dict().values())
+    task.spoil = range(1000)
+    with (
+        pytest.warns(UserWarning, match="not finite"),
+        pytest.raises(ValueError, match=r"training diverged.*learning_rate"),
+    ):
+        quiet_trainer(tmp_path, max_steps=100, limit_val_batches=0).fit(task, small_data(root))
+
+
+def test_the_gpu_script_trains_anywhere_and_goes_on(root, tmp_path):
+    output = tmp_path / "run"
+    drop = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
+    options = arguments(root, output, "--minutes", "5")
+    for name in drop[::2]:
+        position = options.index(name)
+        del options[position : position + 2]
+    command = ["bash", str(ROOT / "scripts" / "train_gpu.sh"), *options]
+    for steps in ("3", "2"):  # the same command again goes on
+        done = subprocess.run(
+            [*command, "--steps", steps],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "HSIDENOISE_PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""},
+        )
+        assert done.returncode == 0, done.stderr
+        assert "no CUDA device found: training on the CPU" in done.stderr
+        assert re.search(rf"run: {steps} steps, \d+ patches in .* patches/s", done.stdout)
+    assert torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+    assert load_model(output / "weights.safetensors").bands == 6
+    written = yaml.safe_load((output / "config.yaml").read_text())
+    assert written["trainer"]["max_epochs"] == -1
+    assert written["data"]["workers"] == 0
+
+
+def test_the_gpu_script_wants_minutes_and_output():
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "train_gpu.sh"), "--minutes", "1"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "--minutes (of this call) and --output" in done.stderr

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from torch.utils.data import DataLoader
 
+from hsidenoise.data.augment import BandAugment
 from hsidenoise.data.datasets import DATASETS, Scenes, find_scenes, read_clean, scene_name
+from hsidenoise.data.loader import ResumableLoader, ignore_interrupts
 from hsidenoise.data.patches import SCALES, Cache, CubeStore
-from hsidenoise.data.synthetic import Pair, SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs
+from hsidenoise.data.synthetic import (
+    Batch,
+    Pair,
+    SyntheticNoise,
+    TrainingPairs,
+    TurnSampler,
+    ValidationPairs,
+    with_noise,
+)
 
 #: Cases of the published tables (QRNN3D and its followers).
 TABLE_CASES = ("gaussian-30", "gaussian-50", "gaussian-70", "non-iid", "stripe", "deadline", "impulse", "mixture")
@@ -40,6 +49,16 @@ class CubeDataModule(pl.LightningDataModule):
         scales: Factors in (0, 1] by which the cubes are reduced before patches are cut.
         train_crop: Side of the centre square of each training cube that is used, in pixels. None: all of it.
         augment: Whether patches are flipped, turned by quarter turns and reversed in their bands.
+        band_strides: Strides, one drawn for each batch: with 2 its patches have every second band. For networks that
+            take fewer bands than they were made for, as HCANetBRA does; so is ``fewest_bands``.
+        fewest_bands: Fewest bands of a patch; for each batch a number from there on is drawn. None: all there are.
+        gain: Smallest and largest factor, drawn for each patch, of its brightness before noise is added.
+        extra: Further clean cubes, files or folders of PNG, of any size and at least ``bands`` bands.
+        extra_share: Share of the patches that are cut from ``extra``, 0 to 1.
+        estimate: Whether the workers make the spectral Wiener estimate that an HCANetBRA starts from (on a GPU, its
+            small decompositions take long). Costs a core 10 ms for 64 pixels, 50 ms for 96.
+        noise_on: ``workers`` make the noise, or the ``device``, from numbers of its own: then only clean patches
+            travel. A loader hands on about 900 pairs of 31x96x96 a second (measured), and twice as many single ones.
         noise: Noise cases to train on, drawn alike; or a weight for each.
         validation_noise: Noise cases of validation; each is applied to each validation cube.
         validation_crop: Side of the centre square of a validation cube, in pixels.
@@ -69,6 +88,13 @@ class CubeDataModule(pl.LightningDataModule):
         scales: Sequence[float] = SCALES,
         train_crop: int | None = None,
         augment: bool = True,
+        band_strides: Sequence[int] = (1,),
+        fewest_bands: int | None = None,
+        gain: tuple[float, float] = (1.0, 1.0),
+        extra: Sequence[str] = (),
+        extra_share: float = 0.1,
+        estimate: bool = False,
+        noise_on: Literal["workers", "device"] = "workers",
         noise: Sequence[str] | Mapping[str, float] = TABLE_CASES,
         validation_noise: Sequence[str] = TABLE_CASES,
         validation_crop: int = 256,
@@ -89,6 +115,10 @@ class CubeDataModule(pl.LightningDataModule):
         self.augment, self.noise, self.validation_noise = augment, SyntheticNoise(noise), list(validation_noise)
         self.validation_crop, self.workers, self.seed = validation_crop, workers, seed
         self.cache, self.cache_dir = cache, cache_dir
+        self.band_augment = BandAugment(bands, band_strides, fewest_bands)
+        self.gain, self.estimate = (float(gain[0]), float(gain[1])), estimate
+        self.noise_on = noise_on
+        self.extra, self.extra_share = tuple(Path(path) for path in extra), extra_share
         SyntheticNoise(self.validation_noise)  # a misspelt case fails here, not at the first validation
         self.scenes: Scenes | None = None
         self._train: TrainingPairs | None = None
@@ -101,6 +131,9 @@ class CubeDataModule(pl.LightningDataModule):
             ValueError: If a scene is missing, a part is empty, or a scene is in two parts.
             FileNotFoundError: If ``root`` is no folder.
         """
+        for path in self.extra:
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: no such file or folder; --data.extra names clean cubes")
         if self.scenes is None:
             self.scenes = find_scenes(self.dataset, self.root, split=self.split, missing=self.missing)
         return self.scenes
@@ -132,7 +165,18 @@ class CubeDataModule(pl.LightningDataModule):
                     f"--data.patches_per_epoch or lower --data.batch_size"
                 )
             self._train = TrainingPairs(
-                store, self.noise, patches_per_epoch=epoch, seed=self.seed, augment=self.augment
+                store,
+                self.noise,
+                patches_per_epoch=epoch,
+                seed=self.seed,
+                augment=self.augment,
+                bands=self.band_augment,
+                batch_size=together,
+                gain=self.gain,
+                extra=self._extra_store(),
+                extra_share=self.extra_share,
+                estimate=self.estimate,
+                plan_only=self.noise_on == "device",
             )
         if stage in ("fit", "validate") and self._validation is None:
             cubes = []
@@ -142,6 +186,19 @@ class CubeDataModule(pl.LightningDataModule):
                     raise ValueError(f"{path}: {len(cube)} bands, {self.bands} are needed: lower --data.bands")
                 cubes.append(centre_bands(cube, self.bands))
             self._validation = ValidationPairs(cubes, self.validation_noise, seed=self.seed)
+
+    def _extra_store(self) -> CubeStore | None:
+        if not self.extra:
+            return None
+        return CubeStore(
+            self.extra,
+            patch_size=self.patch_size,
+            bands=self.bands,
+            scales=self.scales,
+            cache=self.cache,
+            cache_dir=self.cache_dir,
+            mirror=True,
+        )
 
     def train_dataloader(self) -> DataLoader[Pair]:
         """Batches of patches, an epoch at a time, from where training stands."""
@@ -160,17 +217,42 @@ class CubeDataModule(pl.LightningDataModule):
         sampler = TurnSampler(self._validation, process=self._process, processes=self._processes)
         return DataLoader(self._validation, batch_size=1, sampler=sampler)
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Read the number of the batch while it is here: on a GPU that would wait for all that is under way.
+
+        Args:
+            batch: Batch on the CPU.
+            dataloader_idx: Lightning's.
+        """
+        if "plan" in batch:
+            batch["number"] = int(torch.as_tensor(batch["number"]).flatten()[0])
+        return batch
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Make the noise, if it is for the device to make.
+
+        Args:
+            batch: Batch on its device.
+            dataloader_idx: Lightning's.
+        """
+        return with_noise(batch, self.seed)
+
     def description(self) -> dict[str, str]:
         """What the training data is, for the header of a weights file."""
         scenes = ", ".join(path.stem for path in self.scenes.train) if self.scenes else ""
         validation = ", ".join(path.stem for path in self.scenes.validation) if self.scenes else ""
+        extra = f"; {self.extra_share:g} of the patches: {', '.join(p.stem for p in self.extra)}" if self.extra else ""
         noise = zip(self.noise.names, self.noise.probabilities, strict=True)
         return {
-            "data": f"{self.dataset}{f' ({self.split})' if self.split else ''}: {scenes}",
+            "data": f"{self.dataset}{f' ({self.split})' if self.split else ''}: {scenes}{extra}",
             "validation": validation,
             "noise": ", ".join(f"{name} {share:.3f}" for name, share in noise),
             "patches": f"{self.bands}x{self.patch_size}x{self.patch_size} at scales "
             + ", ".join(f"{scale:g}" for scale in self.scales),
+            "band_strides": ", ".join(str(stride) for stride in self.band_augment.strides),
+            "fewest_bands": str(self.band_augment.fewest or "all"),
+            "gain": f"{self.gain[0]:g} to {self.gain[1]:g}",
+            "noise_on": self.noise_on,
             "data_seed": str(self.seed),
             "training_scenes": json.dumps(self.scene_names()),
             "validation_scenes": json.dumps(self.scene_names("validation")),
@@ -182,7 +264,8 @@ class CubeDataModule(pl.LightningDataModule):
         Args:
             part: Which part.
         """
-        return sorted({scene_name(path) for path in getattr(self.scenes, part, ())})
+        extra = self.extra if part == "train" else ()
+        return sorted({scene_name(path) for path in (*getattr(self.scenes, part, ()), *extra)})
 
     def state_dict(self) -> dict[str, Any]:
         """The scenes, for a checkpoint: position follows from the trainer's count of batches."""
@@ -231,45 +314,8 @@ class CubeDataModule(pl.LightningDataModule):
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": pin,
-            "worker_init_fn": _ignore_interrupts,
+            "worker_init_fn": ignore_interrupts,
         }
-
-
-class ResumableLoader(DataLoader[Pair]):
-    """A loader whose position follows from the trainer's count of batches, so it has no state of its own to save.
-
-    The two methods tell Lightning that resuming inside an epoch is safe.
-
-    Attributes:
-        seconds_waited: Seconds that batches were waited for since the loader was made.
-    """
-
-    seconds_waited = 0.0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Batches of one epoch; the time until each comes is added up."""
-        return self._timed(super().__iter__())
-
-    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
-            self.seconds_waited += time.perf_counter() - began
-            if batch is None:
-                return
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the sampler asks the trainer where training stands."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; when to end is for the main one to say."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def centre_bands(cube: Any, bands: int) -> Any:

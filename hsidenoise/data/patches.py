@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float32, Shaped
 from torch.nn import functional as F
 
+from hsidenoise.data.augment import BandChoice
 from hsidenoise.data.datasets import read_clean
 
 #: Scales of the usual ICVL preparation (QRNN3D, SERT, HSIR): 1, 1/2 and 1/4.
@@ -32,7 +33,7 @@ Cache = Literal["auto", "memory", "mmap"]
 
 @dataclass(frozen=True)
 class PatchPlace:
-    """Where a patch is cut and how it is turned."""
+    """Where a patch is cut and how it is turned; which bands, if not those of the store."""
 
     level: int
     first_band: int
@@ -41,6 +42,7 @@ class PatchPlace:
     turns: int = 0
     flip: bool = False
     reverse_bands: bool = False
+    chosen: BandChoice | None = None
 
 
 class CubeStore:
@@ -55,6 +57,7 @@ class CubeStore:
         cache_dir: Folder of the memory-mapped files; one in the system's temporary folder by default.
         key: Variable to read from each file.
         crop: Side of the centre square that is used of each cube, in pixels.
+        mirror: Whether a cube smaller than a patch is continued by mirroring; else it is an error.
 
     Raises:
         ValueError: If there is no cube, a cube has too few bands or pixels, or an option is out of range.
@@ -82,6 +85,7 @@ class CubeStore:
         cache_dir: str | Path | None = None,
         key: str | None = None,
         crop: int | None = None,
+        mirror: bool = False,
     ) -> None:
         if not paths:
             raise ValueError("no cube to cut patches from: give at least one")
@@ -91,7 +95,7 @@ class CubeStore:
             raise ValueError(f"scales {list(scales)}: each must be above 0 and at most 1")
         if cache not in ("auto", "memory", "mmap"):
             raise ValueError(f"unknown cache '{cache}'; known: auto, memory, mmap")
-        self.patch_size, self.bands = patch_size, bands
+        self.patch_size, self.bands, self.mirror = patch_size, bands, mirror
         self.scales = tuple(sorted(set(scales), reverse=True))
         self.cubes: list[list[np.ndarray]] = []
         self.cache: str = cache
@@ -122,26 +126,37 @@ class CubeStore:
         """Bytes that the cubes take, in memory or on disk."""
         return sum(level.nbytes for levels in self.cubes for level in levels)
 
-    def patch(self, rng: np.random.Generator, *, augment: bool = True) -> Float32[np.ndarray, "bands size size"]:
+    @property
+    def fewest_bands(self) -> int:
+        """Bands of the cube that has the fewest."""
+        return min(len(levels[0]) for levels in self.cubes)
+
+    def patch(
+        self, rng: np.random.Generator, *, augment: bool = True, chosen: BandChoice | None = None
+    ) -> Float32[np.ndarray, "bands size size"]:
         """Draw a patch: a cube, then a scale (the larger the likelier), then a place and a turn.
 
         Args:
             rng: Source of randomness; the same state draws the same patch.
             augment: Whether to flip, turn and reverse the bands.
+            chosen: How many bands, how far apart. None: those of the store, side by side.
 
         Returns:
             A copy, in [0, 1].
         """
         cube = int(rng.integers(len(self.cubes)))
-        return self.cut(cube, self.place(cube, rng, augment=augment))
+        return self.cut(cube, self.place(cube, rng, augment=augment, chosen=chosen))
 
-    def place(self, cube: int, rng: np.random.Generator, *, augment: bool = True) -> PatchPlace:
+    def place(
+        self, cube: int, rng: np.random.Generator, *, augment: bool = True, chosen: BandChoice | None = None
+    ) -> PatchPlace:
         """Draw where to cut a patch from a cube.
 
         Args:
             cube: Number of the cube.
             rng: Source of randomness.
             augment: Whether to flip, turn and reverse the bands.
+            chosen: How many bands, how far apart.
         """
         levels = self.cubes[cube]
         # In proportion to the side of the level, between the counts of patches that the usual strides of 64, 32 and
@@ -149,13 +164,14 @@ class CubeStore:
         share = np.array([level.shape[1] + level.shape[2] for level in levels], dtype=np.float64)
         level = int(rng.choice(len(levels), p=share / share.sum()))
         bands, height, width = levels[level].shape
-        first = int(rng.integers(bands - (self.bands or bands) + 1))
+        span = chosen.span if chosen is not None else self.bands or bands
+        first = int(rng.integers(bands - span + 1))
         top = int(rng.integers(height - self.patch_size + 1))
         left = int(rng.integers(width - self.patch_size + 1))
         if not augment:
-            return PatchPlace(level, first, top, left)
+            return PatchPlace(level, first, top, left, chosen=chosen)
         turns, flip, reverse = int(rng.integers(4)), bool(rng.integers(2)), bool(rng.integers(2))
-        return PatchPlace(level, first, top, left, turns, flip, reverse)
+        return PatchPlace(level, first, top, left, turns, flip, reverse, chosen)
 
     def cut(self, cube: int, place: PatchPlace) -> Float32[np.ndarray, "bands size size"]:
         """Cut the patch of a place from a cube.
@@ -165,9 +181,9 @@ class CubeStore:
             place: Where, as :meth:`place` gives it.
         """
         level = self.cubes[cube][place.level]
-        bands, size = self.bands or level.shape[0], self.patch_size
+        chosen, size = place.chosen or BandChoice(self.bands or level.shape[0]), self.patch_size
         patch = level[
-            place.first_band : place.first_band + bands,
+            place.first_band : place.first_band + chosen.span : chosen.stride,
             place.top : place.top + size,
             place.left : place.left + size,
         ]
@@ -182,6 +198,9 @@ class CubeStore:
         return copy
 
     def _levels(self, clean: Float32[np.ndarray, "bands height width"], path: str | Path) -> list[np.ndarray]:
+        if self.mirror:
+            short = [(0, max(0, self.patch_size - side)) for side in clean.shape[1:]]
+            clean = np.pad(clean, [(0, 0), *short], mode="symmetric")
         bands, height, width = clean.shape
         if self.bands is not None and bands < self.bands:
             raise ValueError(f"{path}: {bands} bands, {self.bands} are needed: lower --data.bands or leave it out")
@@ -203,7 +222,16 @@ class CubeStore:
         """Name of the memory-mapped file of one level; another file, option or time of change gives another name."""
         source = Path(path).resolve()
         stat = source.stat()
-        what = (str(source), stat.st_size, stat.st_mtime_ns, key, crop, self.patch_size, self.scales)
+        what: tuple[object, ...] = (
+            str(source),
+            stat.st_size,
+            stat.st_mtime_ns,
+            key,
+            crop,
+            self.patch_size,
+            self.scales,
+        )
+        what += ("mirrored",) if self.mirror else ()
         name = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
         return folder / f"{source.stem}-{name}-{level}.npy"
 

@@ -15,12 +15,15 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
+from hsidenoise.data.augment import BandAugment, scaled
 from hsidenoise.data.patches import CubeStore
-from hsidenoise.models.spectral_wiener import SpectralEstimate
-from hsidenoise.noise import noise_case
+from hsidenoise.models.spectral_wiener import SpectralEstimate, spectral_wiener
+from hsidenoise.noise import NoiseCase, noise_case
+from hsidenoise.noise_torch import NoisePlan, add_noise, draw_plan
 
 # Validation noise must not be a noise that training has seen: its generator gets a number of its own in front.
 _VALIDATION_STREAM = 0x5641_4C49
+_DEVICE_STREAM = 0x4445_5649
 
 
 class Pair(TypedDict):
@@ -31,12 +34,15 @@ class Pair(TypedDict):
     case: str
     weight: float
     estimate: NotRequired[SpectralEstimate]
+    plan: NotRequired[NoisePlan]
+    number: NotRequired[int]
 
 
 class Batch(TypedDict):
     """Items put together: (batch, bands, height, width) tensors, names of the noise cases, weights (batch).
 
-    ``estimate``, if asked for, is the spectral Wiener estimate of ``noisy``.
+    ``estimate``, if asked for, is the spectral Wiener estimate of ``noisy``. Where noise is left to the device,
+    ``plan`` and ``number`` (of the items) come in place of ``noisy``, see :func:`with_noise`.
     """
 
     noisy: Tensor
@@ -44,6 +50,8 @@ class Batch(TypedDict):
     case: list[str]
     weight: Tensor
     estimate: NotRequired[SpectralEstimate]
+    plan: NotRequired[NoisePlan]
+    number: NotRequired[Tensor | int]
 
 
 class SyntheticNoise:
@@ -89,8 +97,16 @@ class SyntheticNoise:
         Returns:
             The noisy cube and the name of the case.
         """
-        case = self.cases[int(rng.choice(len(self.cases), p=self.probabilities))]
+        case = self.draw(rng)
         return case.add(clean, rng).noisy, case.name
+
+    def draw(self, rng: np.random.Generator) -> NoiseCase:
+        """Draw a case.
+
+        Args:
+            rng: Source of randomness.
+        """
+        return self.cases[int(rng.choice(len(self.cases), p=self.probabilities))]
 
 
 class TrainingPairs(Dataset[Pair]):
@@ -102,6 +118,16 @@ class TrainingPairs(Dataset[Pair]):
         patches_per_epoch: Items of an epoch.
         seed: Seed of the run, not negative.
         augment: Whether patches are flipped, turned and band-reversed.
+        bands: How many bands, how far apart, by the number of the batch. None: those of the store.
+        batch_size: Items of a step, all processes together; only ``bands`` asks.
+        gain: Smallest and largest factor of the brightness of a patch.
+        extra: Further clean cubes.
+        extra_share: Share of the items that are cut from ``extra``, 0 to 1.
+        estimate: Whether an item brings the spectral Wiener estimate of its noisy patch.
+        plan_only: Whether an item brings a plan of its noise in place of the noisy patch.
+
+    Raises:
+        ValueError: If a number is out of range, or an estimate is asked for of a patch that is not made.
     """
 
     def __init__(
@@ -112,11 +138,32 @@ class TrainingPairs(Dataset[Pair]):
         patches_per_epoch: int,
         seed: int = 0,
         augment: bool = True,
+        bands: BandAugment | None = None,
+        batch_size: int = 1,
+        gain: tuple[float, float] = (1.0, 1.0),
+        extra: CubeStore | None = None,
+        extra_share: float = 0.0,
+        estimate: bool = False,
+        plan_only: bool = False,
     ) -> None:
         if patches_per_epoch < 1:
             raise ValueError(f"{patches_per_epoch} patches per epoch: at least 1 is needed")
+        if not 0 < gain[0] <= gain[1] or not 0 <= extra_share <= 1:
+            raise ValueError(
+                f"gain {list(gain)} must be two rising numbers above 0, the share of extra cubes {extra_share:g} from "
+                f"0 to 1"
+            )
+        if estimate and plan_only:
+            raise ValueError(
+                "noise made on the device (noise_on: device) is not there for workers to make an estimate of"
+            )
+        self.plan_only = plan_only
         self.store, self.noise, self.seed, self.augment = store, noise, seed, augment
-        self.patches_per_epoch = patches_per_epoch
+        self.patches_per_epoch, self.batch_size, self.gain = patches_per_epoch, batch_size, gain
+        self.bands = bands if bands is not None and bands.active else None
+        self.extra, self.extra_share, self.estimate = extra, extra_share, estimate
+        stores = [store] if extra is None else [store, extra]
+        self._available = min(each.fewest_bands for each in stores)
 
     def __len__(self) -> int:
         return self.patches_per_epoch
@@ -125,9 +172,22 @@ class TrainingPairs(Dataset[Pair]):
         """Make item ``number``, which may be of any epoch."""
         epoch, index = divmod(number, self.patches_per_epoch)
         rng = np.random.default_rng([self.seed, epoch, index])
-        clean = self.store.patch(rng, augment=self.augment)
-        noisy, case = self.noise(clean, rng)
-        return Pair(noisy=torch.from_numpy(noisy), clean=torch.from_numpy(clean), case=case, weight=1.0)
+        chosen = None
+        if self.bands is not None:
+            chosen = self.bands.choice(self.seed, number // self.batch_size, self._available)
+        # nothing is drawn for what is off: the items of a run without these options stay what they were
+        store = self.extra if self.extra is not None and rng.random() < self.extra_share else self.store
+        clean = scaled(store.patch(rng, augment=self.augment, chosen=chosen), self.gain, rng)
+        if self.plan_only:
+            case = self.noise.draw(rng)
+            plan = draw_plan(case, len(clean), clean.shape[2], rng)
+            return {"clean": torch.from_numpy(clean), "case": case.name, "weight": 1.0, "plan": plan, "number": number}  # type: ignore[typeddict-item]
+        values, name = self.noise(clean, rng)
+        noisy = torch.from_numpy(values)
+        pair = Pair(noisy=noisy, clean=torch.from_numpy(clean), case=name, weight=1.0)
+        if self.estimate:
+            pair["estimate"] = SpectralEstimate(*(part[0] for part in spectral_wiener(noisy[None])))
+        return pair
 
 
 class ValidationPairs(Dataset[Pair]):
@@ -160,6 +220,22 @@ class ValidationPairs(Dataset[Pair]):
             case=self.cases[case].name,
             weight=float(number < len(self)),
         )
+
+
+def with_noise(batch: Batch, seed: int) -> Batch:
+    """Make the noisy patches of a batch that has their plans, on the device where it is.
+
+    Args:
+        batch: A batch; one with noisy patches is returned as it is.
+        seed: Seed of the run. With it the number of the first item decides all about the noise (on one kind of device).
+    """
+    if "plan" not in batch:
+        return batch
+    clean = batch["clean"]
+    stream = np.random.SeedSequence([_DEVICE_STREAM, seed, int(torch.as_tensor(batch["number"]).flatten()[0])])
+    generator = torch.Generator(clean.device).manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
+    batch["noisy"] = add_noise(clean, batch["plan"], generator)
+    return batch
 
 
 class TurnSampler(DistributedSampler[Pair]):

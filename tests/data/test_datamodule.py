@@ -1,3 +1,4 @@
+import json
 import signal
 
 import numpy as np
@@ -93,3 +94,34 @@ def test_workers_leave_ctrl_c_to_the_main_process(root):
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_extra_cubes_are_found_mixed_in_and_described(root, rng):
+    write_arrays(root / "far.mat", {"cube": rng.random((10, 11, 20), dtype=np.float32)})  # smaller than a patch
+    (root / "cubes").mkdir()
+    for name in "abc":
+        (root / f"{name}.mat").rename(root / "cubes" / f"{name}.mat")
+    data = module(root / "cubes", extra=[str(root / "far.mat")], extra_share=0.5, band_strides=[1, 2], gain=(0.5, 1.2))
+    data.setup("fit")
+    described = data.description()
+    assert described["data"] == "folder: a, b; 0.5 of the patches: far"
+    assert json.loads(described["training_scenes"]) == ["a", "b", "far"]
+    assert json.loads(described["validation_scenes"]) == ["c"]
+    assert described["band_strides"] == "1, 2"
+    assert described["gain"] == "0.5 to 1.2"
+    shapes = {tuple(batch["noisy"].shape) for batch in data.train_dataloader()}
+    assert shapes <= {(4, 6, 12, 12), (4, 3, 12, 12)}
+
+
+def test_extra_cubes_that_are_not_there(root):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.mat: no such file or folder; --data\.extra"):
+        module(root, extra=["nowhere.mat"]).setup("fit")
+
+
+def test_a_resumed_run_hears_of_other_scenes(root):
+    data = module(root)
+    data.setup("fit")
+    assert data.state_dict() == {"scenes": ["a", "b"]}
+    data.load_state_dict({"scenes": ["a", "b"]})
+    with pytest.warns(UserWarning, match=r"other scenes: 1 gone, 1 new \(b, d\)"):
+        data.load_state_dict({"scenes": ["a", "d"]})

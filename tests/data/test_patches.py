@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from hsidenoise.data import patches
+from hsidenoise.data.augment import BandChoice
 from hsidenoise.data.io import write_arrays
 from hsidenoise.data.patches import CubeStore, PatchPlace, reduced
 
@@ -138,3 +139,29 @@ def test_no_cubes_and_unequal_bands(files, tmp_path, rng):
 
 def test_available_memory_is_plausible():
     assert 1 << 26 < patches.available_memory() < 1 << 46
+
+
+def test_every_second_band(files):
+    store = CubeStore(files, patch_size=10, bands=7)
+    chosen = BandChoice(3, stride=2)
+    level = store.cubes[0][0]
+    place = PatchPlace(0, 1, 3, 5, reverse_bands=True, chosen=chosen)
+    np.testing.assert_array_equal(store.cut(0, place), level[1:6:2, 3:13, 5:15][::-1])
+    rng = np.random.default_rng(0)
+    assert {store.place(0, rng, chosen=chosen).first_band for _ in range(50)} == {0, 1, 2}
+    assert store.patch(rng, chosen=chosen).shape == (3, 10, 10)
+    assert store.fewest_bands == 7
+
+
+def test_a_small_cube_is_mirrored_up_to_a_patch(files, tmp_path):
+    with pytest.raises(ValueError, match="too small for patches of 38"):
+        CubeStore(files, patch_size=38)
+    mirrored = CubeStore(files, patch_size=38, mirror=True)
+    assert mirrored.cubes[1][0].shape == (7, 38, 38)  # of 36x33 pixels
+    cube = CubeStore(files, patch_size=33).cubes[1][0]
+    np.testing.assert_array_equal(mirrored.cubes[1][0][:, 36], mirrored.cubes[1][0][:, 35])
+    np.testing.assert_array_equal(mirrored.cubes[1][0][:, :36, :33], cube)
+    np.testing.assert_array_equal(mirrored.cubes[1][0][:, :36, 33:], cube[:, :, :27:-1])
+    assert mirrored.cubes[0][0].shape == (7, 40, 52)  # large enough
+    both = [CubeStore(files, patch_size=33, mirror=m, cache="mmap", cache_dir=tmp_path / "c") for m in (True, False)]
+    assert len(list((tmp_path / "c").iterdir())) == 2 * sum(len(levels) for levels in both[0].cubes)

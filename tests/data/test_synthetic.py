@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from hsidenoise.data.augment import BandAugment
 from hsidenoise.data.io import write_arrays
 from hsidenoise.data.patches import CubeStore
-from hsidenoise.data.synthetic import SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs
+from hsidenoise.data.synthetic import SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs, with_noise
+from hsidenoise.models.spectral_wiener import SpectralEstimate, spectral_wiener
 
 
 @pytest.fixture
@@ -118,3 +120,76 @@ def test_empty_things_are_refused(store):
         pairs(store, patches_per_epoch=0)
     with pytest.raises(ValueError, match="at least one cube"):
         ValidationPairs([], ["gaussian-30"])
+
+
+def batch_of(data, number, size):
+    return [data[number * size + i] for i in range(size)]
+
+
+def test_the_bands_of_a_batch_are_alike_and_differ_between_batches(store):
+    bands = BandAugment(6, strides=[1, 2], fewest=2)
+    data = pairs(store, bands=bands, batch_size=4, patches_per_epoch=8)
+    shapes = [{tuple(item["noisy"].shape) for item in batch_of(data, number, 4)} for number in range(30)]
+    assert all(len(shape) == 1 for shape in shapes)
+    assert len(set.union(*shapes)) > 3
+    again = pairs(store, bands=bands, batch_size=4, patches_per_epoch=8)
+    assert all(torch.equal(data[n]["noisy"], again[n]["noisy"]) for n in (0, 5, 77))
+
+
+def test_gain_scales_before_noise(store):
+    plain, dark = pairs(store), pairs(store, gain=(0.25, 0.5))
+    ratios = []
+    for number in range(20):
+        one, other = plain[number], dark[number]
+        ratio = other["clean"] / one["clean"].clamp_min(1e-3)
+        ratios.append(float(ratio.median()))
+        assert other["noisy"].shape == one["noisy"].shape
+    assert 0.25 <= min(ratios) < 0.3
+    assert 0.45 < max(ratios) <= 0.5
+    fixed = TrainingPairs(store, SyntheticNoise(["gaussian-50"]), patches_per_epoch=10, gain=(0.5, 0.5))
+    bright = TrainingPairs(store, SyntheticNoise(["gaussian-50"]), patches_per_epoch=10)
+    for number in range(3):
+        one, other = bright[number], fixed[number]  # nothing drawn for a fixed gain: the same noise
+        torch.testing.assert_close(other["noisy"] - other["clean"], one["noisy"] - one["clean"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(other["clean"], one["clean"] / 2)
+
+
+def test_extra_cubes_take_their_share(store, tmp_path):
+    write_arrays(tmp_path / "bright.mat", {"cube": np.stack([np.linspace(0, 1, 600).reshape(20, 30)] * 8, axis=-1)})
+    extra = CubeStore([tmp_path / "bright.mat"], patch_size=12, bands=6)
+    data = pairs(store, extra=extra, extra_share=0.3)
+    # all bands of the extra cube are alike, those of the random one are not
+    taken = [bool((item["clean"].std(dim=0) < 1e-6).all()) for item in (data[n] for n in range(300))]
+    assert 65 < sum(taken) < 115  # 90 +- 3 standard deviations
+    assert all(torch.equal(pairs(store)[n]["noisy"], pairs(store, extra_share=0.3)[n]["noisy"]) for n in range(3))
+
+
+def test_an_estimate_comes_with_its_noisy_patch(store):
+    data = pairs(store, estimate=True)
+    batch = next(iter(DataLoader(data, batch_size=2, sampler=TurnSampler(data))))
+    assert isinstance(batch["estimate"], SpectralEstimate)
+    for found, wanted in zip(batch["estimate"], spectral_wiener(batch["noisy"]), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    assert "estimate" not in pairs(store)[0]
+
+
+def test_noise_left_to_the_device_follows_seed_and_number(store):
+    data = pairs(store, plan_only=True)
+    loader = DataLoader(data, batch_size=3, sampler=TurnSampler(data), drop_last=True)
+    one, other, third = (with_noise(batch, seed) for seed in (0, 0, 1) for batch in [next(iter(loader))])
+    assert one["noisy"].shape == one["clean"].shape == (3, 6, 12, 12)
+    assert torch.equal(one["noisy"], other["noisy"])
+    assert not torch.equal(one["noisy"], third["noisy"])
+    assert torch.equal(one["clean"][1], pairs(store)[1]["clean"])  # patches are those of noise made by workers
+    assert one["case"] == [pairs(store)[n]["case"] for n in range(3)]
+    assert not torch.equal(one["noisy"] - one["clean"], with_noise(list(loader)[1], 0)["noisy"] - one["clean"])
+    ready = next(iter(DataLoader(pairs(store), batch_size=3)))
+    assert with_noise(ready, 0) is ready
+    with pytest.raises(ValueError, match="noise made on the device"):
+        pairs(store, plan_only=True, estimate=True)
+
+
+@pytest.mark.parametrize("options", [{"gain": (0.0, 1.0)}, {"gain": (1.2, 0.5)}, {"extra_share": 1.5}])
+def test_wrong_shares_and_gains(store, options):
+    with pytest.raises(ValueError, match="must be two rising numbers"):
+        pairs(store, **options)
