@@ -71,8 +71,9 @@ def export_onnx(
     """Write a network as an ONNX file with free batch, height and width.
 
     HCANet has one input, ``noisy``, of as many bands as the network. HCANetBRA takes any number of bands from two to
-    its own. With ``skip="identity"`` it has the same one input; with
-    ``skip="wiener"`` it has five, the parts of ``spectral_wiener(noisy)``: ``repaired``, ``plain``, ``robust``, ``column`` and ``sigma``. The output is ``denoised``.
+    its own. With ``skip="identity"`` it has the same one input; with ``skip="wiener"`` it has five, the parts of
+    ``spectral_wiener(noisy)``: ``repaired``, ``plain``, ``robust``, ``column`` and ``sigma``. The output is
+    ``denoised``.
 
     Exporting takes a minute or several: all sizes are followed as symbols through the network.
 

@@ -122,11 +122,12 @@ def denoise(
         model: A network with an attribute ``bands``, or the name of shipped weights, or the path of a weights file or
             of an ``.onnx`` file that :func:`hsidenoise.export.export_onnx` wrote; the default weights if None. A
             network is used where it is: its training mode is restored, and if ``device`` moves it, it is moved back.
-        tile: Height and width of a tile in pixels. If None, the sizes near 96, or near what the
-            weights ask for, that cover height and width with little to spare (near 96: an axis of up to about 130
-            pixels goes whole, 512 as seven tiles of 96); smaller ones, with a warning, where the memory is little. Larger tiles are faster by what overlaps less, need memory in
-            proportion to their area, and denoise no better. HCANet's attention between channels is over the whole
-            tile, so that its output at a pixel depends on the size of the tile: use that of the training patches.
+        tile: Height and width of a tile in pixels. If None, the sizes near 96, or near what the weights ask for,
+            that cover height and width with little to spare (near 96: an axis of up to about 130 pixels goes whole, 512
+            as seven tiles of 96); smaller ones, with a warning, where the memory is little. Larger tiles are faster by
+            what overlaps less, need memory in proportion to their area, and denoise no better. HCANet's
+            attention between channels is over the whole tile, so that its output at a pixel depends on the size of the
+            tile: use that of the training patches.
         overlap: Smallest overlap of neighbouring tiles in pixels, from 0 to ``tile - 1``; 24 or a quarter of the tile
             if None. The windows of bands always overlap by about a third.
         batch: Tiles that go through the network together; the result is the same. If None, what suits the device: a few

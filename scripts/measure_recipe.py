@@ -3,7 +3,7 @@
     python scripts/measure_recipe.py --root ../shared/cave --seconds 240 --output runs/recipe
 
 A row of configs/tables/recipe.yaml is a name and the options of `hsidenoise train` that differ from the base
-configuration. Every run gets as many steps as fit in the same CPU seconds (measured first, twenty steps), with the whole
+configuration. Every run gets as many steps as fit in the same CPU seconds (measured first), with the whole
 schedule inside them, and is scored at its end on the validation scenes. CPU time, not wall time: other work on the
 machine does not count. Rows that a folder holds already are not run again.
 """

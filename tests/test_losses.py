@@ -197,7 +197,7 @@ def test_spectral_angle_is_the_angle(rng):
     denoised = clean + 0.01 * torch.from_numpy(rng.standard_normal((2, 6, 5, 4)).astype(np.float32))
     expected = sam(denoised, clean)
     torch.testing.assert_close(spectral_angle(denoised, clean), expected, rtol=1e-3, atol=0)
-    torch.testing.assert_close(spectral_angle(3 * denoised, clean), expected, rtol=1e-3, atol=0)  # brightness is nothing
+    torch.testing.assert_close(spectral_angle(3 * denoised, clean), expected, rtol=1e-3, atol=0)
 
 
 def test_the_spectral_angle_of_black_and_of_equals_has_a_gradient():

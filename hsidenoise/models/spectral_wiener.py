@@ -13,10 +13,10 @@ whatever only this band has, also stripes, dead columns and impulses).
 
 Impulses, stripes and dead columns spread over the bands in such an estimate. A column that is constant in a noisy band,
 while other bands are alive there, is dead: its values are left out and told by the others. The robust estimate repeats
-the plain one some times with the values that it cannot explain drawn towards it. Once it is good enough to see them, the
-columns that are off as a whole are shifted back, and the plain estimate is made again from what is so repaired. Bands that are mostly impulses it gives up for the mean of their
-neighbours. Then it takes the subspace of the result and fits every spectrum in it anew, each value weighted by how far
-off it is and by the noise of its band.
+the plain one some times with the values that it cannot explain drawn towards it. Once it is good enough to see them,
+the columns that are off as a whole are shifted back, and the plain estimate is made again from what is so repaired.
+Bands that are mostly impulses it gives up for the mean of their neighbours. Then it takes the subspace of the result
+and fits every spectrum in it anew, each value weighted by how far off it is and by the noise of its band.
 
 A small part of a scene has fewer materials than the whole, so its covariance says more: windows of 64 x 64 pixels
 are estimated each on its own and blended. That gains one to two decibels over one covariance for 256 x 256 pixels,
@@ -43,8 +43,8 @@ from torch import Tensor
 #: Smallest noise that is assumed, in the unit of the cube (0.25 on the 0-255 scale): keeps whitening finite.
 SIGMA_FLOOR = 1e-3
 
-#: Rounds in which the robust estimate draws outlying values towards itself, before the fit in the subspace. Of these, the
-#: second half first subtracts from each column what it is off by.
+#: Rounds in which the robust estimate draws outlying values towards itself, before the fit in the subspace. Of these,
+#: the second half first subtracts from each column what it is off by.
 ROUNDS = 4
 
 #: A value off by this many robust standard deviations counts half: while rounds are made, and in the final fit.
