@@ -91,6 +91,30 @@ _ROWS = (
             "mixture": 35.07,
         },
     ),
+    ShippedWeights(
+        name="hcanet-bra-small",
+        file="hcanet-bra-small.safetensors",
+        sha256="f67e12c9244e01c1ad7e88dd7d7b1dbe550fec983118393de9528fbd9a8ecb64",
+        model="hcanet-bra",
+        bands=31,
+        data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
+        noise="blind: Gaussian of sigma 0-75, non-iid, stripe, deadline, impulse, mixture, T3SC's and MAFNet's cases",
+        licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
+        summary="blind, a third of the cost; for a first look",
+        scores={},
+    ),
+    ShippedWeights(
+        name="hcanet-bra-gaussian",
+        file="hcanet-bra-gaussian.safetensors",
+        sha256="7f526552fef024ff1877da9d1ba104bc5de9ef39f7a5f266c1cc78f5521389c4",
+        model="hcanet-bra",
+        bands=31,
+        data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
+        noise="Gaussian of one unknown sigma, 10-75, fine-tuned from the blind default",
+        licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
+        summary="for noise that is known to be Gaussian and alike in all bands",
+        scores={},
+    ),
 )
 
 #: Every shipped weights file by its name.

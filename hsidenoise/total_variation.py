@@ -1,0 +1,174 @@
+"""Total variation: of images, and of a cube in space and spectrum with a sparse term.
+
+References:
+    ROF: Rudin, Osher and Fatemi, "Nonlinear total variation based noise removal algorithms", Physica D 1992.
+    doi:10.1016/0167-2789(92)90242-F
+    Beck and Teboulle, "Fast Gradient-Based Algorithms for Constrained Total Variation Image Denoising and Deblurring
+    Problems", IEEE TIP 2009. doi:10.1109/TIP.2009.2028250
+    LRTDTV: Wang et al., "Hyperspectral Image Restoration via Total Variation Regularized Low-Rank Tensor
+    Decomposition", IEEE JSTARS 2018. doi:10.1109/JSTARS.2017.2779539
+    Chambolle and Pock, "A First-Order Primal-Dual Algorithm for Convex Problems with Applications to Imaging",
+    J. Math. Imaging Vis. 2011. doi:10.1007/s10851-010-0251-1
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+# In units of one standard deviation of the noise; chosen on cave/validation.
+_IN_SPACE = 0.45
+_IN_SPECTRUM = 0.9
+_SPARSE = 1.5
+
+_NORM_SQUARED = 12.0  # bound of the squared norm of differences along three axes
+
+
+def denoise_tv(
+    images: Float32[np.ndarray, "images height width"],
+    weight: float | Float[np.ndarray, " images"],
+    *,
+    rounds: int = 60,
+) -> Float32[np.ndarray, "images height width"]:
+    """Images of least ``0.5 * sum (u - image)^2 + weight * TV(u)``, TV isotropic, neither coupled to the other.
+
+    Fast gradient projection on the dual problem.
+
+    Args:
+        images: Noisy images of any size.
+        weight: In the unit of the images, 0 or more, one or one per image; about the noise level for removing noise.
+        rounds: Iterations, at least 1; 60 leave an error below a hundredth of the weight.
+
+    Raises:
+        ValueError: If a weight is negative or there is less than one round.
+
+    Example:
+        >>> images = np.zeros((1, 6, 8), dtype=np.float32)
+        >>> images[0, 2, 3] = 1.0
+        >>> bool(denoise_tv(images, 1.0).max() < 0.1)
+        True
+
+    References:
+        Beck and Teboulle, IEEE TIP 2009, section IV. doi:10.1109/TIP.2009.2028250
+    """
+    weights = np.asarray(weight, dtype=np.float32).reshape(-1, 1, 1)
+    if (weights < 0).any() or rounds < 1:
+        raise ValueError(f"total variation: weight {weights.min():g}, {rounds} rounds; pass 0 or more, and 1 or more")
+    # a weight of 0 changes nothing, whatever the dual variables are; it must only not divide
+    step = 1.0 / (8.0 * np.maximum(weights, 1e-12))
+    vertical, horizontal = np.zeros_like(images), np.zeros_like(images)
+    lead_v, lead_h = vertical, horizontal
+    momentum = 1.0
+    for _ in range(rounds):
+        estimate = _primal(images, lead_v, lead_h, weights)
+        next_v, next_h = lead_v.copy(), lead_h.copy()
+        next_v[:, :-1] += step * (estimate[:, 1:] - estimate[:, :-1])
+        next_h[:, :, :-1] += step * (estimate[:, :, 1:] - estimate[:, :, :-1])
+        length = np.maximum(np.sqrt(next_v * next_v + next_h * next_h), 1.0)
+        next_v /= length
+        next_h /= length
+        following = (1.0 + np.sqrt(1.0 + 4.0 * momentum * momentum)) / 2.0
+        ratio = np.float32((momentum - 1.0) / following)
+        lead_v = next_v + ratio * (next_v - vertical)
+        lead_h = next_h + ratio * (next_h - horizontal)
+        vertical, horizontal, momentum = next_v, next_h, following
+    return _primal(images, vertical, horizontal, weights)
+
+
+def _primal(images: np.ndarray, vertical: np.ndarray, horizontal: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Image that belongs to dual variables: the input plus the weighted divergence."""
+    result = vertical + horizontal
+    result[:, 1:] -= vertical[:, :-1]
+    result[:, :, 1:] -= horizontal[:, :, :-1]
+    result *= weights
+    result += images
+    return np.asarray(result)
+
+
+def denoise_tv_3d(
+    noisy: Float32[np.ndarray, "bands height width"],
+    sigma: Float[np.ndarray, " bands"],
+    *,
+    in_space: float = _IN_SPACE,
+    in_spectrum: float = _IN_SPECTRUM,
+    sparse: float = _SPARSE,
+    rounds: int = 80,
+) -> Float32[np.ndarray, "bands height width"]:
+    """Split a cube into a piecewise smooth one, a sparse one and Gaussian noise; return the first.
+
+    Minimises ``sum 0.5 ((noisy - x - s) / sigma_b)^2 + sparse |s| / sigma_b + (in_space TV(x) + in_spectrum |x_b+1 -
+    x_b|) / sigma`` over x and s, sigma being the median level, by a primal-dual method. The sparse part is eliminated:
+    with it at its best, the misfit is Huber's. As LRTDTV and E-3DTV, it takes stripes, dead columns and impulses as
+    sparse; unlike them it asks no low rank.
+
+    Args:
+        noisy: Noisy cube of any size.
+        sigma: Noise level of each band, in the unit of the cube, above 0.
+        in_space: Weight of the variation along rows and columns, in noise levels.
+        in_spectrum: Weight of the variation along bands, in noise levels.
+        sparse: Misfit, in noise levels, beyond which a value counts as an outlier; above 0.
+        rounds: Iterations, at least 1.
+
+    Raises:
+        ValueError: If a level or ``sparse`` is not above 0, a weight is negative or there is less than one round.
+
+    Example:
+        >>> noisy = np.full((4, 6, 8), 0.5, dtype=np.float32)
+        >>> noisy[2, :, 3] = 0.0
+        >>> bool(np.abs(denoise_tv_3d(noisy, np.full(4, 0.05)) - 0.5).max() < 0.05)
+        True
+
+    References:
+        Wang et al., IEEE JSTARS 2018. doi:10.1109/JSTARS.2017.2779539
+        Peng et al., "Enhanced 3DTV Regularization and Its Applications on HSI Denoising and Compressed Sensing", IEEE
+        TIP 2020. doi:10.1109/TIP.2020.3007840
+    """
+    levels = np.asarray(sigma, dtype=np.float64)
+    if (levels <= 0).any() or sparse <= 0 or min(in_space, in_spectrum) < 0 or rounds < 1:
+        raise ValueError("total variation: levels and sparse must be above 0, weights 0 or more, rounds 1 or more")
+    unit = float(np.median(levels))
+    data = torch.from_numpy(noisy / np.float32(unit))
+    level = torch.from_numpy((levels / unit).astype(np.float32))[:, None, None]
+    with torch.no_grad():
+        result = _primal_dual(data, level, in_space, in_spectrum, sparse, rounds)
+    return result.mul_(unit).numpy()
+
+
+def _primal_dual(
+    data: Tensor, level: Tensor, in_space: float, in_spectrum: float, sparse: float, rounds: int
+) -> Tensor:
+    """Chambolle and Pock's iteration with constant steps; noise of the median band has variance 1."""
+    step = 0.5
+    dual_step = 1.0 / (_NORM_SQUARED * step)
+    pull = step / level.square()  # of the quadratic misfit
+    estimate, lead = data.clone(), data.clone()
+    across, down, along = torch.zeros_like(data), torch.zeros_like(data), torch.zeros_like(data)
+    for _ in range(rounds):
+        along[:-1].add_(lead[1:] - lead[:-1], alpha=dual_step)
+        down[:, :-1].add_(lead[:, 1:] - lead[:, :-1], alpha=dual_step)
+        across[:, :, :-1].add_(lead[:, :, 1:] - lead[:, :, :-1], alpha=dual_step)
+        along.clamp_(-in_spectrum, in_spectrum)
+        excess = (down.square() + across.square()).sqrt_().div_(max(in_space, 1e-12)).clamp_min_(1.0)
+        down.div_(excess)
+        across.div_(excess)
+        target = estimate + step * _divergence(along, down, across)
+        # nearest minimiser of Huber's misfit: quadratic within `sparse` levels of the data, linear beyond
+        offset = (target - data) / (1.0 + pull)
+        far = sparse * level
+        linear = (target - data) - torch.sign(target - data) * (pull * far)
+        following = data + torch.where(offset.abs() <= far, offset, linear)
+        lead = 2.0 * following - estimate
+        estimate = following
+    return estimate
+
+
+def _divergence(along: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Minus the adjoint of the three differences."""
+    result = along + down
+    result += across
+    result[1:] -= along[:-1]
+    result[:, 1:] -= down[:, :-1]
+    result[:, :, 1:] -= across[:, :, :-1]
+    return result
