@@ -250,8 +250,11 @@ def _column_offsets(residual: Tensor) -> Tensor | None:
     suspect = residual.sign().mean(dim=2).abs() > SUSPECT_SIGMAS / rows**0.5  # (batch, bands, columns)
     if not suspect.any():
         return None
-    offset = torch.zeros_like(residual[:, :, 0])
-    offset[suspect] = _median(residual.mT[suspect])
+    if residual.device.type == "cpu":
+        offset = torch.zeros_like(residual[:, :, 0])
+        offset[suspect] = _median(residual.mT[suspect])
+    else:  # picking columns would make the device wait for the host
+        offset = torch.where(suspect, _median(residual.mT), 0.0)
     chance = _spread(residual) * (math.pi / (2 * rows)) ** 0.5  # standard error of a median
     offset *= offset.abs() > (STRIPE_SIGMAS * chance).clamp_min(LEAST_STRIPE)[..., None]
     # what is off in most bands is no defect of a band: the estimate has lost some of the scene
