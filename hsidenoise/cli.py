@@ -27,6 +27,7 @@ DEFAULT_WEIGHTS = "hcanet-bra"
 SPEED_NETWORKS = ("hcanet", "bra", "bra-1-head", "hcanet-bra", "hcanet-bra-48")
 SPEED_VARIANTS = ("released", "float32", "bfloat16", "compile", "compile-bfloat16", "onnxruntime")
 SPEED_JOBS = ("forward", "train")
+DATASETS = ("icvl", "cave", "folder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -225,6 +226,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="blend windows of bands without the last step across all bands, for cubes of more bands than the network",
     )
+    sub.add_argument(
+        "--passes",
+        type=_count,
+        metavar="N",
+        help="1: the network alone; each further pass takes the result as the pilot of a Wiener filter of the noisy "
+        "cube (default: what the network asks for, 2 for HCANet-BRA)",
+    )
     sub.add_argument("--picture", metavar="FILE.png", help="also draw a before/after page")
     sub.add_argument(
         "--band", type=_natural, metavar="N", help="band shown on that picture, 0-based; the noisiest if absent"
@@ -249,6 +257,34 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-minmax", dest="minmax", action="store_false", help="keep the values as they are")
     sub.add_argument("--list", action=_ListNoise, nargs=0, help="list the noise cases with their sources and stop")
     reading(sub)
+
+    sub = verb(
+        "make-testset",
+        "write a test set of noisy cubes in the published layout",
+        "TARGET gets a folder for each noise case, such as cave_512_30 or cave_512_noniid, with a file for each scene, "
+        "equal to what `corrupt` writes. Started again after an interruption, it goes on where it stopped.",
+    )
+    sub.set_defaults(module="hsidenoise.verbs_test_set", verb="make_testset")
+    sub.add_argument("source", metavar="SOURCE", help="folder of clean cubes (.mat files or folders of PNG)")
+    sub.add_argument("target", metavar="TARGET", help="folder to write to; made if missing")
+    sub.add_argument(
+        "--cases", nargs="+", metavar="CASE", help="noise cases, as of `corrupt --list`; the published nine if absent"
+    )
+    sub.add_argument(
+        "--crop", type=_natural, default=512, metavar="N", help="centre N x N pixels; 0 for whole scenes (default: 512)"
+    )
+    sub.add_argument("--seed", type=_natural, default=0, metavar="N", help="seed of the noise (default: 0)")
+    sub.add_argument("--prefix", metavar="NAME", help="beginning of the folders' names; data set and crop if absent")
+    sub.add_argument(
+        "--dataset",
+        choices=DATASETS,
+        default="folder",
+        help="folder: every cube in SOURCE; else the test scenes of a published split, at any depth (default: folder)",
+    )
+    sub.add_argument("--split", metavar="NAME", help="published split of that data set; its first if absent")
+    sub.add_argument(
+        "--missing", choices=("error", "skip"), default="error", help="what to do about scenes of it that are not there"
+    )
 
     sub = verb(
         "evaluate",

@@ -22,6 +22,7 @@ from hsidenoise.memory import SMALLEST_TILE, fitting_tile, free_memory
 from hsidenoise.model_choice import bands_of, choose_model, name_of
 from hsidenoise.normalize import Scaling, fit_scaling
 from hsidenoise.onnx_network import OnnxNetwork
+from hsidenoise.second_step import further_passes
 from hsidenoise.tiling import Tiling, tile_size
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class DenoisedFile:
         tile: Height and width of the tiles in the end, pixels.
         overlap: Smallest overlap of the tiles, pixels.
         windows: Number of windows of bands.
+        passes: 1 is the network alone, see :func:`denoise`.
         device: Where the network ran, such as ``cpu`` or ``cuda:0``.
         model: Name of the weights, or of the network's class.
         seconds: Time for denoising, without reading and writing.
@@ -58,6 +60,7 @@ class DenoisedFile:
     tile: tuple[int, int]
     overlap: int
     windows: int
+    passes: int
     device: str
     model: str
     seconds: float
@@ -77,6 +80,7 @@ class _Options:
     compile: bool
     ensemble: int
     join: bool
+    passes: int | None
     progress: bool
 
 
@@ -87,6 +91,7 @@ class _Run:
     values: Float32[np.ndarray, "bands height width"]
     scaling: Scaling
     tiling: Tiling
+    passes: int
     device: torch.device
     warnings: tuple[str, ...]
 
@@ -104,6 +109,7 @@ def denoise(
     compile: bool = False,
     ensemble: int = 1,
     join: bool = True,
+    passes: int | None = None,
     progress: bool = False,
 ) -> Float32[np.ndarray, "bands height width"]:
     """Denoise a cube of any size and any number of bands.
@@ -145,6 +151,9 @@ def denoise(
             bands, the answers mirrored back and averaged (:class:`hsidenoise.ensemble.Ensemble`). The time grows with
             it, the memory hardly.
         join: Whether windows of bands are joined by that last step, or only blended.
+        passes: 1 is the network alone; each further pass takes the result so far as the pilot of a Wiener filter of the
+            whole noisy cube, all bands at once (:func:`hsidenoise.second_step.second_step`). If None, what the network
+            asks for by an attribute ``passes``, 2 for HCANet-BRA, else 1.
         progress: Show a progress bar on standard error.
 
     Returns:
@@ -163,7 +172,7 @@ def denoise(
         >>> denoised.shape, denoised.dtype, bool(denoised.std() < 0.5 * noisy.std())
         ((40, 30, 20), dtype('float32'), True)
     """
-    options = _Options(tile, overlap, batch, normalize, device, precision, compile, ensemble, join, progress)
+    options = _Options(tile, overlap, batch, normalize, device, precision, compile, ensemble, join, passes, progress)
     return _denoise(_as_cube(noisy), model, options).values
 
 
@@ -184,6 +193,7 @@ def denoise_file(
     compile: bool = False,
     ensemble: int = 1,
     join: bool = True,
+    passes: int | None = None,
     progress: bool = False,
 ) -> DenoisedFile:
     """Denoise the cube in a file and write a file of the same layout.
@@ -207,6 +217,7 @@ def denoise_file(
         compile: Compile the network first.
         ensemble: Ways in which each tile goes through the network: 1, 2, 4 or 8.
         join: Whether windows of bands are joined.
+        passes: 1 is the network alone, each further one a Wiener filter of the noisy cube.
         progress: Show a progress bar on standard error.
 
     Returns:
@@ -218,7 +229,7 @@ def denoise_file(
     """
     from hsidenoise.data.io import check_target, read_cube, write_cube
 
-    options = _Options(tile, overlap, batch, normalize, device, precision, compile, ensemble, join, progress)
+    options = _Options(tile, overlap, batch, normalize, device, precision, compile, ensemble, join, passes, progress)
     source, target = Path(source), Path(target)
     if source.exists() and target.exists() and source.samefile(target):
         raise ValueError(f"{target} is the noisy file itself and would be lost; choose another output name")
@@ -238,6 +249,7 @@ def denoise_file(
         tile=run.tiling.tile[1:],
         overlap=max(run.tiling.overlap[1:]),
         windows=run.tiling.counts[0],
+        passes=run.passes,
         device=str(run.device),
         model=name_of(model),
         seconds=seconds,
@@ -265,6 +277,8 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
     """Everything that :func:`denoise` and :func:`denoise_file` share."""
     if options.batch is not None and options.batch < 1:
         raise ValueError(f"a batch of {options.batch} tiles is too small; choose 1 or more, or leave it out")
+    if options.passes is not None and options.passes < 1:
+        raise ValueError(f"{options.passes} passes are too few; choose 1 (the network alone) or more, or leave it out")
     mirrorings(options.ensemble)  # refused before anything is read or loaded
     scaling = fit_scaling(noisy, options.normalize)
     size, overlap = tile_size(noisy.shape[1], noisy.shape[2], options.tile, options.overlap)
@@ -274,6 +288,7 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
         size, overlap = tile_size(noisy.shape[1], noisy.shape[2], None, options.overlap, usual=usual)
     precision = find_precision("float32" if isinstance(network, OnnxNetwork) else options.precision, place)
     bands = bands_of(network)
+    passes: int = getattr(network, "passes", 1) if options.passes is None else options.passes
     run: nn.Module = Compiled(network) if options.compile else network
     if options.ensemble > 1:
         run = Ensemble(run, options.ensemble)
@@ -306,7 +321,8 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
                     batch=options.batch,
                     progress=options.progress,
                 )
-                return _Run(values, scaling, tiling, place, tuple(notes))
+                values = further_passes(noisy, values, passes - 1, scaling, device=place)
+                return _Run(values, scaling, tiling, passes, place, tuple(notes))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -36,6 +36,7 @@ class OnnxNetwork(nn.Module):
     Attributes:
         bands: Bands that the network takes at once.
         mirrors_bands: Whether it takes fewer as they are.
+        passes: Passes that :func:`hsidenoise.denoise` makes with it; 1 in files from before there were more.
         device: Where it runs.
         metadata: What the file says of itself: ``model``, ``config`` (JSON), ``weights`` (JSON), ...
 
@@ -65,6 +66,7 @@ class OnnxNetwork(nn.Module):
             raise ValueError(f"{path}: an ONNX file, but not of hsidenoise; write one with `hsidenoise export`")
         self.bands = int(self.metadata["bands"])
         self.mirrors_bands: bool = json.loads(self.metadata["mirrors_bands"])
+        self.passes: int = json.loads(self.metadata.get("passes", "1"))
         self._estimates = len(self._session.get_inputs()) > 1
         config = json.loads(self.metadata.get("config", "{}"))
         self._estimate_options = (config.get("wiener_rounds", ROUNDS), config.get("wiener_overlap", OVERLAP))

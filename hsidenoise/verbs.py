@@ -44,6 +44,7 @@ def denoise(options: argparse.Namespace) -> None:
         compile=options.compile,
         ensemble=options.ensemble,
         join=options.join,
+        passes=options.passes,
         progress=sys.stderr is not None and sys.stderr.isatty(),
     )
     _print_read(source, done.cube)
@@ -52,6 +53,8 @@ def denoise(options: argparse.Namespace) -> None:
     windows = f", {done.windows} windows of bands{' joined' * options.join}" if done.windows > 1 else ""
     if options.ensemble > 1:
         windows += f", ensemble of {options.ensemble}"
+    if done.passes > 1:
+        windows += f", {done.passes} passes"
     print(f"network  {done.model} on {done.device}, {tiles}{windows}, {done.seconds:.1f} s")
     print(f"wrote    {target}")
     if options.picture:

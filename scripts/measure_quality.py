@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=None)
     parser.add_argument("--precision", choices=("float32", "bfloat16", "auto"), default="float32")
     parser.add_argument("--ensemble", type=int, choices=(1, 2, 4, 8), default=1, help="mirrored passes to average")
+    parser.add_argument("--passes", type=int, default=None, help="1: the network alone (default: what it asks for)")
     parser.add_argument("--compile", action="store_true", help="compile the network first")
     parser.add_argument("--protocol", default="standard")
     parser.add_argument("--csv", type=Path, default=None, help="write every score to this file")
@@ -81,6 +82,7 @@ def main() -> None:
                 tile=options.tile,
                 precision=options.precision,
                 ensemble=options.ensemble,
+                passes=options.passes,
                 compile=options.compile,
             )
             seconds.append(time.perf_counter() - start)

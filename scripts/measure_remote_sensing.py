@@ -3,11 +3,11 @@
     python scripts/measure_remote_sensing.py ../shared/remote_sensing/Samson.mat --crop 96 --csv results/samson.csv
 
 Each cube is cropped at its centre where asked for, min-max scaled to [0, 1] with all of its bands, and corrupted as by
-`hsidenoise corrupt`. Methods: `noisy`; `model` (`denoise` as a user gets it); `blended` (the same without the last
-step across all bands, `--no-join`); `estimate` (in place of the network the spectral Wiener estimate that it starts
-from, in the same windows); `estimate-all` (that estimate of all bands at once); and the classical ones of
-`hsidenoise.baselines`, blind, by their names. Prints a Markdown table for each cube: PSNR (dB) / SSIM / SAM (radians),
-best PSNR bold.
+`hsidenoise corrupt`. Methods: `noisy`; `model` (`denoise` as a user gets it); `one-step` (`--passes 1`);
+`blended` (`--passes 1 --no-join`: windows of bands are blended only); `blended-again` (`--no-join`: blended, then
+the second step); `estimate` (in place of the network the spectral Wiener estimate that it starts from, in the same
+windows); `estimate-all` (that estimate of all bands at once); and the classical ones of `hsidenoise.baselines`, blind,
+by their names. Prints a Markdown table for each cube: PSNR (dB) / SSIM / SAM (radians), best PSNR bold.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hsidenoise import corrupt, denoise, evaluate, load_model
 from hsidenoise.normalize import fit_scaling
 
 CASES = ["gaussian-30", "gaussian-50", "non-iid", "stripe", "deadline", "impulse", "mixture"]
-OURS = ["noisy", "model", "blended", "estimate", "estimate-all"]
+OURS = ["noisy", "model", "one-step", "blended", "blended-again", "estimate", "estimate-all"]
 METRICS = ("psnr", "ssim", "sam")
 
 Method = Callable[[np.ndarray], np.ndarray]
@@ -47,7 +47,9 @@ def methods(names: list[str] | None, weights: str | None, ensemble: int) -> dict
     found: dict[str, Method] = {
         "noisy": lambda noisy: noisy,
         "model": lambda noisy: denoise(noisy, model, ensemble=ensemble),
-        "blended": lambda noisy: denoise(noisy, model, ensemble=ensemble, join=False),
+        "one-step": lambda noisy: denoise(noisy, model, ensemble=ensemble, passes=1),
+        "blended": lambda noisy: denoise(noisy, model, ensemble=ensemble, join=False, passes=1),
+        "blended-again": lambda noisy: denoise(noisy, model, ensemble=ensemble, join=False, passes=2),
         "estimate": lambda noisy: denoise(noisy, estimate, join=False),
         "estimate-all": all_bands,
     }

@@ -200,7 +200,7 @@ def _estimate(noisy: Tensor, rounds: int) -> SpectralEstimate:
             if offset is not None:
                 repaired, changed = repaired - offset, True
         residual = repaired - robust
-        trusted = _trust(residual, _spread(residual), OUTLIER_SIGMAS).mul_(residual)
+        trusted = trust(residual, _spread(residual), OUTLIER_SIGMAS).mul_(residual)
         robust, _ = _wiener(trusted.add_(robust))
     robust = _fit_in_subspace(repaired, _replace_lost_bands(robust, sigma), dead)
     if changed:
@@ -277,7 +277,7 @@ def _median(values: Tensor) -> Tensor:
     return torch.from_numpy(np.partition(values.numpy(), middle, axis=-1)[..., middle])
 
 
-def _trust(residual: Tensor, spread: Tensor, sigmas: float) -> Tensor:
+def trust(residual: Tensor, spread: Tensor, sigmas: float) -> Tensor:
     """Weight of each value, from 1 where it is explained to 0 where it is far off."""
     return (residual / (sigmas * spread[:, :, None, None])).square_().square_().add_(1.0).reciprocal_()
 
@@ -302,7 +302,7 @@ def _fit_in_subspace(noisy: Tensor, estimate: Tensor, dead: Tensor) -> Tensor:
     """
     residual = noisy - estimate
     spread = _spread(residual)
-    precision = _trust(residual, spread, OUTLIER_SIGMAS_IN_FIT) / spread[:, :, None, None].square()
+    precision = trust(residual, spread, OUTLIER_SIGMAS_IN_FIT) / spread[:, :, None, None].square()
     precision = (precision * ~dead).flatten(2).mT  # (batch, pixels, bands)
     spectra = estimate.flatten(2)
     mean = spectra.mean(dim=2, keepdim=True)
