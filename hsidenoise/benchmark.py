@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-
-UNKNOWN_COMMIT = "unknown"
 
 
 def speed(options: argparse.Namespace) -> None:
@@ -28,6 +23,7 @@ def speed(options: argparse.Namespace) -> None:
     """
     from hsidenoise.benchmark_speed import JOBS, plan, run
     from hsidenoise.device import find_device
+    from hsidenoise.results import commit, write_files
     from hsidenoise.speed_table import bars, to_csv, to_markdown
 
     find_device(options.device)  # refused before anything is measured
@@ -57,57 +53,41 @@ def speed(options: argparse.Namespace) -> None:
     print(f"wrote    {folder / 'speed.csv'} and {folder / 'speed.md'}")
 
 
-def commit(package: Path = Path(__file__).parent) -> str:
-    """Commit that the code of this package is at, with ``-dirty`` if a tracked file differs from it.
+def tables(options: argparse.Namespace) -> None:
+    """Make the tables of a configuration, with their figures.
 
     Args:
-        package: Folder of the package, directly inside its repository.
-
-    Returns:
-        The short hash; ``unknown`` without git, or where the package does not lie in a repository of its own.
-
-    Example:
-        >>> commit(Path("/nowhere"))
-        'unknown'
-    """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != package.resolve().parent:
-            return UNKNOWN_COMMIT  # installed somewhere inside a repository of something else
-        dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-        return git("rev-parse", "--short", "HEAD") + dirty
-    except (OSError, subprocess.CalledProcessError):
-        return UNKNOWN_COMMIT
-
-
-def write_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Write text files, each whole or not at all.
-
-    Args:
-        folder: An existing folder.
-        files: Contents by name.
+        options: ``config``, ``root``, ``methods``, ``cases``, ``protocols``, ``seed``, ``out``, ``workers``,
+            ``device``, ``allow_leaks`` and ``fresh`` as on the command line.
 
     Raises:
-        OSError: If one cannot be written.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as name:
-        ...     write_files(Path(name), {"a.txt": "text"})
-        ...     (Path(name) / "a.txt").read_text()
-        'text'
+        ValueError: If nothing is to be measured, the configuration is wrong, weights were trained on a scene under
+            test, or a method fails.
+        OSError: If a file cannot be read or written.
     """
-    for name, content in files.items():
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{name}.", delete=False, encoding="utf-8") as file:
-            temporary = Path(file.name)
-            try:
-                file.write(content)
-                file.close()
-                temporary.chmod(0o644)  # temporary files are their owner's alone
-                temporary.replace(folder / name)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+    if options.config is None:
+        raise ValueError("what is to be measured? name a table by --config configs/tables/NAME.yaml, or `speed`")
+    from hsidenoise.benchmark_tables import make_tables
+    from hsidenoise.table_config import read_config, with_choice
+
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # where a person's own package.module:function lies
+    config = with_choice(
+        read_config(options.config),
+        root=options.root,
+        methods=options.methods,
+        cases=options.cases,
+        protocols=options.protocols,
+        seed=options.seed,
+    )
+    written = make_tables(
+        config,
+        Path(options.out) / config.name,
+        workers=options.workers,
+        device=options.device,
+        allow_leaks=options.allow_leaks,
+        fresh=options.fresh,
+        command=shlex.join(["hsidenoise", *options.arguments]),
+    )
+    for path in written:
+        print(f"wrote    {path}")

@@ -300,8 +300,36 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data-range", type=_positive, metavar="X", help="range of clean values; nothing is scaled then")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
-    sub = verb("benchmark", "measure how fast the networks are on this machine")
-    kinds = sub.add_subparsers(title="what", metavar="WHAT", required=True, parser_class=_Parser)
+    sub = verb(
+        "benchmark",
+        "make the table of a paper, or measure how fast the networks are",
+        "With --config: methods x noise cases x scenes, as Markdown, CSV and LaTeX with figures. Finished cells are "
+        "kept below --out, so that a run that was stopped goes on.",
+    )
+    sub.set_defaults(module="hsidenoise.benchmark", verb="tables")
+    sub.add_argument("--config", metavar="FILE.yaml", help="table to make: configs/tables/*.yaml, or one of your own")
+    sub.add_argument("--data.root", dest="root", metavar="FOLDER", help="folder of the cubes")
+    sub.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="only these: labels of the table, or noisy, a baseline, weights:NAME|FILE, package.module:function",
+    )
+    sub.add_argument("--cases", nargs="+", metavar="CASE", help="only these noise cases, or others")
+    sub.add_argument(
+        "--protocol", dest="protocols", nargs="+", choices=PROTOCOLS, metavar="NAME", help=_among(PROTOCOLS)
+    )
+    sub.add_argument("--seed", type=_natural, metavar="N", help="seed of the noise")
+    sub.add_argument("--out", default="results", metavar="FOLDER", help="where to write (default: results)")
+    sub.add_argument("--workers", type=_count, metavar="N", help="processes at a time; by cores and memory if absent")
+    sub.add_argument("--device", metavar="cpu|cuda", help="where networks compute; a GPU if there is one")
+    sub.add_argument(
+        "--allow-leaks",
+        action="store_true",
+        help="show weights that were trained on a scene under test, marked and unranked, instead of refusing",
+    )
+    sub.add_argument("--fresh", action="store_true", help="compute finished cells again")
+    kinds = sub.add_subparsers(title="what else", metavar="WHAT", parser_class=_Parser)
     sub = kinds.add_parser(
         "speed",
         help="the released formulations against ours: time, memory, operations",

@@ -22,11 +22,12 @@ from __future__ import annotations
 import math
 from functools import cache
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float32, Float64, Int64, Real
+from jaxtyping import Float, Float32, Float64, Int64, Real
 from torch import Tensor
 
 from hsidenoise.models.spectral_wiener import (
@@ -93,31 +94,85 @@ def second_step(
     """
     if noisy.shape != pilot.shape:
         raise ValueError(f"a noisy cube of shape {noisy.shape} and a pilot of {pilot.shape} are not the same")
-    offset, sigma = _noise(noisy, pilot)
-    mean, directions = _principal(pilot, sigma)
     place = torch.device(device)
-    whiten, restore, middle, spread, off = (
-        torch.from_numpy(each.astype(np.float32)).to(place)
-        for each in ((directions / sigma[:, None]).T, directions * sigma[:, None], mean, sigma, offset)
-    )
-    height, width = pilot.shape[1:]
-    columns = _mirrored(-BLOCK, width + BLOCK + width % STRIDE, width)
+    found = _find(noisy, pilot, place)
+    height = pilot.shape[1]
     result = np.empty_like(pilot)
     for first in range(0, height, _ROWS):
         last = min(first + _ROWS, height)
         rows = _mirrored(first - BLOCK, last + BLOCK + last % STRIDE, height)
-        known = torch.from_numpy(pilot[:, rows]).to(place) - middle[:, None, None]
-        residual = torch.from_numpy(noisy[:, rows]).to(place) - middle[:, None, None] - known - off[:, None]
-        residual *= trust(residual[None], spread[None], OUTLIER_SIGMAS)[0]
-        guides = _planes(whiten, known)[..., columns]
-        images = _planes(whiten, residual)[..., columns].add_(guides)
-        filtered = torch.cat(
-            [_filter(*pair) for pair in zip(torch.split(images, _PLANES), torch.split(guides, _PLANES), strict=True)]
-        )
-        inside = slice(BLOCK, BLOCK + last - first)
-        strip = _planes(restore, filtered[:, inside, BLOCK : BLOCK + width])
-        result[:, first:last] = strip.lerp_(known[:, inside], PILOT_SHARE).add_(middle[:, None, None]).cpu().numpy()
+        strip, guide = (torch.from_numpy(cube[:, rows]).to(place) for cube in (noisy, pilot))
+        result[:, first:last] = _filter_rows(strip, guide, found, last - first).cpu().numpy()
     return result
+
+
+def second_step_batch(
+    noisy: Float[Tensor, "batch bands height width"], pilot: Float[Tensor, "batch bands height width"]
+) -> Float[Tensor, "batch bands height width"]:
+    """Make the second step with a gradient to the pilot, to train a network for what comes after it.
+
+    What is estimated on the way (noise, subspace, outliers) counts as constant.
+
+    Args:
+        noisy: Noisy cubes scaled to about [0, 1].
+        pilot: The network's answers.
+
+    Returns:
+        The results, float32.
+
+    Example:
+        >>> pilot = torch.rand(1, 4, 20, 30, requires_grad=True)
+        >>> second_step_batch(torch.rand(1, 4, 20, 30), pilot).sum().backward()
+        >>> pilot.grad.shape
+        torch.Size([1, 4, 20, 30])
+    """
+    results = []
+    for one, guide in zip(noisy.float(), pilot.float(), strict=True):
+        found = _find(one.detach().cpu().numpy(), guide.detach().cpu().numpy(), one.device)
+        height = one.shape[1]
+        rows = _mirrored(-BLOCK, height + BLOCK + height % STRIDE, height)
+        results.append(_filter_rows(one[:, rows], guide[:, rows], found, height))
+    return torch.stack(results)
+
+
+class _Found(NamedTuple):
+    """What is estimated of a cube before it is filtered."""
+
+    whiten: Tensor  # (planes, bands)
+    restore: Tensor  # (bands, planes)
+    mean: Tensor  # (bands, 1, 1)
+    spread: Tensor  # (1, bands)
+    offset: Tensor  # of columns, (bands, 1, width)
+
+
+def _find(noisy: np.ndarray, pilot: np.ndarray, place: torch.device) -> _Found:
+    offset, sigma = _noise(noisy, pilot)
+    mean, directions = _principal(pilot, sigma)
+    parts = (
+        (directions / sigma[:, None]).T,
+        directions * sigma[:, None],
+        mean[:, None, None],
+        sigma[None],
+        offset[:, None],
+    )
+    return _Found(*(torch.from_numpy(part.astype(np.float32)).to(place) for part in parts))
+
+
+def _filter_rows(noisy: Tensor, pilot: Tensor, found: _Found, height: int) -> Tensor:
+    """Filter rows of a cube that are given with a block more above and below."""
+    width = noisy.shape[2]
+    columns = _mirrored(-BLOCK, width + BLOCK + width % STRIDE, width)
+    known = pilot - found.mean
+    residual = noisy - found.mean - known - found.offset
+    residual = residual * trust(residual.detach()[None], found.spread, OUTLIER_SIGMAS)[0]
+    guides = _planes(found.whiten, known)[..., columns]
+    images = _planes(found.whiten, residual)[..., columns] + guides
+    filtered = torch.cat(
+        [_filter(*pair) for pair in zip(torch.split(images, _PLANES), torch.split(guides, _PLANES), strict=True)]
+    )
+    inside = slice(BLOCK, BLOCK + height)
+    scene = _planes(found.restore, filtered[:, inside, BLOCK : BLOCK + width])
+    return scene.lerp(known[:, inside], PILOT_SHARE) + found.mean
 
 
 def further_passes(
@@ -212,10 +267,10 @@ def _filter(noisy: Tensor, guide: Tensor) -> Tensor:
     coefficients = F.conv2d(torch.cat([noisy, guide])[:, None], cosines, stride=STRIDE)
     noise = torch.ones(1, BLOCK**2, 1, 1, device=noisy.device)
     noise[:, 0] = MEAN_NOISE
-    energy = coefficients[count:].square_()
+    energy = coefficients[count:].square()
     gain = energy / (energy + noise)
-    weight = (gain.square().sum(dim=1, keepdim=True) + _WEIGHT_FLOOR).reciprocal_()
-    total = F.conv_transpose2d(coefficients[:count].mul_(gain).mul_(weight), cosines, stride=STRIDE)
+    weight = (gain.square().sum(dim=1, keepdim=True) + _WEIGHT_FLOOR).reciprocal()
+    total = F.conv_transpose2d(coefficients[:count] * gain * weight, cosines, stride=STRIDE)
     share = F.conv_transpose2d(weight, torch.ones_like(cosines[:1]), stride=STRIDE)
     return (total / share)[:, 0]
 

@@ -21,6 +21,7 @@ from hsidenoise.data.synthetic import Batch
 from hsidenoise.losses import DataTerm, DenoisingLoss, Form
 from hsidenoise.metrics import evaluate_batch
 from hsidenoise.models import create_model
+from hsidenoise.second_step import second_step_batch
 from hsidenoise.weights import start_from
 
 METRICS = ("psnr", "ssim", "sam")
@@ -49,6 +50,8 @@ class DenoisingTask(pl.LightningModule):
         gradient_weight: Weight of the gradient regulariser in the loss.
         loss_form: ``cube`` (per cube) or ``released`` (over the batch), see ``hsidenoise.losses``.
         angle_weight: Weight of the spectral angle in the loss.
+        second_step_weight: Share of the loss that is taken behind the second step (:mod:`hsidenoise.second_step`), 0 to
+            1; above 0, validation scores what that step gives.
         data_term: ``l1``, ``charbonnier`` or ``mse``.
         channels_last: Whether the network runs on channels-last memory (several times faster on CPUs).
         initial_weights: Weights to start from, as ``hsidenoise.load_model`` takes them. None: random.
@@ -74,6 +77,7 @@ class DenoisingTask(pl.LightningModule):
         loss_form: Form = "cube",
         data_term: DataTerm = "l1",
         angle_weight: float = 0.0,
+        second_step_weight: float = 0.0,
         channels_last: bool = True,
         initial_weights: str | None = None,
         compile: CompileWhen = "off",
@@ -83,6 +87,8 @@ class DenoisingTask(pl.LightningModule):
             raise ValueError(
                 "learning_rate must be above 0, weight_decay and warmup_steps at least 0, final_share in [0, 1]"
             )
+        if not 0 <= second_step_weight <= 1:
+            raise ValueError(f"second_step_weight={second_step_weight:g} must be in [0, 1]")
         self.save_hyperparameters()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         network = self.create_network()
@@ -146,8 +152,12 @@ class DenoisingTask(pl.LightningModule):
         )
 
         def loss_of(denoised: Tensor) -> Tensor:
+            share = self.hparams["second_step_weight"]
             with torch.autocast(denoised.device.type, enabled=False):
                 loss: Tensor = self.loss(denoised.float(), clean)
+                if share:
+                    again: Tensor = self.loss(second_step_batch(noisy, denoised), clean)
+                    loss = torch.lerp(loss, again, share)
             return loss
 
         if self.step.pending:
@@ -208,6 +218,8 @@ class DenoisingTask(pl.LightningModule):
         """Score each cube of a batch under its noise case; give the estimates to callbacks."""
         denoised: Tensor = self(batch["noisy"])
         with torch.autocast(denoised.device.type, enabled=False):
+            if self.hparams["second_step_weight"]:
+                denoised = second_step_batch(batch["noisy"], denoised)
             scores = evaluate_batch(denoised, batch["clean"])
         for i, case in enumerate(batch["case"]):
             weight = float(batch["weight"][i])

@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +15,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from hsidenoise.callbacks import AverageWeights
 from hsidenoise.checkpoints import BEST
-from hsidenoise.data.datasets import scene_name
+from hsidenoise.training_list import TRAINING_SCENES, VALIDATION_SCENES, scenes_seen
 from hsidenoise.weights import read_header, save_weights, sha256
 
-#: Header keys of the scenes that weights have seen: JSON lists of names as ``scene_name`` gives them.
-TRAINING_SCENES, VALIDATION_SCENES = "training_scenes", "validation_scenes"
-
 _NO_ORIGIN = {"initial_weights": "none", "steps_before": "0", "minutes_before": "0.0"}
-
-
-def scenes_seen(header: Mapping[str, str], key: str = TRAINING_SCENES) -> list[str]:
-    """Scenes that weights were trained on (or chosen by), those of the weights they started from included.
-
-    Args:
-        header: Header of a weights file, as ``hsidenoise.weights.read_header`` gives it.
-        key: :data:`TRAINING_SCENES` or :data:`VALIDATION_SCENES`.
-
-    Returns:
-        Sorted names; of an older file, which has no such list, those that it describes in words.
-
-    Example:
-        >>> scenes_seen({"data": "folder: balloons_ms, beads"})
-        ['balloons', 'beads']
-    """
-    if key in header:
-        return sorted(json.loads(header[key]))
-    words = header.get("data", "").partition(": ")[2] if key == TRAINING_SCENES else header.get("validation", "")
-    return sorted({scene_name(name.strip()) for name in words.split(",") if name.strip()})
 
 
 def origin_of(source: str | Path | None) -> dict[str, str]:

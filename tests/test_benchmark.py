@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hsidenoise import benchmark, cli
-from hsidenoise.benchmark import commit, write_files
+from hsidenoise.results import commit, write_files
 from hsidenoise.benchmark_speed import JOBS, SIZES
 from hsidenoise.speed_cell import FORWARD_VARIANTS
 from hsidenoise.speed_networks import NETWORKS
@@ -114,5 +114,5 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "b.csv").read_text(encoding="utf-8") == "µ"
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="folder"):
-        benchmark.write_files(tmp_path, {"folder": "text"})
+        write_files(tmp_path, {"folder": "text"})
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.md", "b.csv", "folder"]

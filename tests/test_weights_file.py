@@ -4,7 +4,8 @@ import pytest
 
 from hsidenoise.models import create_model
 from hsidenoise.weights import save_weights, sha256
-from hsidenoise.weights_file import TRAINING_SCENES, VALIDATION_SCENES, origin_of, scenes_seen
+from hsidenoise.training_list import TRAINING_SCENES, VALIDATION_SCENES, scenes_seen
+from hsidenoise.weights_file import origin_of
 
 
 @pytest.fixture

@@ -213,7 +213,7 @@ def centre_crop(
     return values[:, top : top + size, left : left + size]
 
 
-def _cubes_in(folder: Path) -> list[Path]:
+def cubes_in(folder: Path) -> list[Path]:
     """Cubes that lie directly in a folder: .mat files and folders of PNG, sorted by name."""
     found = [path for path in folder.iterdir() if path.suffix.lower() == ".mat" or _has_png_bands(path)]
     return sorted(found)
@@ -227,11 +227,11 @@ def _has_png_bands(path: Path) -> bool:
 def _folder_scenes(root: Path) -> Scenes:
     def part(names: Sequence[str]) -> tuple[Path, ...]:
         folders = [root / name for name in names if (root / name).is_dir()]
-        return tuple(path for folder in folders for path in _cubes_in(folder))
+        return tuple(path for folder in folders for path in cubes_in(folder))
 
     if (root / _TRAIN[0]).is_dir():
         return Scenes(part(_TRAIN), part(_VALIDATION), part(_TEST))
-    cubes = _cubes_in(root)
+    cubes = cubes_in(root)
     if len(cubes) < 2:
         raise ValueError(
             f"{root}: {len(cubes)} cube(s) found; at least two are needed, one of them for validation "
@@ -251,7 +251,7 @@ def _split_scenes(split: Split, root: Path, missing: str) -> Scenes:
     train = [name for name in train if scene_name(name) not in taken]
     test = [name for file in split.test for name in read_split(file)]
 
-    known = _scenes_under(root)
+    known = scenes_under(root)
     absent = [name for name in (*train, *validation, *test) if scene_name(name) not in known]
     needed = [name for name in (*train, *validation) if scene_name(name) not in known]
     if needed and missing == "error":
@@ -271,7 +271,7 @@ def _split_scenes(split: Split, root: Path, missing: str) -> Scenes:
     return Scenes(paths(train), paths(validation), paths(test))
 
 
-def _scenes_under(root: Path) -> dict[str, Path]:
+def scenes_under(root: Path) -> dict[str, Path]:
     """Every cube under a folder by scene name. Of two with one name the one nearest to the root counts."""
     found = [path for path in root.rglob("*") if path.suffix.lower() == ".mat" or _has_png_bands(path)]
     scenes: dict[str, Path] = {}

@@ -1,0 +1,436 @@
+"""From a table's configuration to its files: scenes, guard, cells in parallel, text and figures."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hsidenoise.baselines import BASELINES, find_method
+from hsidenoise.data.datasets import scene_name
+from hsidenoise.data.io import read_cube
+from hsidenoise.device import find_device
+from hsidenoise.fresh_process import run_module
+from hsidenoise.machine import describe_machine
+from hsidenoise.memory import free_memory
+from hsidenoise.noise import noise_case
+from hsidenoise.published import published_lines
+from hsidenoise.results import commit, write_files
+from hsidenoise.table_cells import (
+    COUNTED,
+    Job,
+    code_version,
+    compute,
+    digest,
+    operations,
+    read_cell,
+    read_given,
+    version_of,
+    weights_digest,
+)
+from hsidenoise.table_config import TEST_SET, WEIGHTS, Method, TableConfig
+from hsidenoise.table_data import NOISY, Line, Score, Table, mean_and_deviation
+from hsidenoise.table_figures import EfficiencyPoint, comparison, efficiency, spectra
+from hsidenoise.table_scenes import Scene, find_table_scenes
+from hsidenoise.tables import scenes_csv, to_csv, to_latex, to_markdown
+from hsidenoise.training_list import overlap
+
+_PROCESS = 600e6
+"""Memory of a process with PyTorch loaded, bytes."""
+
+_CUBES = 25
+"""Cubes that a method may hold at once: the classical ones have that many temporaries."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All cells of a table: (label, scene, case) -> the job and the name of its files."""
+
+    jobs: dict[tuple[str, str, str], tuple[Job, str]]
+    cases: tuple[str, ...]
+    scenes: tuple[Scene, ...]
+
+
+def make_tables(
+    config: TableConfig,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    device: str | None = None,
+    allow_leaks: bool = False,
+    fresh: bool = False,
+    command: str = "hsidenoise benchmark",
+) -> list[Path]:
+    """Compute what is missing of a table and write its files.
+
+    Finished cells are kept in ``folder/cells`` under a hash of method, options, weights, code, case, scene, protocol,
+    seed and crop, so that a run that was stopped goes on, and one that is repeated only writes.
+
+    Args:
+        config: What the table is of.
+        folder: Where to write; made if missing. One table: ``table.md``, ``.csv``, ``.tex``, ``scenes.csv``; of several
+            protocols ``table_<protocol>.md`` and so on; and the figures that the configuration asks for.
+        workers: Processes at a time, each with one thread; by cores and memory if None. One on a GPU.
+        device: Where networks run, such as ``cpu`` or ``cuda``; a GPU if there is one.
+        allow_leaks: Whether weights may be shown that were trained on a scene under test; their line is marked then,
+            and never ranked.
+        fresh: Whether finished cells are computed again.
+        command: How the table was asked for, for its head.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: If a name is unknown, no scene is found, a scene leaks, or a method fails.
+        OSError: If a file cannot be read or written.
+    """
+    folder = Path(folder)
+    place = find_device(device)
+    plan = _plan(config, str(place))
+    marks = _leaks(config.methods, plan.scenes, allow_leaks)
+    cells = folder / "cells"
+    cells.mkdir(parents=True, exist_ok=True)
+    shown = _shown(config, plan)
+    _run(plan, cells, shown, fresh, _workers(plan, workers, place))
+    costs = _costs(config, plan, cells, fresh)
+    files = _figures(config, plan, cells, folder, shown)
+    tables = {protocol: _table(config, plan, cells, protocol, marks, costs, command) for protocol in config.protocols}
+    texts: dict[str, str] = {}
+    for protocol, table in tables.items():
+        stem = "table" if len(tables) == 1 else f"table_{protocol}"
+        texts |= {f"{stem}.md": to_markdown(table), f"{stem}.csv": to_csv(table), f"{stem}.tex": to_latex(table)}
+        texts["scenes.csv" if len(tables) == 1 else f"scenes_{protocol}.csv"] = scenes_csv(table)
+    write_files(folder, texts)
+    if config.efficiency is not None:
+        files.append(_efficiency(config, plan, cells, folder, costs))
+    return [folder / name for name in texts] + files
+
+
+def _plan(config: TableConfig, device: str) -> _Plan:
+    """Every cell, refused here if a name is unknown."""
+    for method in config.methods:
+        if not method.method.startswith((NOISY, WEIGHTS)):
+            _importable(find_method(method.method).extra)
+    scenes = find_table_scenes(config.data, config.cases)
+    cases = config.cases or tuple(dict.fromkeys(case for scene in scenes for case in scene.files))
+    pair = config.data.dataset == TEST_SET
+    if not pair:
+        for case in cases:
+            noise_case(case)
+    digests = {path: digest(path) for scene in scenes for path in scene.files.values()}
+    jobs = {}
+    for scene in scenes:
+        for case in cases:
+            if case not in scene.files:
+                continue
+            for method in config.methods:
+                path = scene.files[case]
+                job = Job(
+                    method.method,
+                    dict(method.options),
+                    scene.name,
+                    str(path),
+                    pair,
+                    case,
+                    config.seed,
+                    config.data.crop,
+                    config.data.key,
+                    config.protocols,
+                    device if method.method.startswith(WEIGHTS) else None,
+                )
+                name = job.identity(version_of(method.method), digests[path])
+                jobs[method.label, scene.name, case] = job, name
+    return _Plan(jobs, cases, scenes)
+
+
+def _importable(extra: str | None) -> None:
+    if extra is not None:
+        try:
+            __import__(extra)
+        except ImportError as error:
+            raise ImportError(f"{extra} is not installed: pip install 'hsidenoise[{extra}]'") from error
+
+
+def _leaks(methods: Sequence[Method], scenes: Sequence[Scene], allow: bool) -> dict[str, tuple[str, ...]]:
+    """Marks of the methods whose weights have seen a scene under test."""
+    marks = {}
+    for method in methods:
+        if not method.method.startswith(WEIGHTS):
+            continue
+        trained, chosen = overlap(method.method.removeprefix(WEIGHTS), [scene_name(scene.name) for scene in scenes])
+        if trained and not allow:
+            raise ValueError(
+                f"{method.method} were trained on {', '.join(trained)}, which the table would test them on; take other "
+                "scenes or weights, or --allow-leaks to show the line marked and unranked"
+            )
+        texts = [f"LEAK: trained on {', '.join(trained)}"] if trained else []
+        if chosen:
+            texts.append(f"chosen by its scores on {', '.join(chosen)}")
+        if texts:
+            marks[method.label] = tuple(texts)
+    return marks
+
+
+def _shown(config: TableConfig, plan: _Plan) -> dict[str, str]:
+    """Label -> name of the cell whose cube the figures need."""
+    figure = config.figure
+    if figure is None:
+        return {}
+    names = [scene.name for scene in plan.scenes]
+    scene = names[0] if figure.scene is None else figure.scene
+    if scene not in names:
+        raise ValueError(f"figure: there is no scene '{scene}' among {', '.join(names)}")
+    labels = figure.methods or tuple(method.label for method in config.methods)
+    found = {label: plan.jobs.get((label, scene, figure.case)) for label in labels}
+    if None in found.values():
+        raise ValueError(f"figure: the scene '{scene}' has no case '{figure.case}'")
+    return {label: cell[1] for label, cell in found.items() if cell is not None}
+
+
+def _workers(plan: _Plan, asked: int | None, place: torch.device) -> int:
+    if asked is not None or place.type == "cuda":
+        return asked or 1
+    given = _first(plan)
+    need = _PROCESS + _CUBES * given.clean.nbytes
+    free = free_memory(torch.device("cpu"))
+    fits = max(1, int(free // need)) if free is not None else 1
+    return min(describe_machine().cores, fits)
+
+
+def _first(plan: _Plan) -> Any:
+    job, _ = next(iter(plan.jobs.values()))
+    return read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
+
+
+def _run(plan: _Plan, cells: Path, shown: Mapping[str, str], fresh: bool, workers: int) -> None:
+    """Compute the cells that are not there, several at a time."""
+    wanted = set(shown.values())
+    pending: dict[str, Job] = {}
+    for job, name in plan.jobs.values():
+        done = read_cell(cells, name) is not None and (name not in wanted or Path(cells, f"{name}.npy").exists())
+        if fresh or not done:
+            pending[name] = job
+    bar = tqdm(total=len(plan.jobs), initial=len(plan.jobs) - len(pending), desc="cells", unit="cell", file=sys.stderr)
+    with bar:
+        if not pending:
+            return
+        with (
+            _one_thread(),
+            ProcessPoolExecutor(
+                min(workers, len(pending)),
+                mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the state of PyTorch's threads
+                initializer=torch.set_num_threads,
+                initargs=(1,),
+            ) as pool,
+        ):
+            waiting = [pool.submit(compute, job, str(cells), name, name in wanted) for name, job in pending.items()]
+            try:
+                for each in as_completed(waiting):
+                    each.result()
+                    bar.update()
+            except BaseException:  # also an interrupt: what is finished is kept
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes started here compute with one thread: the same digits however many there are."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _costs(config: TableConfig, plan: _Plan, cells: Path, fresh: bool) -> dict[str, dict[str, Any]]:
+    """Weights and operations of every method; for the plot of efficiency also seconds and memory, measured alone."""
+    found: dict[str, dict[str, Any]] = {}
+    alone = config.efficiency is not None
+    for method in tqdm(config.methods, desc="costs", unit="method", file=sys.stderr, disable=not alone):
+        # the scenes of a test set need not have the same cases
+        jobs = [each for (label, _, _), each in plan.jobs.items() if label == method.label]
+        job, name = next((each for each in jobs if each[0].case == config.efficiency), jobs[0])
+        kept = read_cell(cells, f"cost-{name}")
+        cost = {} if fresh or kept is None else dict(kept)
+        if "parameters" not in cost:
+            count = operations(method.method)
+            cost["parameters"], cost["per_pixel"] = count if count is not None else (None, None)
+        if alone and "seconds" not in cost and method.method != NOISY:
+            with tempfile.TemporaryDirectory() as temporary:
+                result = Path(temporary, "cost.json")
+                try:
+                    run_module("hsidenoise.table_cells", json.dumps(asdict(job)), result, threads=1)
+                except RuntimeError as error:
+                    raise ValueError(f"{job.method} on {job.scene}, {job.case}: {error}") from error
+                cost |= json.loads(result.read_text(encoding="utf-8"))
+        if cost != kept:
+            write_files(cells, {f"cost-{name}.json": json.dumps(cost) + "\n"})
+        found[method.label] = cost
+    return found
+
+
+def _scores(plan: _Plan, cells: Path, label: str, protocol: str) -> dict[str, tuple[Score, ...]]:
+    found: dict[str, tuple[Score, ...]] = {}
+    for case in plan.cases:
+        for scene in plan.scenes:
+            if (label, scene.name, case) not in plan.jobs:
+                continue
+            cell = read_cell(cells, plan.jobs[label, scene.name, case][1])
+            if cell is None:
+                raise OSError(f"{cells}: a finished cell of {label}, {scene.name}, {case} has gone; run it again")
+            values = cell["scores"][protocol]
+            score = Score(scene.name, values["psnr"], values["ssim"], values["sam"], cell["seconds"])
+            found[case] = (*found.get(case, ()), score)
+    return found
+
+
+def _table(
+    config: TableConfig,
+    plan: _Plan,
+    cells: Path,
+    protocol: str,
+    marks: Mapping[str, tuple[str, ...]],
+    costs: Mapping[str, Mapping[str, Any]],
+    command: str,
+) -> Table:
+    pixels = _first(plan).clean[0].size
+    lines = []
+    for method in config.methods:
+        per_pixel = costs[method.label]["per_pixel"]
+        baseline = BASELINES.get(method.method)
+        lines.append(
+            Line(
+                method.label,
+                _scores(plan, cells, method.label, protocol),
+                told=baseline is not None and not baseline.blind,
+                parameters=costs[method.label]["parameters"],
+                gflop=None if per_pixel is None else per_pixel * pixels / 1e9,
+                marks=marks.get(method.label, ()),
+            )
+        )
+    notes = list(config.notes)
+    if any(line.gflop is not None for line in lines):
+        notes.append(
+            f"GFLOP: products of one pass of the network, counted on {COUNTED}x{COUNTED} pixels and scaled to a scene "
+            f"of {pixels} pixels; what tiles overlap, the spectral estimate and further passes come on top."
+        )
+    if len(config.protocols) > 1:
+        notes.append(f"The same outputs as in the tables of the protocols {', '.join(config.protocols)}.")
+    title = config.title if len(config.protocols) == 1 else f"{config.title}, protocol {protocol}"
+    return Table(
+        title,
+        plan.cases,
+        tuple(lines),
+        _facts(config, plan, protocol, command),
+        tuple(notes),
+        published_lines(config.published, cases=plan.cases) if config.published else (),
+        sam_unit="degrees" if protocol == "sert" else "radians",
+    )
+
+
+def _facts(config: TableConfig, plan: _Plan, protocol: str, command: str) -> tuple[tuple[str, str], ...]:
+    """The head of the page."""
+    data = config.data
+    crop = f"centre {data.crop}x{data.crop}" if data.crop else "whole"
+    noise = "as in the files" if data.dataset == TEST_SET else f"hsidenoise.corrupt, seed {config.seed} for each scene"
+    facts = [
+        ("command", command),
+        ("commit", commit()),
+        ("code", f"sha256 {code_version()[:16]} of the modules that scores depend on"),
+        ("data", f"{data.dataset}, {data.part}: {', '.join(scene.name for scene in plan.scenes)}; {crop}"),
+        ("noise", noise),
+        ("protocol", protocol),
+    ]
+    for method in config.methods:
+        if method.method.startswith(WEIGHTS):
+            options = "".join(f", {key} {value}" for key, value in method.options.items())
+            tile = "" if "tile" in method.options else ", tile by default"
+            facts.append((method.label, f"{method.method}, sha256 {weights_digest(method.method)[:16]}{tile}{options}"))
+        elif ":" in method.method:
+            facts.append((method.label, f"{method.method}; what it was trained on is not known here"))
+    # the threads of this process, which computes nothing, say nothing
+    machine = replace(describe_machine(), threads=1)
+    return (*facts, ("machine", f"{machine.sentence()}; one thread for each cell"))
+
+
+def _figures(config: TableConfig, plan: _Plan, cells: Path, folder: Path, shown: Mapping[str, str]) -> list[Path]:
+    figure = config.figure
+    if figure is None:
+        return []
+    chosen = {name for name in shown.values()}
+    job = next(job for job, name in plan.jobs.values() if name in chosen)
+    given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
+    cubes = {label: np.load(cells / f"{name}.npy") for label, name in shown.items()}
+    cubes = {NOISY: given.noisy} | {label: cube for label, cube in cubes.items() if label != NOISY}
+    waves = None if job.pair else read_cube(job.source, key=job.key).wavelengths
+    title = f"{config.title}: {job.scene}"
+    pages = [folder / "comparison.png", folder / "spectra.png"]
+    comparison(
+        pages[0],
+        given.clean,
+        cubes,
+        title=title,
+        case=figure.case,
+        wavelengths=waves,
+        band=figure.band,
+        pixel=figure.pixel,
+        inset=figure.inset,
+    )
+    pixels = None if figure.pixel is None else [figure.pixel]
+    spectra(pages[1], given.clean, cubes, title=title, case=figure.case, pixels=pixels, wavelengths=waves)
+    return pages
+
+
+def _efficiency(
+    config: TableConfig, plan: _Plan, cells: Path, folder: Path, costs: Mapping[str, Mapping[str, Any]]
+) -> Path:
+    """Quality under one noise case against cost, and the numbers of the plot as a table."""
+    case = config.efficiency or ""
+    pixels = _first(plan).clean[0].size
+    points = []
+    for method in config.methods:
+        cost = costs[method.label]
+        scores = _scores(plan, cells, method.label, config.protocols[0]).get(case)
+        if method.method == NOISY or not scores:
+            continue
+        points.append(
+            EfficiencyPoint(
+                method.label,
+                mean_and_deviation([score.psnr for score in scores])[0],
+                cost["seconds"],
+                None if cost["per_pixel"] is None else cost["per_pixel"] * pixels / 1e9,
+                cost["parameters"],
+                cost["memory_mb"],
+            )
+        )
+    write_files(folder, {"efficiency.csv": _points_csv(points)})
+    efficiency(folder / "efficiency.png", points, title=f"{config.title}: {case}, one thread")
+    return folder / "efficiency.png"
+
+
+def _points_csv(points: Iterable[EfficiencyPoint]) -> str:
+    rows = ["method,psnr,seconds,gflop,parameters,memory_mb"]
+    for point in points:
+        values = (point.psnr, point.seconds, point.gflop, point.parameters, point.memory_mb)
+        label = f'"{point.label}"' if "," in point.label else point.label
+        rows.append(",".join([label, *("" if value is None else f"{value:.6g}" for value in values)]))
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,276 @@
+"""One cell of a table: one method on one scene under one noise case, kept under a hash of all that decides it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from hsidenoise.baselines import find_method, run_baseline
+from hsidenoise.data.datasets import read_clean
+from hsidenoise.device import find_device
+from hsidenoise.inference import denoise
+from hsidenoise.metrics import evaluate
+from hsidenoise.model_choice import choose_model
+from hsidenoise.noise import corrupt
+from hsidenoise.operations import count_operations
+from hsidenoise.peak_memory import PeakMemory
+from hsidenoise.results import write_files
+from hsidenoise.table_config import WEIGHTS
+from hsidenoise.test_sets import read_pair
+
+COUNTED = 128
+"""Side in pixels of the image whose operations are counted; the networks' cost is linear in the pixels."""
+
+#: Modules that no score depends on: the command line, training, text and figures. Changing others makes old cells void.
+_NO_PART = (
+    "benchmark*", "budget", "callbacks", "checkpoints", "cli", "compiled_step", "export", "figures", "losses",
+    "machine", "published", "report", "results", "speed_*", "table*", "task", "throughput", "training", "verbs*",
+    "weights", "weights_file", "__main__", "test_set_maker", "fresh_process", "peak_memory", "operations",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to compute.
+
+    Attributes:
+        method: As :class:`hsidenoise.table_config.Method` names it.
+        options: Options of :func:`hsidenoise.denoise`, for weights.
+        scene: Name of the scene.
+        source: File or folder of the clean cube, or of a pair of noisy and clean.
+        pair: Whether it is a pair; the noise is in it, and nothing is cropped or scaled.
+        case: Noise case.
+        seed: Seed of the noise.
+        crop: Side of the centre square in pixels, or None.
+        key: Variable of the clean cube, or None.
+        protocols: Protocols of the scores.
+        device: Where a network runs, or None.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    scene: str
+    source: str
+    pair: bool
+    case: str
+    seed: int
+    crop: int | None
+    key: str | None
+    protocols: tuple[str, ...]
+    device: str | None = None
+
+    def identity(self, version: str, data: str) -> str:
+        """Hash of all that decides the scores.
+
+        Args:
+            version: :func:`version_of` the method.
+            data: :func:`digest` of the source.
+        """
+        facts = dataclasses.asdict(self) | {"version": version, "data": data}
+        del facts["source"]  # the same file elsewhere is the same
+        if self.pair:
+            del facts["seed"], facts["crop"], facts["key"]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a cell starts from; sigma is None where a test set does not say."""
+
+    noisy: Float32[np.ndarray, "bands height width"]
+    clean: Float32[np.ndarray, "bands height width"]
+    sigma: Float32[np.ndarray, " bands"] | None
+
+
+def compute(job: Job, folder: str, name: str, keep: bool = False) -> None:
+    """Compute a cell and write ``<name>.json`` to the folder, and with ``keep`` the denoised cube as ``<name>.npy``.
+
+    Args:
+        job: The cell.
+        folder: An existing folder.
+        name: Name of the files, :meth:`Job.identity`.
+        keep: Whether the figures need the cube.
+
+    Raises:
+        ValueError: If the method fails; the message names it, the scene and the case.
+    """
+    given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
+    try:
+        denoised, seconds = _denoised(job, given)
+        scores = {name: dataclasses.asdict(evaluate(denoised, given.clean, protocol=name)) for name in job.protocols}
+    except Exception as error:  # a peer's method may raise anything
+        reason = " ".join(str(error).split()) or "no reason given"
+        raise ValueError(f"{job.method} on {job.scene}, {job.case}: {type(error).__name__}: {reason}") from error
+    if keep:
+        temporary = Path(folder, f".{name}.npy")
+        np.save(temporary, denoised)
+        temporary.replace(Path(folder, f"{name}.npy"))
+    cell = {"scores": scores, "seconds": seconds, "method": job.method, "scene": job.scene, "case": job.case}
+    write_files(Path(folder), {f"{name}.json": json.dumps(cell, indent=1) + "\n"})
+
+
+@lru_cache(maxsize=1)
+def read_given(source: str, pair: bool, case: str, seed: int, crop: int | None, key: str | None) -> Given:
+    """Read a scene and add its noise, or read both as a test set has them.
+
+    Args:
+        source: As in :class:`Job`, like all that follow.
+        pair: Whether the noise is in the file.
+        case: Noise case.
+        seed: Seed of the noise.
+        crop: Side of the centre square.
+        key: Variable of the clean cube.
+    """
+    if pair:
+        found = read_pair(source)
+        return Given(found.noisy, found.clean, found.sigma)
+    clean = read_clean(source, key=key, crop=crop)
+    corruption = corrupt(clean, case, seed=seed)
+    return Given(corruption.noisy, clean, corruption.sigma)
+
+
+def read_cell(folder: Path, name: str) -> dict[str, Any] | None:
+    """A finished cell, or None.
+
+    Args:
+        folder: Folder of the cells.
+        name: :meth:`Job.identity`.
+    """
+    try:
+        found: dict[str, Any] = json.loads(Path(folder, f"{name}.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found
+
+
+@cache
+def version_of(method: str) -> str:
+    """What decides a method's answer beside its input: a hash of the code, and of the weights or module it names.
+
+    Args:
+        method: As in :class:`Job`.
+    """
+    if method == "noisy":
+        return code_version()
+    if method.startswith(WEIGHTS):
+        return f"{code_version()} {weights_digest(method)}"
+    function = find_method(method)
+    if ":" not in method:
+        return code_version()
+    module = sys.modules[function.name.partition(":")[0]]
+    file = getattr(module, "__file__", None)
+    return f"{code_version()} {digest(file) if file else module.__name__}"
+
+
+def weights_digest(method: str) -> str:
+    """SHA-256 of the weights file of a method ``weights:NAME|FILE``."""
+    from hsidenoise.weights import sha256
+
+    name = method.removeprefix(WEIGHTS)
+    return digest(name) if name.lower().endswith(".onnx") else sha256(name)
+
+
+@cache
+def code_version() -> str:
+    """Hash of this package's modules that scores depend on."""
+    package = Path(__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package)
+        if any(name.match(f"{pattern}.py") for pattern in _NO_PART) and len(name.parts) == 1:
+            continue
+        total.update(name.as_posix().encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file, or of all files of a folder with their names.
+
+    Args:
+        path: File or folder.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.txt").write_text("hello")
+        ...     digest(Path(folder, "a.txt"))[:8]
+        '2cf24dba'
+    """
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for each in sorted(path.rglob("*")):
+        if each.is_file():
+            total.update(each.relative_to(path).as_posix().encode() + b"\0" + digest(each).encode())
+    return total.hexdigest()
+
+
+def operations(method: str) -> tuple[int, int] | None:
+    """Number of weights of a network, and of operations for one pixel of one pass; None if the method is no network.
+
+    Args:
+        method: As in :class:`Job`.
+    """
+    if not method.startswith(WEIGHTS) or method.lower().endswith(".onnx"):
+        return None
+    network, _ = choose_model(method.removeprefix(WEIGHTS), "cpu")
+    bands: int = network.bands  # type: ignore[assignment]
+    cube = torch.rand(1, bands, COUNTED, COUNTED, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        count = count_operations(lambda: network(cube))
+    return sum(weight.numel() for weight in network.parameters()), round(count / COUNTED**2)
+
+
+def _denoised(job: Job, given: Given) -> tuple[np.ndarray, float]:
+    """The answer, and the seconds that it took."""
+    if job.method == "noisy":
+        return given.noisy, 0.0
+    if job.method.startswith(WEIGHTS):
+        network = _network(job.method.removeprefix(WEIGHTS), job.device)
+        start = time.perf_counter()
+        return denoise(given.noisy, network, **job.options), time.perf_counter() - start
+    method = find_method(job.method)
+    if given.sigma is None and not method.blind:
+        raise ValueError("it has to be told sigma, which this test set does not hold")
+    start = time.perf_counter()
+    denoised = run_baseline(method, given.noisy, None if method.blind else given.sigma)
+    return denoised, time.perf_counter() - start
+
+
+@lru_cache(maxsize=2)
+def _network(name: str, device: str | None) -> torch.nn.Module:
+    return choose_model(name, device)[0]
+
+
+def main(arguments: list[str]) -> int:
+    """Measure one method alone in this process: seconds, the better of two runs, and the memory that it adds.
+
+    Args:
+        arguments: A :class:`Job` as JSON, and the file to write.
+    """
+    values = json.loads(arguments[0])
+    job = Job(**values | {"protocols": tuple(values["protocols"])})
+    given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
+    memory = PeakMemory(find_device(job.device) if job.device else torch.device("cpu"))
+    seconds = min(_denoised(job, given)[1] for _ in range(2))
+    result = {"seconds": seconds, "memory_mb": memory.read()[1] / 1e6}
+    Path(arguments[1]).write_text(json.dumps(result), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,312 @@
+"""What a table is of: scenes, noise cases, methods and protocols, as a YAML file in ``configs/tables`` says it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hsidenoise.baselines import BASELINES
+from hsidenoise.data.datasets import DATASETS
+from hsidenoise.protocols import PROTOCOLS
+
+TEST_SET = "testset"
+"""Name of the data set of noisy cubes in the published layout (:mod:`hsidenoise.test_sets`)."""
+
+WEIGHTS = "weights:"
+"""What a method starts with that is a network: ``weights:NAME`` or ``weights:FILE``."""
+
+PARTS = ("test", "validation", "train", "all")
+
+#: Options of :func:`hsidenoise.denoise` that a method with weights may set.
+OPTIONS: dict[str, type] = {
+    "passes": int,
+    "ensemble": int,
+    "tile": int,
+    "overlap": int,
+    "join": bool,
+    "precision": str,
+    "normalize": str,
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the scenes are.
+
+    Attributes:
+        dataset: Name in :data:`hsidenoise.data.datasets.DATASETS`, or :data:`TEST_SET` for files that hold the noise.
+        root: Folder.
+        split: Name of a published split; the data set's first if None.
+        part: Part of the split: test, validation, train or all. A folder without sub-folders is taken whole.
+        crop: Side of the centre square in pixels; None for whole scenes.
+        key: Variable of the clean cube, where a file has several.
+        missing: What to do about scenes of a split that are not there: "error" or "skip".
+        scenes: Only these; all if None.
+    """
+
+    dataset: str = "folder"
+    root: str = "data"
+    split: str | None = None
+    part: str = "test"
+    crop: int | None = None
+    key: str | None = None
+    missing: str = "error"
+    scenes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table.
+
+    Attributes:
+        method: ``noisy``, the name of a baseline, ``package.module:function``, or ``weights:NAME|FILE``.
+        label: Name in the table; the method itself if not given.
+        options: For weights, options of :func:`hsidenoise.denoise`: ``passes``, ``ensemble``, ``tile``, ...
+    """
+
+    method: str
+    label: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the figures show.
+
+    Attributes:
+        case: Noise case.
+        scene: Scene; the first if None.
+        methods: Labels of methods; all if None.
+        band: Band, 0-based; the one in which noise hurts most if None.
+        pixel: Row and column whose spectrum is drawn; found if None.
+        inset: Row, column and side of the enlarged square; found if None.
+    """
+
+    case: str
+    scene: str | None = None
+    methods: tuple[str, ...] | None = None
+    band: int | None = None
+    pixel: tuple[int, int] | None = None
+    inset: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """One table.
+
+    Attributes:
+        name: Name of its folder of results.
+        title: Heading.
+        data: Where the scenes are.
+        cases: Noise cases. None, of a test set: all that it has.
+        methods: Lines.
+        protocols: Protocols of the metrics; a table is made for each.
+        seed: Seed of the noise, the same for every scene.
+        figure: What the figures show; None for none.
+        efficiency: Noise case whose PSNR is plotted against cost; None for no such plot.
+        published: Methods of ``published.csv`` to show beside; empty for none.
+        notes: Sentences below the table.
+    """
+
+    name: str
+    title: str
+    data: Data
+    cases: tuple[str, ...] | None
+    methods: tuple[Method, ...]
+    protocols: tuple[str, ...] = ("standard",)
+    seed: int = 0
+    figure: Shown | None = None
+    efficiency: str | None = None
+    published: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_config(path: str | Path) -> TableConfig:
+    """Read the configuration of a table.
+
+    Args:
+        path: YAML file with the attributes of :class:`TableConfig`. A method is a name, or a mapping with ``method``
+            and perhaps ``label`` and options.
+
+    Raises:
+        ValueError: If it is no YAML file, a name is unknown, or a value does not fit; in one line.
+        OSError: If it cannot be read.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> text = "{title: Two methods, data: {root: cubes}, cases: [blind], methods: [noisy, svd-tv]}"
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "two.yaml")
+        ...     _ = path.write_text(text)
+        ...     config = read_config(path)
+        >>> config.name, [method.label for method in config.methods]
+        ('two', ['noisy', 'svd-tv'])
+    """
+    path = Path(path)
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    try:
+        return _config(path.stem, found)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def with_choice(
+    config: TableConfig,
+    *,
+    root: str | None = None,
+    methods: Sequence[str] | None = None,
+    cases: Sequence[str] | None = None,
+    protocols: Sequence[str] | None = None,
+    seed: int | None = None,
+) -> TableConfig:
+    """A configuration with some of its choices made otherwise; what is None stays.
+
+    Args:
+        config: What the file says.
+        root: Folder of the scenes.
+        methods: Labels of its methods, or methods that it does not have.
+        cases: Noise cases.
+        protocols: Protocols.
+        seed: Seed of the noise.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    changes: dict[str, Any] = {}
+    if root is not None:
+        changes["data"] = dataclasses.replace(config.data, root=root)
+    if methods is not None:
+        known = {method.label: method for method in config.methods}
+        chosen = tuple(known.get(name) or _method(name) for name in methods)
+        _different([method.label for method in chosen], "method")
+        changes["methods"] = chosen
+        if config.figure is not None:
+            shown = [name for name in config.figure.methods or () if name in {method.label for method in chosen}]
+            changes["figure"] = dataclasses.replace(config.figure, methods=tuple(shown) or None)
+    if cases is not None:
+        changes["cases"] = tuple(_different(cases, "case"))
+        figure = changes.get("figure", config.figure)
+        if figure is not None and figure.case not in cases:
+            changes["figure"] = dataclasses.replace(figure, case=cases[0])
+        if config.efficiency is not None and config.efficiency not in cases:
+            changes["efficiency"] = cases[0]
+    if protocols is not None:
+        changes["protocols"] = _protocols(protocols)
+    if seed is not None:
+        changes["seed"] = seed
+    return dataclasses.replace(config, **changes)
+
+
+def _config(name: str, found: Any) -> TableConfig:
+    values = _mapping(found, TableConfig, "a table", without=("name",))
+    for key in ("title", "data", "methods"):
+        if not values.get(key):
+            raise ValueError(f"'{key}' is missing")
+    of_data = _mapping(values["data"], Data, "data")
+    if of_data.get("scenes") is not None:
+        of_data["scenes"] = tuple(_different(_list(of_data["scenes"], "data.scenes"), "scene"))
+    data = Data(**of_data)
+    if data.dataset not in (*DATASETS, TEST_SET):
+        raise ValueError(f"unknown data set '{data.dataset}'; known: {', '.join((*DATASETS, TEST_SET))}")
+    if data.part not in PARTS:
+        raise ValueError(f"unknown part '{data.part}' of the data; known: {', '.join(PARTS)}")
+    if data.missing not in ("error", "skip"):
+        raise ValueError(f"data.missing is '{data.missing}'; it is error or skip")
+    if data.crop is not None and (type(data.crop) is not int or data.crop < 1):
+        raise ValueError(f"data.crop is {data.crop!r}; it is a number of pixels, or left out")
+    cases = values.get("cases")
+    if cases is None and data.dataset != TEST_SET:
+        raise ValueError("'cases' is missing; only a test set says itself which it has")
+    methods = tuple(_method(each) for each in _list(values["methods"], "methods"))
+    _different([method.label for method in methods], "method")
+    figure = values.get("figure")
+    if figure is not None:
+        figure = _mapping(figure, Shown, "figure")
+        if "case" not in figure:
+            raise ValueError("figure: 'case' is missing")
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in figure.items()
+        }
+        figure = Shown(**given)
+        unknown = set(figure.methods or ()) - {method.label for method in methods}
+        if unknown:
+            raise ValueError(f"figure: there is no method '{min(unknown)}' in the table")
+        if cases is not None and figure.case not in cases:
+            raise ValueError(f"figure: the case '{figure.case}' is none of the table")
+    efficiency = values.get("efficiency")
+    if efficiency is not None and cases is not None and efficiency not in cases:
+        raise ValueError(f"efficiency: the case '{efficiency}' is none of the table")
+    seed = values.get("seed", 0)
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f"seed is {seed!r}; it is a whole number, 0 or more")
+    return TableConfig(
+        name=name,
+        title=str(values["title"]),
+        data=data,
+        cases=None if cases is None else tuple(_different(_list(cases, "cases"), "case")),
+        methods=methods,
+        protocols=_protocols(_list(values.get("protocols", ["standard"]), "protocols")),
+        seed=seed,
+        figure=figure,
+        efficiency=efficiency,
+        published=tuple(_list(values.get("published") or [], "published")),
+        notes=tuple(_list(values.get("notes") or [], "notes")),
+    )
+
+
+def _method(given: Any) -> Method:
+    """A method as it is written down, its name checked as far as possible without loading anything."""
+    values = {"method": given} if isinstance(given, str) else given
+    if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
+        raise ValueError(f"{given!r} is no method: write its name, or a mapping with 'method'")
+    method = values["method"]
+    options = {key: value for key, value in values.items() if key not in ("method", "label")}
+    if method != "noisy" and method not in BASELINES and ":" not in method:
+        known = ", ".join(("noisy", *BASELINES))
+        raise ValueError(f"unknown method '{method}'; known: {known}, {WEIGHTS}NAME|FILE, package.module:function")
+    for key, value in options.items():
+        if key not in OPTIONS or not method.startswith(WEIGHTS):
+            raise ValueError(f"method '{method}' has no option '{key}'; weights have {', '.join(OPTIONS)}")
+        if type(value) is not OPTIONS[key]:
+            raise ValueError(f"method '{method}': {key} is {value!r}, not of type {OPTIONS[key].__name__}")
+    return Method(method, str(values.get("label", method)), options)
+
+
+def _mapping(found: Any, of: type, what: str, without: Sequence[str] = ()) -> dict[str, Any]:
+    known = [each.name for each in dataclasses.fields(of) if each.name not in without]
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{what} is to be a mapping with {', '.join(known)}")
+    for key in found:
+        if key not in known:
+            raise ValueError(f"{what} has no '{key}'; known: {', '.join(known)}")
+    return dict(found)
+
+
+def _list(found: Any, what: str) -> list[Any]:
+    if not isinstance(found, list):
+        raise ValueError(f"'{what}' is to be a list, not {found!r}")
+    return found
+
+
+def _protocols(names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        if name not in PROTOCOLS:
+            raise ValueError(f"unknown protocol '{name}'; known: {', '.join(PROTOCOLS)}")
+    return tuple(_different(names, "protocol"))
+
+
+def _different(names: Sequence[str], what: str) -> Sequence[str]:
+    if not names:
+        raise ValueError(f"no {what} is named")
+    twice = next((name for position, name in enumerate(names) if name in names[:position]), None)
+    if twice is not None:
+        raise ValueError(f"the {what} '{twice}' is named twice; give one another label")
+    return names
