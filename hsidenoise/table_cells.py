@@ -35,7 +35,7 @@ COUNTED = 128
 
 #: Modules that no score depends on: the command line, training, text and figures. Changing others makes old cells void.
 _NO_PART = (
-    "benchmark*", "budget", "callbacks", "checkpoints", "cli", "compiled_step", "export", "figures", "losses",
+    "benchmark*", "budget", "callbacks", "checkpoints", "cli*", "compiled_step", "export", "figures", "losses",
     "machine", "published", "report", "results", "speed_*", "table*", "task", "throughput", "training", "verbs*",
     "weights", "weights_file", "__main__", "test_set_maker", "fresh_process", "peak_memory", "operations",
 )  # fmt: skip

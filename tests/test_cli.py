@@ -12,7 +12,8 @@ import pytest
 import scipy.io
 import torch
 
-from hsidenoise.cli import DEFAULT_WEIGHTS, ENSEMBLES, NORMALIZE, PRECISIONS, PROTOCOLS, main
+from hsidenoise.cli import main
+from hsidenoise.cli_options import DEFAULT_WEIGHTS, ENSEMBLES, NORMALIZE, PRECISIONS, PROTOCOLS
 from hsidenoise.data.pngfolder import save_bands
 from hsidenoise.models import create_model
 from hsidenoise.noise import NOISE_CASES, corrupt
@@ -76,6 +77,8 @@ class TestStart:
             ["--help"],
             ["--version"],
             *([verb, "--help"] for verb in ("denoise", "inspect", "corrupt", "evaluate", "weights", "export")),
+            ["make-testset", "--help"],
+            ["benchmark", "--help"],
         ],
         ids=" ".join,
     )

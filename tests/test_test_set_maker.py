@@ -14,7 +14,7 @@ import pytest
 import scipy.io
 
 import hsidenoise
-from hsidenoise import cli
+from hsidenoise import cli, cli_options
 from hsidenoise.data.datasets import DATASETS, read_clean, read_split
 from hsidenoise.data.matfile import write_mat
 from hsidenoise.data.pngfolder import save_bands
@@ -337,7 +337,7 @@ class TestRefused:
 
 class TestCommand:
     def test_choices_are_those_of_the_table(self):
-        assert set(DATASETS) == set(cli.DATASETS)
+        assert set(DATASETS) == set(cli_options.DATASETS)
 
     def test_help_imports_nothing_heavy(self):
         program = (

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from hsidenoise.models import create_model
-from hsidenoise.weights import save_weights, sha256
 from hsidenoise.training_list import TRAINING_SCENES, VALIDATION_SCENES, scenes_seen
+from hsidenoise.weights import save_weights, sha256
 from hsidenoise.weights_file import origin_of
 
 
