@@ -60,7 +60,7 @@ BLOCK, STRIDE = 8, 2
 
 _WEIGHT_FLOOR = 0.5  # on the energy of a block's gains: keeps the weight of an empty block finite
 _QUANTILE = 0.3  # of the residual's magnitudes, for its noise: outliers may be on up to 70 % of the pixels
-_SAMPLE = 1 << 16  # pixels of a band that it is taken from
+_SAMPLE = 1 << 14  # pixels of a band that it is taken from
 _ROWS = 64  # filtered at a time, an even number: bounds the memory
 _PLANES = 4
 
@@ -270,7 +270,9 @@ def _filter(noisy: Tensor, guide: Tensor) -> Tensor:
     energy = coefficients[count:].square()
     gain = energy / (energy + noise)
     weight = (gain.square().sum(dim=1, keepdim=True) + _WEIGHT_FLOOR).reciprocal()
-    total = F.conv_transpose2d(coefficients[:count] * gain * weight, cosines, stride=STRIDE)
+    blocks = cosines.flatten(1).mT @ (coefficients[:count] * gain * weight).flatten(2)
+    # on a CPU several times faster than a transposed convolution
+    total = F.fold(blocks, noisy.shape[1:], BLOCK, stride=STRIDE)
     share = F.conv_transpose2d(weight, torch.ones_like(cosines[:1]), stride=STRIDE)
     return (total / share)[:, 0]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,9 +37,18 @@ COUNTED = 128
 
 #: Modules that no score depends on: the command line, training, text and figures. Changing others makes old cells void.
 _NO_PART = (
-    "benchmark*", "budget", "callbacks", "checkpoints", "cli*", "compiled_step", "export", "figures", "losses",
+    "benchmark*", "budget", "callbacks", "checkpoints", "cli*", "compiled_step", "efficiency_figure", "export",
+    "figure_file", "figures", "losses", "training_list",
     "machine", "published", "report", "results", "speed_*", "table*", "task", "throughput", "training", "verbs*",
     "weights", "weights_file", "__main__", "test_set_maker", "fresh_process", "peak_memory", "operations",
+)  # fmt: skip
+
+
+#: Modules that only scores of networks depend on.
+_NETWORKS = (
+    "models/*", "batches", "compiled", "device", "ensemble", "inference", "memory", "model_choice", "noise_torch",
+    "normalize", "onnx_*", "second_step", "windows", "as_released", "data/augment", "data/datamodule",
+    "data/loader", "data/patches", "data/synthetic",
 )  # fmt: skip
 
 
@@ -110,13 +121,16 @@ def compute(job: Job, folder: str, name: str, keep: bool = False) -> None:
     try:
         denoised, seconds = _denoised(job, given)
         scores = {name: dataclasses.asdict(evaluate(denoised, given.clean, protocol=name)) for name in job.protocols}
-    except Exception as error:  # a peer's method may raise anything
+    except (Exception, SystemExit) as error:  # a peer's method may raise anything
         reason = " ".join(str(error).split()) or "no reason given"
         raise ValueError(f"{job.method} on {job.scene}, {job.case}: {type(error).__name__}: {reason}") from error
     if keep:
-        temporary = Path(folder, f".{name}.npy")
-        np.save(temporary, denoised)
-        temporary.replace(Path(folder, f"{name}.npy"))
+        temporary = Path(folder, f".{name}.{os.getpid()}.npy")
+        try:
+            np.save(temporary, denoised)
+            temporary.replace(Path(folder, f"{name}.npy"))
+        finally:
+            temporary.unlink(missing_ok=True)
     cell = {"scores": scores, "seconds": seconds, "method": job.method, "scene": job.scene, "case": job.case}
     write_files(Path(folder), {f"{name}.json": json.dumps(cell, indent=1) + "\n"})
 
@@ -149,13 +163,12 @@ def read_cell(folder: Path, name: str) -> dict[str, Any] | None:
         name: :meth:`Job.identity`.
     """
     try:
-        found: dict[str, Any] = json.loads(Path(folder, f"{name}.json").read_text(encoding="utf-8"))
+        found = json.loads(Path(folder, f"{name}.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return found
+    return found if isinstance(found, dict) else None
 
 
-@cache
 def version_of(method: str) -> str:
     """What decides a method's answer beside its input: a hash of the code, and of the weights or module it names.
 
@@ -163,12 +176,12 @@ def version_of(method: str) -> str:
         method: As in :class:`Job`.
     """
     if method == "noisy":
-        return code_version()
+        return code_version(networks=False)
     if method.startswith(WEIGHTS):
         return f"{code_version()} {weights_digest(method)}"
     function = find_method(method)
     if ":" not in method:
-        return code_version()
+        return code_version(networks=False)
     module = sys.modules[function.name.partition(":")[0]]
     file = getattr(module, "__file__", None)
     return f"{code_version()} {digest(file) if file else module.__name__}"
@@ -183,15 +196,19 @@ def weights_digest(method: str) -> str:
 
 
 @cache
-def code_version() -> str:
-    """Hash of this package's modules that scores depend on."""
+def code_version(*, networks: bool = True) -> str:
+    """Hash of this package's modules that scores depend on.
+
+    Args:
+        networks: Whether scores of networks are meant, or only those of classical methods.
+    """
     package = Path(__file__).parent
+    without = _NO_PART if networks else (*_NO_PART, *_NETWORKS)
     total = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package)
-        if any(name.match(f"{pattern}.py") for pattern in _NO_PART) and len(name.parts) == 1:
-            continue
-        total.update(name.as_posix().encode() + b"\0" + path.read_bytes())
+        name = path.relative_to(package).as_posix()
+        if not any(fnmatchcase(name, f"{pattern}.py") for pattern in without):
+            total.update(name.encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
 
 

@@ -94,7 +94,7 @@ _ROWS = (
     ShippedWeights(
         name="hcanet-bra-small",
         file="hcanet-bra-small.safetensors",
-        sha256="7f70b3648f990d7729540e9fd3911bc9e197e2dfcfaa8bb1476b3e40c158349b",
+        sha256="f67e12c9244e01c1ad7e88dd7d7b1dbe550fec983118393de9528fbd9a8ecb64",
         model="hcanet-bra",
         bands=31,
         data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
@@ -217,8 +217,6 @@ def load_model(source: str | Path = DEFAULT_WEIGHTS, *, device: torch.device | s
     model.load_state_dict(state)
     if "tile" in header:  # the size at which these weights are fast and good: denoise() takes it by default
         model.tile = int(header["tile"])  # type: ignore[assignment]
-    if "passes" in header:  # the weaker the network, the more a further pass gains
-        model.passes = int(header["passes"])  # type: ignore[assignment]
     return model.to(device or "cpu").eval()
 
 
