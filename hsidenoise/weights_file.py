@@ -131,6 +131,7 @@ class WeightsFile(pl.Callback):
             "optimiser": f"AdamW, betas {tuple(options.get('betas', ()))}, weight decay {options.get('weight_decay')}",
             "gradient_clip": str(trainer.gradient_clip_val),
             "loss": f"{options.get('data_term')} + {options.get('gradient_weight')} x gradient",
+            "loss_behind_second_step": str(options.get("second_step_weight")),
             "loss_form": str(options.get("loss_form")),
             "ema_decay": "none" if average is None else str(average.decay),
             "commit": _commit(),

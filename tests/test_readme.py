@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
+from hsidenoise.data.datasets import read_split
 from hsidenoise.data.io import write_arrays
 from hsidenoise.models import create_model
 from hsidenoise.weights import save_weights
@@ -18,7 +20,7 @@ from hsidenoise.weights import save_weights
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
-SHELL_LINES = [line for language, block in BLOCKS if not language for line in block.splitlines()]
+SHELL_LINES = [line for language, block in BLOCKS if not language for line in block.replace("\\\n", " ").splitlines()]
 COMMANDS = [line.split("#")[0].strip() for line in SHELL_LINES if line.startswith("hsidenoise ")]
 PYTHON = [block for language, block in BLOCKS if language == "python"]
 
@@ -43,6 +45,15 @@ def desk(tmp_path_factory):
             for name in names:
                 cube = rng.random((70, 80, 31)).astype(np.float32)
                 write_arrays(desk / folder / part / f"{name}.mat", {"cube": cube})
+    for folder in ("cave/test", "my_cave_folder"):
+        (desk / folder).mkdir(parents=True)
+        for name in ("beads_ms", "flowers_ms"):  # of HSIR's test list
+            write_arrays(desk / folder / f"{name}.mat", {"cube": rng.random((36, 40, 31)).astype(np.float32)})
+    (desk / "my_icvl_folder").mkdir()
+    for name in (read_split("icvl_qrnn3d_test_gaussian.txt")[0], read_split("icvl_qrnn3d_test_complex.txt")[0]):
+        with h5py.File(desk / "my_icvl_folder" / name, "w", userblock_size=512) as file:
+            file["rad"] = rng.random((31, 40, 36)).astype(np.float32)  # (bands, columns, rows), as HDF5 shows ICVL
+    (desk / "my_module.py").write_text("def my_method(noisy):\n    return noisy * 0.9\n", encoding="utf-8")
     shutil.copy(ROOT / "data" / "samples" / "superballs.mat", desk / "clean.mat")
     shutil.copy(ROOT / "data" / "samples" / "superballs.mat", desk / "cube.mat")
     subprocess.run(
@@ -63,7 +74,26 @@ def environment():
 
 def test_the_readme_shows_every_verb():
     shown = {command.split()[1] for command in COMMANDS}
-    assert shown == {"denoise", "inspect", "corrupt", "evaluate", "train", "weights", "export", "benchmark"}
+    assert shown == {
+        "denoise",
+        "inspect",
+        "corrupt",
+        "evaluate",
+        "train",
+        "weights",
+        "export",
+        "benchmark",
+        "make-testset",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in ROOT.glob("data/benchmarks/*/table.md")))
+def test_tables_are_those_of_the_command(name):
+    """A table of the README stands below a comment with the file that the command wrote."""
+    page = (ROOT / "data" / "benchmarks" / name / "table.md").read_text(encoding="utf-8").splitlines()
+    shown = re.findall(rf"<!-- data/benchmarks/{name}/table.md -->\n\n((?:\|.*\n)+)", README)
+    for row in "".join(shown).splitlines():
+        assert row in page
 
 
 @pytest.mark.slow
@@ -72,8 +102,10 @@ def test_every_command_runs(desk):
         words = shlex.split(command.replace("../shared/cave", "cave"))[1:]
         if words[0] == "train":
             words += shlex.split(f"{BRIEF} {SMALL}")
-        if words[0] == "benchmark":
+        if words[:2] == ["benchmark", "speed"]:
             words += shlex.split(ONE_CELL)
+        if words[0] == "make-testset":
+            words += ["--missing", "skip", "--crop", "32"]  # two scenes of the split's hundred, and small ones
         if words[0] == "export":
             words += ["--weights", "small.safetensors"]
         done = subprocess.run(

@@ -26,6 +26,7 @@ from hsidenoise.data.datasets import DATASETS, read_split
 from hsidenoise.data.io import write_arrays
 from hsidenoise.metrics import evaluate
 from hsidenoise.noise import noise_case
+from hsidenoise.second_step import second_step_batch
 from hsidenoise.training import DenoisingTask, main
 from hsidenoise.weights import load_model, read_header, sha256
 
@@ -568,3 +569,25 @@ def test_the_gpu_script_wants_minutes_and_output():
     )
     assert done.returncode == 2
     assert "--minutes (of this call) and --output" in done.stderr
+
+
+def test_the_loss_behind_the_second_step(rng):
+    torch.manual_seed(0)
+    task = DenoisingTask(bands=6, model_config={"dim": 16, "num_blocks": [1, 1, 1]}, second_step_weight=0.25)
+    clean = torch.from_numpy(smooth_cube(rng, 24, 20, 6)).permute(2, 0, 1)[None].contiguous()
+    clean = (clean - clean.min()) / (clean.max() - clean.min())
+    noisy = clean + 0.1 * torch.randn_like(clean)
+    task.log = lambda *_, **__: None
+    task.step.use(False)
+    batch = {"noisy": noisy, "clean": clean, "case": ["gaussian-50"], "weight": torch.ones(1)}
+    loss = task.training_step(batch, 0)
+    alone = task(noisy)
+    again = second_step_batch(noisy, alone)
+    torch.testing.assert_close(loss, 0.75 * task.loss(alone, clean) + 0.25 * task.loss(again, clean))
+    loss.backward()
+    assert all(weight.grad is not None for weight in task.network.parameters())
+    task.on_validation_epoch_start()
+    with torch.no_grad():
+        torch.testing.assert_close(task.validation_step(batch, 0), again.detach())
+    with pytest.raises(ValueError, match=r"second_step_weight=1\.5 must be in \[0, 1\]"):
+        DenoisingTask(second_step_weight=1.5)
