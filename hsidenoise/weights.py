@@ -131,6 +131,18 @@ _ROWS = (
             "blind": 36.11,
         },
     ),
+    ShippedWeights(
+        name="hcanet",
+        file="hcanet.safetensors",
+        sha256="cf5541b1f3cf3e70f9ab3e1d6e334e9148cd660c7677593c851836b2489446b7",
+        model="hcanet",
+        bands=31,
+        data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
+        noise="blind: Gaussian of sigma 0-75, non-iid, stripe, deadline, impulse, mixture, T3SC's and MAFNet's cases",
+        licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
+        summary="HCANet as in its paper, 75 minutes on a CPU core: for comparison, not for use",
+        scores={},
+    ),
 )
 
 #: Every shipped weights file by its name.
