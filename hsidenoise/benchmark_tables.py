@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -45,10 +51,13 @@ from hsidenoise.table_data import NOISY, Line, Score, Table, mean_and_deviation
 from hsidenoise.table_figures import EfficiencyPoint, comparison, efficiency, spectra
 from hsidenoise.table_scenes import Scene, find_table_scenes
 from hsidenoise.tables import scenes_csv, to_csv, to_latex, to_markdown
-from hsidenoise.training_list import overlap
+from hsidenoise.training_list import overlap, scenes_seen
+from hsidenoise.weights import read_header
 
 _PROCESS = 600e6
 """Memory of a process with PyTorch loaded, bytes."""
+
+_LEAK = "LEAK"
 
 _CUBES = 25
 """Cubes that a method may hold at once: the classical ones have that many temporaries."""
@@ -98,6 +107,7 @@ def make_tables(
     """
     folder = Path(folder)
     place = find_device(device)
+    read_given.cache_clear()  # of an earlier table in this process: its files may have changed
     plan = _plan(config, str(place))
     marks = _leaks(config.methods, plan.scenes, allow_leaks)
     cells = folder / "cells"
@@ -105,7 +115,7 @@ def make_tables(
     shown = _shown(config, plan)
     _run(plan, cells, shown, fresh, _workers(plan, workers, place))
     costs = _costs(config, plan, cells, fresh)
-    files = _figures(config, plan, cells, folder, shown)
+    files = _figures(config, plan, cells, folder, shown, marks)
     tables = {protocol: _table(config, plan, cells, protocol, marks, costs, command) for protocol in config.protocols}
     texts: dict[str, str] = {}
     for protocol, table in tables.items():
@@ -114,14 +124,14 @@ def make_tables(
         texts["scenes.csv" if len(tables) == 1 else f"scenes_{protocol}.csv"] = scenes_csv(table)
     write_files(folder, texts)
     if config.efficiency is not None:
-        files.append(_efficiency(config, plan, cells, folder, costs))
+        files += _efficiency(config, plan, cells, folder, costs, marks)
     return [folder / name for name in texts] + files
 
 
 def _plan(config: TableConfig, device: str) -> _Plan:
     """Every cell, refused here if a name is unknown."""
     for method in config.methods:
-        if not method.method.startswith((NOISY, WEIGHTS)):
+        if method.method != NOISY and not method.method.startswith(WEIGHTS):
             _importable(find_method(method.method).extra)
     scenes = find_table_scenes(config.data, config.cases)
     cases = config.cases or tuple(dict.fromkeys(case for scene in scenes for case in scene.files))
@@ -129,6 +139,13 @@ def _plan(config: TableConfig, device: str) -> _Plan:
     if not pair:
         for case in cases:
             noise_case(case)
+    if config.efficiency is not None and config.efficiency not in cases:
+        raise ValueError(f"efficiency: the case '{config.efficiency}' is none of {', '.join(cases)}")
+    if config.efficiency is not None and all(method.method == NOISY for method in config.methods):
+        raise ValueError("efficiency: there is no method but the noisy input to plot")
+    if config.published:
+        published_lines(config.published, cases=cases)  # for its errors
+    versions = {method.method: version_of(method.method) for method in config.methods}
     digests = {path: digest(path) for scene in scenes for path in scene.files.values()}
     jobs = {}
     for scene in scenes:
@@ -150,7 +167,7 @@ def _plan(config: TableConfig, device: str) -> _Plan:
                     config.protocols,
                     device if method.method.startswith(WEIGHTS) else None,
                 )
-                name = job.identity(version_of(method.method), digests[path])
+                name = job.identity(versions[method.method], digests[path])
                 jobs[method.label, scene.name, case] = job, name
     return _Plan(jobs, cases, scenes)
 
@@ -175,7 +192,7 @@ def _leaks(methods: Sequence[Method], scenes: Sequence[Scene], allow: bool) -> d
                 f"{method.method} were trained on {', '.join(trained)}, which the table would test them on; take other "
                 "scenes or weights, or --allow-leaks to show the line marked and unranked"
             )
-        texts = [f"LEAK: trained on {', '.join(trained)}"] if trained else []
+        texts = [f"{_LEAK}: trained on {', '.join(trained)}"] if trained else []
         if chosen:
             texts.append(f"chosen by its scores on {', '.join(chosen)}")
         if texts:
@@ -183,20 +200,36 @@ def _leaks(methods: Sequence[Method], scenes: Sequence[Scene], allow: bool) -> d
     return marks
 
 
+def _trained_on(method: str) -> bool:
+    """Whether weights say what they were trained on."""
+    name = method.removeprefix(WEIGHTS)
+    return name.lower().endswith(".onnx") or bool(scenes_seen(read_header(name)))
+
+
+def _marked(label: str, marks: Mapping[str, tuple[str, ...]]) -> str:
+    """A label for the figures."""
+    return f"{label} (LEAK)" if any(mark.startswith(_LEAK) for mark in marks.get(label, ())) else label
+
+
 def _shown(config: TableConfig, plan: _Plan) -> dict[str, str]:
     """Label -> name of the cell whose cube the figures need."""
     figure = config.figure
     if figure is None:
         return {}
-    names = [scene.name for scene in plan.scenes]
-    scene = names[0] if figure.scene is None else figure.scene
-    if scene not in names:
-        raise ValueError(f"figure: there is no scene '{scene}' among {', '.join(names)}")
+    names = [scene.name for scene in plan.scenes if figure.case in scene.files]
+    if not names:
+        raise ValueError(f"figure: no scene has the case '{figure.case}'")
+    scene = names[0]
+    if figure.scene is not None:
+        known = {scene_name(name): name for name in names}
+        if scene_name(figure.scene) in known:
+            scene = known[scene_name(figure.scene)]
+        else:
+            warnings.warn(
+                f"figure: no scene '{figure.scene}' of the case '{figure.case}'; it shows {scene}", stacklevel=3
+            )
     labels = figure.methods or tuple(method.label for method in config.methods)
-    found = {label: plan.jobs.get((label, scene, figure.case)) for label in labels}
-    if None in found.values():
-        raise ValueError(f"figure: the scene '{scene}' has no case '{figure.case}'")
-    return {label: cell[1] for label, cell in found.items() if cell is not None}
+    return {label: plan.jobs[label, scene, figure.case][1] for label in labels}
 
 
 def _workers(plan: _Plan, asked: int | None, place: torch.device) -> int:
@@ -226,23 +259,68 @@ def _run(plan: _Plan, cells: Path, shown: Mapping[str, str], fresh: bool, worker
     with bar:
         if not pending:
             return
+        others = set(multiprocessing.active_children())
         with (
             _one_thread(),
             ProcessPoolExecutor(
                 min(workers, len(pending)),
                 mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the state of PyTorch's threads
-                initializer=torch.set_num_threads,
-                initargs=(1,),
+                initializer=_begin,
             ) as pool,
         ):
-            waiting = [pool.submit(compute, job, str(cells), name, name in wanted) for name, job in pending.items()]
+            waiting: dict[Future[None], Job] = {}
             try:
+                with _no_interrupt():
+                    for name, job in pending.items():
+                        waiting[pool.submit(compute, job, str(cells), name, name in wanted)] = job
                 for each in as_completed(waiting):
                     each.result()
                     bar.update()
-            except BaseException:  # also an interrupt: what is finished is kept
+            except BrokenProcessPool as error:
+                failed = (job for each, job in waiting.items() if each.exception() is not None)
+                job = next(failed, next(iter(pending.values())))
+                raise OSError(
+                    f"a process ended by itself, as happens when memory runs out, at {job.method} on {job.scene}, "
+                    f"{job.case} or near; finished cells are kept, fewer --workers need less"
+                ) from error
+            except Exception:  # what runs is worth finishing
                 pool.shutdown(cancel_futures=True)
                 raise
+            except BaseException:  # an interrupt does not wait for it
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()
+                pool.shutdown(cancel_futures=True)
+                for half_written in [path for name in pending for path in cells.glob(f".{name}.*")]:
+                    half_written.unlink(missing_ok=True)
+                raise
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Processes started here never see the interrupt of the terminal, which asks all: the first one ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:
+    """What each process does first."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool whose first process was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextmanager
@@ -364,7 +442,9 @@ def _facts(config: TableConfig, plan: _Plan, protocol: str, command: str) -> tup
         if method.method.startswith(WEIGHTS):
             options = "".join(f", {key} {value}" for key, value in method.options.items())
             tile = "" if "tile" in method.options else ", tile by default"
-            facts.append((method.label, f"{method.method}, sha256 {weights_digest(method.method)[:16]}{tile}{options}"))
+            unknown = "" if _trained_on(method.method) else "; what they were trained on is not known here"
+            digest_ = weights_digest(method.method)[:16]
+            facts.append((method.label, f"{method.method}, sha256 {digest_}{tile}{options}{unknown}"))
         elif ":" in method.method:
             facts.append((method.label, f"{method.method}; what it was trained on is not known here"))
     # the threads of this process, which computes nothing, say nothing
@@ -372,7 +452,14 @@ def _facts(config: TableConfig, plan: _Plan, protocol: str, command: str) -> tup
     return (*facts, ("machine", f"{machine.sentence()}; one thread for each cell"))
 
 
-def _figures(config: TableConfig, plan: _Plan, cells: Path, folder: Path, shown: Mapping[str, str]) -> list[Path]:
+def _figures(
+    config: TableConfig,
+    plan: _Plan,
+    cells: Path,
+    folder: Path,
+    shown: Mapping[str, str],
+    marks: Mapping[str, tuple[str, ...]],
+) -> list[Path]:
     figure = config.figure
     if figure is None:
         return []
@@ -380,7 +467,7 @@ def _figures(config: TableConfig, plan: _Plan, cells: Path, folder: Path, shown:
     job = next(job for job, name in plan.jobs.values() if name in chosen)
     given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
     cubes = {label: np.load(cells / f"{name}.npy") for label, name in shown.items()}
-    cubes = {NOISY: given.noisy} | {label: cube for label, cube in cubes.items() if label != NOISY}
+    cubes = {NOISY: given.noisy} | {_marked(label, marks): cube for label, cube in cubes.items() if label != NOISY}
     waves = None if job.pair else read_cube(job.source, key=job.key).wavelengths
     title = f"{config.title}: {job.scene}"
     pages = [folder / "comparison.png", folder / "spectra.png"]
@@ -401,8 +488,13 @@ def _figures(config: TableConfig, plan: _Plan, cells: Path, folder: Path, shown:
 
 
 def _efficiency(
-    config: TableConfig, plan: _Plan, cells: Path, folder: Path, costs: Mapping[str, Mapping[str, Any]]
-) -> Path:
+    config: TableConfig,
+    plan: _Plan,
+    cells: Path,
+    folder: Path,
+    costs: Mapping[str, Mapping[str, Any]],
+    marks: Mapping[str, tuple[str, ...]],
+) -> list[Path]:
     """Quality under one noise case against cost, and the numbers of the plot as a table."""
     case = config.efficiency or ""
     pixels = _first(plan).clean[0].size
@@ -414,7 +506,7 @@ def _efficiency(
             continue
         points.append(
             EfficiencyPoint(
-                method.label,
+                _marked(method.label, marks),
                 mean_and_deviation([score.psnr for score in scores])[0],
                 cost["seconds"],
                 None if cost["per_pixel"] is None else cost["per_pixel"] * pixels / 1e9,
@@ -424,13 +516,16 @@ def _efficiency(
         )
     write_files(folder, {"efficiency.csv": _points_csv(points)})
     efficiency(folder / "efficiency.png", points, title=f"{config.title}: {case}, one thread")
-    return folder / "efficiency.png"
+    return [folder / "efficiency.csv", folder / "efficiency.png"]
 
 
 def _points_csv(points: Iterable[EfficiencyPoint]) -> str:
-    rows = ["method,psnr,seconds,gflop,parameters,memory_mb"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "psnr", "seconds", "gflop", "parameters", "memory_mb"])
     for point in points:
-        values = (point.psnr, point.seconds, point.gflop, point.parameters, point.memory_mb)
-        label = f'"{point.label}"' if "," in point.label else point.label
-        rows.append(",".join([label, *("" if value is None else f"{value:.6g}" for value in values)]))
-    return "\n".join(rows) + "\n"
+        values = (point.psnr, point.seconds, point.gflop, point.memory_mb)
+        psnr, seconds, gflop, memory = ("" if value is None else f"{value:.6g}" for value in values)
+        parameters = "" if point.parameters is None else point.parameters
+        writer.writerow([point.label, psnr, seconds, gflop, parameters, memory])
+    return text.getvalue()

@@ -13,6 +13,7 @@ import yaml
 from hsidenoise.baselines import BASELINES
 from hsidenoise.data.datasets import DATASETS
 from hsidenoise.protocols import PROTOCOLS
+from hsidenoise.table_data import NOISY
 
 TEST_SET = "testset"
 """Name of the data set of noisy cubes in the published layout (:mod:`hsidenoise.test_sets`)."""
@@ -185,12 +186,13 @@ def with_choice(
         changes["data"] = dataclasses.replace(config.data, root=root)
     if methods is not None:
         known = {method.label: method for method in config.methods}
-        chosen = tuple(known.get(name) or _method(name) for name in methods)
+        chosen = tuple(known.get(name) or _method(name, known) for name in methods)
         _different([method.label for method in chosen], "method")
         changes["methods"] = chosen
-        if config.figure is not None:
-            shown = [name for name in config.figure.methods or () if name in {method.label for method in chosen}]
-            changes["figure"] = dataclasses.replace(config.figure, methods=tuple(shown) or None)
+        if config.figure is not None and config.figure.methods is not None:
+            # those of the figure that are left, and what the table did not know
+            shown = tuple(name for name in methods if name in config.figure.methods or name not in known)
+            changes["figure"] = dataclasses.replace(config.figure, methods=shown or None)
     if cases is not None:
         changes["cases"] = tuple(_different(cases, "case"))
         figure = changes.get("figure", config.figure)
@@ -201,6 +203,7 @@ def with_choice(
     if protocols is not None:
         changes["protocols"] = _protocols(protocols)
     if seed is not None:
+        _check_seed(seed)
         changes["seed"] = seed
     return dataclasses.replace(config, **changes)
 
@@ -210,74 +213,102 @@ def _config(name: str, found: Any) -> TableConfig:
     for key in ("title", "data", "methods"):
         if not values.get(key):
             raise ValueError(f"'{key}' is missing")
-    of_data = _mapping(values["data"], Data, "data")
-    if of_data.get("scenes") is not None:
-        of_data["scenes"] = tuple(_different(_list(of_data["scenes"], "data.scenes"), "scene"))
-    data = Data(**of_data)
+    data = _data(values["data"])
+    cases = values.get("cases")
+    if cases is None and data.dataset != TEST_SET:
+        raise ValueError("'cases' is missing; only a test set says itself which it has")
+    if cases is not None:
+        cases = tuple(_different(_names(cases, "cases"), "case"))
+    methods = tuple(_method(each) for each in _list(values["methods"], "methods"))
+    labels = [method.label for method in methods]
+    _different(labels, "method")
+    figure = None if values.get("figure") is None else _shown(values["figure"], labels, cases)
+    efficiency = values.get("efficiency")
+    if efficiency is not None and cases is not None and efficiency not in cases:
+        raise ValueError(f"efficiency: the case '{efficiency}' is none of the table")
+    seed = values.get("seed", 0)
+    _check_seed(seed)
+    return TableConfig(
+        name=name,
+        title=str(values["title"]),
+        data=data,
+        cases=cases,
+        methods=methods,
+        protocols=_protocols(_names(values.get("protocols", ["standard"]), "protocols")),
+        seed=seed,
+        figure=figure,
+        efficiency=efficiency,
+        published=_names(values.get("published") or [], "published"),
+        notes=_names(values.get("notes") or [], "notes"),
+    )
+
+
+def _data(found: Any) -> Data:
+    values = _mapping(found, Data, "data")
+    if values.get("scenes") is not None:
+        values["scenes"] = tuple(_different(_names(values["scenes"], "data.scenes"), "scene"))
+    for key in ("dataset", "root", "split", "part", "key", "missing"):
+        if key in values and not isinstance(values[key], str) and not (values[key] is None and key in ("split", "key")):
+            raise ValueError(f"data.{key} is {values[key]!r}; it is a name")
+    crop = values.get("crop")
+    if crop is not None and (type(crop) is not int or crop < 1):
+        raise ValueError(f"data.crop is {crop!r}; it is a number of pixels, or left out")
+    data = Data(**values)
     if data.dataset not in (*DATASETS, TEST_SET):
         raise ValueError(f"unknown data set '{data.dataset}'; known: {', '.join((*DATASETS, TEST_SET))}")
     if data.part not in PARTS:
         raise ValueError(f"unknown part '{data.part}' of the data; known: {', '.join(PARTS)}")
     if data.missing not in ("error", "skip"):
         raise ValueError(f"data.missing is '{data.missing}'; it is error or skip")
-    if data.crop is not None and (type(data.crop) is not int or data.crop < 1):
-        raise ValueError(f"data.crop is {data.crop!r}; it is a number of pixels, or left out")
-    cases = values.get("cases")
-    if cases is None and data.dataset != TEST_SET:
-        raise ValueError("'cases' is missing; only a test set says itself which it has")
-    methods = tuple(_method(each) for each in _list(values["methods"], "methods"))
-    _different([method.label for method in methods], "method")
-    figure = values.get("figure")
-    if figure is not None:
-        figure = _mapping(figure, Shown, "figure")
-        if "case" not in figure:
-            raise ValueError("figure: 'case' is missing")
-        given: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in figure.items()
-        }
-        figure = Shown(**given)
-        unknown = set(figure.methods or ()) - {method.label for method in methods}
-        if unknown:
-            raise ValueError(f"figure: there is no method '{min(unknown)}' in the table")
-        if cases is not None and figure.case not in cases:
-            raise ValueError(f"figure: the case '{figure.case}' is none of the table")
-    efficiency = values.get("efficiency")
-    if efficiency is not None and cases is not None and efficiency not in cases:
-        raise ValueError(f"efficiency: the case '{efficiency}' is none of the table")
-    seed = values.get("seed", 0)
-    if type(seed) is not int or seed < 0:
-        raise ValueError(f"seed is {seed!r}; it is a whole number, 0 or more")
-    return TableConfig(
-        name=name,
-        title=str(values["title"]),
-        data=data,
-        cases=None if cases is None else tuple(_different(_list(cases, "cases"), "case")),
-        methods=methods,
-        protocols=_protocols(_list(values.get("protocols", ["standard"]), "protocols")),
-        seed=seed,
-        figure=figure,
-        efficiency=efficiency,
-        published=tuple(_list(values.get("published") or [], "published")),
-        notes=tuple(_list(values.get("notes") or [], "notes")),
-    )
+    for key in ("crop", "key", "split"):
+        if data.dataset == TEST_SET and getattr(data, key) is not None:
+            raise ValueError(f"data.{key}: a test set is taken as it is; leave it out")
+    return data
 
 
-def _method(given: Any) -> Method:
+def _shown(found: Any, labels: Sequence[str], cases: Sequence[str] | None) -> Shown:
+    values = _mapping(found, Shown, "figure")
+    if not isinstance(values.get("case"), str):
+        raise ValueError("figure: 'case' is missing")
+    if values.get("methods") is not None:
+        values["methods"] = tuple(_different(_names(values["methods"], "figure.methods"), "method"))
+    if not isinstance(values.get("scene"), str | None):
+        raise ValueError(f"figure: scene is {values['scene']!r}; it is a name")
+    if values.get("band") is not None:
+        (values["band"],) = _counts([values["band"]], 1, "figure: band is {}; it is a number, 0 or more")
+    if values.get("pixel") is not None:
+        values["pixel"] = _counts(values["pixel"], 2, "figure: pixel is {}; it is [row, column]")
+    if values.get("inset") is not None:
+        values["inset"] = _counts(values["inset"], 3, "figure: inset is {}; it is [row, column, side]")
+    shown = Shown(**values)
+    unknown = set(shown.methods or ()) - set(labels)
+    if unknown:
+        raise ValueError(f"figure: there is no method '{min(unknown)}' in the table")
+    if cases is not None and shown.case not in cases:
+        raise ValueError(f"figure: the case '{shown.case}' is none of the table")
+    return shown
+
+
+def _method(given: Any, others: Sequence[str] | Mapping[str, Any] = ()) -> Method:
     """A method as it is written down, its name checked as far as possible without loading anything."""
     values = {"method": given} if isinstance(given, str) else given
     if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
         raise ValueError(f"{given!r} is no method: write its name, or a mapping with 'method'")
     method = values["method"]
     options = {key: value for key, value in values.items() if key not in ("method", "label")}
-    if method != "noisy" and method not in BASELINES and ":" not in method:
-        known = ", ".join(("noisy", *BASELINES))
+    if method != NOISY and method not in BASELINES and ":" not in method:
+        known = ", ".join(dict.fromkeys((*others, NOISY, *BASELINES)))
         raise ValueError(f"unknown method '{method}'; known: {known}, {WEIGHTS}NAME|FILE, package.module:function")
     for key, value in options.items():
         if key not in OPTIONS or not method.startswith(WEIGHTS):
             raise ValueError(f"method '{method}' has no option '{key}'; weights have {', '.join(OPTIONS)}")
         if type(value) is not OPTIONS[key]:
             raise ValueError(f"method '{method}': {key} is {value!r}, not of type {OPTIONS[key].__name__}")
-    return Method(method, str(values.get("label", method)), options)
+    label = str(values.get("label", method))
+    if not label.strip() or label == "clean" or (label == NOISY) != (method == NOISY):
+        # the input is shown beside the others and never ranked: by its label
+        raise ValueError(f"method '{method}' cannot be labelled '{label}'; '{NOISY}' and 'clean' are taken")
+    return Method(method, label, options)
 
 
 def _mapping(found: Any, of: type, what: str, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -294,6 +325,24 @@ def _list(found: Any, what: str) -> list[Any]:
     if not isinstance(found, list):
         raise ValueError(f"'{what}' is to be a list, not {found!r}")
     return found
+
+
+def _names(found: Any, what: str) -> tuple[str, ...]:
+    for each in _list(found, what):
+        if not isinstance(each, str) or not each.strip():
+            raise ValueError(f"'{what}' is to be a list of names; {each!r} is none")
+    return tuple(found)
+
+
+def _counts(found: Any, number: int, message: str) -> Any:
+    if not isinstance(found, list) or len(found) != number or any(type(each) is not int or each < 0 for each in found):
+        raise ValueError(message.format(found[0] if number == 1 else found))
+    return tuple(found)
+
+
+def _check_seed(seed: Any) -> None:
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f"seed is {seed!r}; it is a whole number, 0 or more")
 
 
 def _protocols(names: Sequence[str]) -> tuple[str, ...]:

@@ -99,7 +99,9 @@ def _of_folder(root: Path, part: str, cases: Sequence[str]) -> tuple[Scene, ...]
     folders = [root / name for name in names if (root / name).is_dir()]
     if part == "all":
         folders = [root / name for name in ("train", "validation", "val", "test") if (root / name).is_dir()]
-    paths = sorted(path for folder in folders or [root] for path in cubes_in(folder))
+    # other systems leave hidden files (._oak.mat) beside the cubes
+    found = [path for folder in folders or [root] for path in cubes_in(folder) if path.name[0] != "."]
+    paths = sorted(found, key=lambda path: (path.name, path))
     if not paths:
         raise ValueError(f"{root}: no cube found in it; .mat files or folders of PNG bands are needed")
     return _scenes([(path, cases) for path in paths], root)
@@ -120,14 +122,20 @@ def _of_split(root: Path, split: Split, data: Data, cases: Sequence[str]) -> tup
             lists.append((list(read_split(file)), own))
     known = scenes_under(root)
     wanted = [(name, own) for names, own in lists for name in names if own]
-    absent = [name for name, _ in wanted if scene_name(name) not in known]
+    if data.scenes is not None:  # the others need not be there
+        only = {scene_name(name) for name in data.scenes}
+        wanted = [(name, own) for name, own in wanted if scene_name(name) in only] or wanted
+    names = list(dict.fromkeys(name for name, _ in wanted))
+    absent = [name for name in names if scene_name(name) not in known]
     if absent:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         text = (
             f"{root}: {len(absent)} scene(s) of the split of {split.source} are missing ({', '.join(absent[:3])}{more})"
         )
-        if data.missing == "error" or len(absent) == len(wanted):
-            raise ValueError(f"{text}; get them, or leave them out with --data.missing skip")
+        if len(absent) == len(names):
+            raise ValueError(f"{text}, and no other is there; --data.root names the folder of the cubes")
+        if data.missing == "error":
+            raise ValueError(f"{text}; get them, or write `missing: skip` under `data` of the table to leave them out")
         warnings.warn(f"{text} and left out", stacklevel=3)
     return _scenes([(known[scene_name(name)], own) for name, own in wanted if scene_name(name) in known], root)
 
