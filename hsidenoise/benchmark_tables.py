@@ -5,17 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import multiprocessing
-import os
-import signal
 import sys
 import tempfile
-import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +31,6 @@ from hsidenoise.table_cells import (
     COUNTED,
     Job,
     code_version,
-    compute,
     digest,
     operations,
     read_cell,
@@ -49,6 +41,7 @@ from hsidenoise.table_cells import (
 from hsidenoise.table_config import TEST_SET, WEIGHTS, Method, TableConfig
 from hsidenoise.table_data import NOISY, Line, Score, Table, mean_and_deviation
 from hsidenoise.table_figures import EfficiencyPoint, comparison, efficiency, spectra
+from hsidenoise.table_pool import run_cells
 from hsidenoise.table_scenes import Scene, find_table_scenes
 from hsidenoise.tables import scenes_csv, to_csv, to_latex, to_markdown
 from hsidenoise.training_list import overlap, scenes_seen
@@ -113,7 +106,8 @@ def make_tables(
     cells = folder / "cells"
     cells.mkdir(parents=True, exist_ok=True)
     shown = _shown(config, plan)
-    _run(plan, cells, shown, fresh, _workers(plan, workers, place))
+    jobs = list(plan.jobs.values())
+    run_cells(jobs, cells, set(shown.values()), fresh=fresh, workers=_workers(plan, workers, place))
     costs = _costs(config, plan, cells, fresh)
     files = _figures(config, plan, cells, folder, shown, marks)
     tables = {protocol: _table(config, plan, cells, protocol, marks, costs, command) for protocol in config.protocols}
@@ -245,98 +239,6 @@ def _workers(plan: _Plan, asked: int | None, place: torch.device) -> int:
 def _first(plan: _Plan) -> Any:
     job, _ = next(iter(plan.jobs.values()))
     return read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
-
-
-def _run(plan: _Plan, cells: Path, shown: Mapping[str, str], fresh: bool, workers: int) -> None:
-    """Compute the cells that are not there, several at a time."""
-    wanted = set(shown.values())
-    pending: dict[str, Job] = {}
-    for job, name in plan.jobs.values():
-        done = read_cell(cells, name) is not None and (name not in wanted or Path(cells, f"{name}.npy").exists())
-        if fresh or not done:
-            pending[name] = job
-    bar = tqdm(total=len(plan.jobs), initial=len(plan.jobs) - len(pending), desc="cells", unit="cell", file=sys.stderr)
-    with bar:
-        if not pending:
-            return
-        others = set(multiprocessing.active_children())
-        with (
-            _one_thread(),
-            ProcessPoolExecutor(
-                min(workers, len(pending)),
-                mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the state of PyTorch's threads
-                initializer=_begin,
-            ) as pool,
-        ):
-            waiting: dict[Future[None], Job] = {}
-            try:
-                with _no_interrupt():
-                    for name, job in pending.items():
-                        waiting[pool.submit(compute, job, str(cells), name, name in wanted)] = job
-                for each in as_completed(waiting):
-                    each.result()
-                    bar.update()
-            except BrokenProcessPool as error:
-                failed = (job for each, job in waiting.items() if each.exception() is not None)
-                job = next(failed, next(iter(pending.values())))
-                raise OSError(
-                    f"a process ended by itself, as happens when memory runs out, at {job.method} on {job.scene}, "
-                    f"{job.case} or near; finished cells are kept, fewer --workers need less"
-                ) from error
-            except Exception:  # what runs is worth finishing
-                pool.shutdown(cancel_futures=True)
-                raise
-            except BaseException:  # an interrupt does not wait for it
-                for process in set(multiprocessing.active_children()) - others:
-                    process.terminate()
-                pool.shutdown(cancel_futures=True)
-                for half_written in [path for name in pending for path in cells.glob(f".{name}.*")]:
-                    half_written.unlink(missing_ok=True)
-                raise
-
-
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Processes started here never see the interrupt of the terminal, which asks all: the first one ends them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin() -> None:
-    """What each process does first."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A pool whose first process was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes started here compute with one thread: the same digits however many there are."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _costs(config: TableConfig, plan: _Plan, cells: Path, fresh: bool) -> dict[str, dict[str, Any]]:
