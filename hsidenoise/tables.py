@@ -236,7 +236,8 @@ def _number(value: float, decimals: int, missing: str = "–") -> str:
 
 
 def _deviation(cell: Cell, decimals: int) -> str:
-    return f"±{_number(cell.deviation, decimals)}" if math.isfinite(cell.mean) else ""
+    # one scene has none, an infinite mean neither
+    return f"±{_number(cell.deviation, decimals)}" if math.isfinite(cell.deviation) else ""
 
 
 def _md_cell(cell: Cell, decimals: int) -> str:
