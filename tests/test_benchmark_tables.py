@@ -341,7 +341,14 @@ class TestStopped:
     def test_interrupted(self, own, how):
         table_of(own, "peer_of_tables:sleeps")
         arguments = command("benchmark", "--config", "short.yaml", "--workers", 1, "--device", "cpu")
-        process = subprocess.Popen(arguments, cwd=own, stderr=subprocess.PIPE, start_new_session=True, text=True)
+        process = subprocess.Popen(
+            arguments,
+            cwd=own,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+            preexec_fn=heed_interrupts,
+        )
         wait_for(lambda: (own / "sleeping").exists() or process.poll() is not None)
         assert process.poll() is None
         if how == "ctrl-c":
@@ -357,6 +364,11 @@ class TestStopped:
         cells = own / "results" / "short" / "cells"
         assert len([path for path in cells.iterdir() if path.suffix == ".json"]) == 3
         assert not [path for path in cells.iterdir() if path.name.startswith(".")]
+
+
+def heed_interrupts():
+    """What a shell starts in the background, these tests perhaps among it, ignores them, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(what, seconds=200):
