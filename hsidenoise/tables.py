@@ -137,7 +137,7 @@ def to_latex(table: Table) -> str:
         >>> score = Score("toys", 30.0, 0.9, 0.1, 2.0)
         >>> page = to_latex(Table("CAVE", ("blind",), (Line("svd_tv", {"blind": (score,)}),), (("seed", "0"),)))
         >>> next(line for line in page.splitlines() if "svd" in line)
-        'svd\\_tv & PSNR & \\textbf{30.00}{\\tiny$\\pm$--} & 2.00 \\\\'
+        'svd\\_tv & PSNR & \\textbf{30.00} & 2.00 \\\\'
     """
     cost = _cost((*table.lines, *table.published))
     width = 2 + len(table.cases) + len(cost)

@@ -347,7 +347,6 @@ class TestStopped:
             stderr=subprocess.PIPE,
             start_new_session=True,
             text=True,
-            preexec_fn=heed_interrupts,
         )
         wait_for(lambda: (own / "sleeping").exists() or process.poll() is not None)
         assert process.poll() is None
@@ -364,11 +363,6 @@ class TestStopped:
         cells = own / "results" / "short" / "cells"
         assert len([path for path in cells.iterdir() if path.suffix == ".json"]) == 3
         assert not [path for path in cells.iterdir() if path.name.startswith(".")]
-
-
-def heed_interrupts():
-    """What a shell starts in the background, these tests perhaps among it, ignores them, and so would its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(what, seconds=200):
