@@ -18,7 +18,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     # Two threads on tiny tensors cost more than they save, and one thread repeats to the last bit.
     torch.set_num_threads(1)
-    # What a shell starts in the background ignores interrupts, and so would the programs that tests start and interrupt.
+    # What a shell starts in the background ignores interrupts, and so would the programs that tests interrupt.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
