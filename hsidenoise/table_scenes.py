@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsidenoise.data.datasets import DATASETS, Split, cubes_in, read_split, scene_name, scenes_under
-from hsidenoise.noise import noise_case
-from hsidenoise.noise_rules import SameSigma
 from hsidenoise.table_config import TEST_SET, Data
+from hsidenoise.test_set_maker import is_gaussian
 from hsidenoise.test_sets import find_test_set
 
 
@@ -118,7 +117,7 @@ def _of_split(root: Path, split: Split, data: Data, cases: Sequence[str]) -> tup
         lists.append((validation, cases))
     if data.part in ("test", "all"):
         for file in split.test:
-            own = [case for case in cases if len(split.test) == 1 or _is_gaussian(case) == ("gaussian" in file)]
+            own = [case for case in cases if len(split.test) == 1 or is_gaussian(case) == ("gaussian" in file)]
             lists.append((list(read_split(file)), own))
     known = scenes_under(root)
     wanted = [(name, own) for names, own in lists for name in names if own]
@@ -148,9 +147,3 @@ def _scenes(found: Sequence[tuple[Path, Sequence[str]]], root: Path) -> tuple[Sc
             if files.setdefault(name, {}).setdefault(case, path) != path:
                 raise ValueError(f"{root}: {path.name} is there twice; keep one")
     return tuple(Scene(name, of_scene) for name, of_scene in files.items())
-
-
-def _is_gaussian(name: str) -> bool:
-    """Whether a case belongs to a split's list for Gaussian noise: one sigma for all bands and nothing else."""
-    case = noise_case(name)
-    return isinstance(case.sigma, SameSigma) and not (case.stripe or case.deadline or case.impulse)

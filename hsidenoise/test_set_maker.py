@@ -201,7 +201,7 @@ def _split_sources(source: Path, lists: Sequence[str], missing: str, cases: Sequ
     known, absent = scenes_under(source), []
     found: _Sources = {}
     for file in lists:
-        own = tuple(case for case in cases if len(lists) == 1 or _is_gaussian(case) == file.endswith("_gaussian.txt"))
+        own = tuple(case for case in cases if len(lists) == 1 or is_gaussian(case) == file.endswith("_gaussian.txt"))
         for name in read_split(file):
             if scene_name(name) in known:
                 # also without a case now: which scenes there are must not depend on the cases asked for
@@ -218,7 +218,16 @@ def _split_sources(source: Path, lists: Sequence[str], missing: str, cases: Sequ
     return found
 
 
-def _is_gaussian(name: str) -> bool:
+def is_gaussian(name: str) -> bool:
+    """Whether a case belongs to a split's list for Gaussian noise: one sigma for all bands and nothing else.
+
+    Args:
+        name: Noise case.
+
+    Example:
+        >>> is_gaussian("blind"), is_gaussian("non-iid")
+        (True, False)
+    """
     case = noise_case(name)
     return isinstance(case.sigma, SameSigma) and not (case.stripe or case.deadline or case.impulse)
 
