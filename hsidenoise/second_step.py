@@ -19,7 +19,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from statistics import NormalDist
 from typing import NamedTuple
@@ -31,12 +30,10 @@ from jaxtyping import Float, Float32, Float64, Int64, Real
 from torch import Tensor
 
 from hsidenoise.models.spectral_wiener import (
-    FEWEST_ROWS,
-    LEAST_STRIPE,
     SIGMA_FLOOR,
-    STRIPE_SIGMAS,
-    SUSPECT_SIGMAS,
+    column_offsets,
     trust,
+    without_common,
 )
 from hsidenoise.normalize import Scaling
 
@@ -64,8 +61,8 @@ BLOCK, STRIDE = 16, 4
 _WEIGHT_FLOOR = 0.5  # on the energy of a block's gains: keeps the weight of an empty block finite
 _QUANTILE = 0.3  # of the residual's magnitudes, for its noise: outliers may be on up to 70 % of the pixels
 _SAMPLE = 1 << 14  # pixels of a band that it is taken from
-_ROWS = 64  # filtered at a time, a multiple of the stride: bounds the memory
-_PLANES = 4
+_ROWS = 128  # filtered at a time, a multiple of the stride: bounds the memory
+_PLANES = 2
 
 
 @torch.no_grad()
@@ -80,7 +77,7 @@ def second_step(
     Args:
         noisy: Noisy cube scaled to about [0, 1], of any size and any number of bands.
         pilot: What a first denoiser made of it.
-        device: Where to compute. Memory for a few strips of 64 rows, beside the result.
+        device: Where to compute. Memory for a few strips of 128 rows, beside the result.
 
     Returns:
         The result, a new array.
@@ -216,27 +213,23 @@ def _noise(
     noisy: np.ndarray, pilot: np.ndarray
 ) -> tuple[Float32[np.ndarray, "bands width"], Float64[np.ndarray, " bands"]]:
     """What each column of each band is off by, and the noise level of each band."""
-    bands, rows, width = noisy.shape
-    offset, sigma = np.zeros((bands, width), dtype=np.float32), np.empty(bands)
-    for band in range(bands):
-        residual = noisy[band] - pilot[band]
-        if rows >= FEWEST_ROWS:
-            # by chance the signs of a column balance: a cheap test before the medians
-            suspect = np.abs(np.sign(residual).mean(axis=0)) > SUSPECT_SIGMAS / rows**0.5
-            shift = np.median(residual[:, suspect], axis=0)
-            chance = _level(residual) * (math.pi / (2 * rows)) ** 0.5  # standard error of a median
-            offset[band, suspect] = np.where(np.abs(shift) > max(STRIPE_SIGMAS * chance, LEAST_STRIPE), shift, 0.0)
-            residual -= offset[band]
-        sigma[band] = _level(residual)
-    # what is off in most bands is no defect of a band: the pilot has lost some of the scene
-    offset *= (offset != 0).mean(axis=0) < 0.5
-    return offset, sigma
+    bands, _, width = noisy.shape
+    offset, sigma = torch.zeros(1, bands, width), np.empty(bands)
+    for band in range(bands):  # a band at a time bounds the memory
+        residual = torch.from_numpy(noisy[band] - pilot[band])[None, None]
+        shift = column_offsets(residual, _level)
+        if shift is not None:
+            offset[:, band] = shift[:, 0]
+            residual -= shift[:, :, None]
+        sigma[band] = _level(residual).item()
+    return without_common(offset)[0].numpy(), sigma
 
 
-def _level(residual: np.ndarray) -> float:
-    """Standard deviation of the Gaussian part of one band's residual."""
-    sample = np.abs(residual.ravel()[:: max(1, residual.size // _SAMPLE)])
-    return max(float(np.quantile(sample, _QUANTILE)) / NormalDist().inv_cdf(0.5 + _QUANTILE / 2), SIGMA_FLOOR)
+def _level(residual: Tensor) -> Tensor:
+    """Standard deviation of the Gaussian part of one band's residual, (1, 1)."""
+    sample = residual.ravel()[:: max(1, residual.numel() // _SAMPLE)].abs()
+    level = float(np.quantile(sample.numpy(), _QUANTILE)) / NormalDist().inv_cdf(0.5 + _QUANTILE / 2)
+    return torch.full((1, 1), max(level, SIGMA_FLOOR), dtype=torch.float64)
 
 
 def _principal(
@@ -266,13 +259,12 @@ def _planes(matrix: Tensor, cube: Tensor) -> Tensor:
 def _filter(noisy: Tensor, guide: Tensor) -> Tensor:
     """Wiener-filter images with noise of variance 1 by the energies of their guides, (images, rows, columns)."""
     cosines = torch.from_numpy(_cosines()).to(noisy.device)
-    coefficients = _transform(torch.cat([noisy, guide]), cosines)
     noise = torch.ones(BLOCK, 1, BLOCK, device=noisy.device)
     noise[0, 0, 0] = MEAN_NOISE
-    energy = coefficients[len(noisy) :].square()
+    energy = _transform(guide, cosines).square()
     gain = energy / (energy + noise)
     weight = (gain.square().sum(dim=(2, 4)) + _WEIGHT_FLOOR).reciprocal()  # (images, blocks down, blocks across)
-    down = (coefficients[: len(noisy)] * gain * weight[:, :, None, :, None]) @ cosines
+    down = (_transform(noisy, cosines) * gain * weight[:, :, None, :, None]) @ cosines
     total = _overlap_add(cosines.mT @ _overlap_add(down, 3), 1)
     share = F.conv_transpose2d(weight[:, None], weight.new_ones(1, 1, BLOCK, BLOCK), stride=STRIDE)
     return total / share[:, 0]
@@ -280,8 +272,9 @@ def _filter(noisy: Tensor, guide: Tensor) -> Tensor:
 
 def _transform(images: Tensor, cosines: Tensor) -> Tensor:
     """Cosine transform of all blocks of images: (images, blocks down, frequency, blocks across, frequency)."""
-    down = cosines @ images.unfold(1, BLOCK, STRIDE).mT  # (images, blocks down, frequency, columns)
-    return down.unfold(3, BLOCK, STRIDE) @ cosines.mT
+    # copied first: a product with a view of overlapping blocks is made block by block, three times slower
+    down = cosines @ images.unfold(1, BLOCK, STRIDE).mT.contiguous()  # (images, blocks down, frequency, columns)
+    return down.unfold(3, BLOCK, STRIDE).contiguous() @ cosines.mT
 
 
 def _overlap_add(blocks: Tensor, axis: int) -> Tensor:

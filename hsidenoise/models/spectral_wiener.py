@@ -33,6 +33,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -196,9 +197,9 @@ def _estimate(noisy: Tensor, rounds: int) -> SpectralEstimate:
         if any_dead:
             repaired = torch.where(dead, robust, repaired)
         if 2 * number >= rounds:
-            offset = _column_offsets(repaired - robust)
+            offset = column_offsets(repaired - robust)
             if offset is not None:
-                repaired, changed = repaired - offset, True
+                repaired, changed = repaired - without_common(offset)[:, :, None], True
         residual = repaired - robust
         trusted = trust(residual, _spread(residual), OUTLIER_SIGMAS).mul_(residual)
         robust, _ = _wiener(trusted.add_(robust))
@@ -241,8 +242,26 @@ def _bridge(noisy: Tensor, dead: Tensor) -> Tensor:
     return torch.where(dead, torch.lerp(noisy.gather(3, left), noisy.gather(3, right), share[:, :, None]), noisy)
 
 
-def _column_offsets(residual: Tensor) -> Tensor | None:
-    """What whole columns are off by, 0 where chance may explain it; None if no column is off."""
+def column_offsets(
+    residual: Float[Tensor, "batch bands height width"], spread: Callable[[Tensor], Tensor] | None = None
+) -> Float[Tensor, "batch bands width"] | None:
+    """What whole columns of each band are off by.
+
+    Args:
+        residual: What an estimate leaves of noisy cubes.
+        spread: Standard deviation of the noise in each band of ``residual``, (batch, bands); if None, from the median
+            of its magnitudes. Only called if a column looks suspicious.
+
+    Returns:
+        The median of a column, 0 where chance may explain it; None if no column is off, or if columns are too short to
+        tell.
+
+    Example:
+        >>> residual = 0.01 * torch.randn(1, 2, 40, 9)
+        >>> residual[0, 1, :, 3] += 0.5
+        >>> column_offsets(residual).round(decimals=1)[0, 1, 2:5].tolist()
+        [0.0, 0.5, 0.0]
+    """
     rows = residual.shape[2]
     if rows < FEWEST_ROWS:
         return None
@@ -255,11 +274,21 @@ def _column_offsets(residual: Tensor) -> Tensor | None:
         offset[suspect] = _median(residual.mT[suspect])
     else:  # picking columns would make the device wait for the host
         offset = torch.where(suspect, _median(residual.mT), 0.0)
-    chance = _spread(residual) * (math.pi / (2 * rows)) ** 0.5  # standard error of a median
+    chance = (spread or _spread)(residual) * (math.pi / (2 * rows)) ** 0.5  # standard error of a median
     offset *= offset.abs() > (STRIPE_SIGMAS * chance).clamp_min(LEAST_STRIPE)[..., None]
-    # what is off in most bands is no defect of a band: the estimate has lost some of the scene
-    offset *= (offset != 0).float().mean(dim=1, keepdim=True) < 0.5
-    return offset[:, :, None]
+    return offset
+
+
+def without_common(offset: Float[Tensor, "batch bands width"]) -> Float[Tensor, "batch bands width"]:
+    """Offsets of columns, 0 where most bands are off: that is no defect of a band, the estimate has lost the scene.
+
+    Example:
+        >>> without_common(torch.tensor([[[0.5, 0.5], [0.0, 0.4], [0.0, 0.3]]]))
+        tensor([[[0.5000, 0.0000],
+                 [0.0000, 0.0000],
+                 [0.0000, 0.0000]]])
+    """
+    return offset * ((offset != 0).float().mean(dim=1, keepdim=True) < 0.5)
 
 
 def _spread(residual: Tensor) -> Tensor:
