@@ -7,9 +7,8 @@ import io
 import json
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +16,34 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hsidenoise.baselines import BASELINES, find_method
-from hsidenoise.data.datasets import scene_name
+from hsidenoise.baselines import BASELINES
 from hsidenoise.data.io import read_cube
 from hsidenoise.device import find_device
 from hsidenoise.fresh_process import run_module
 from hsidenoise.machine import describe_machine
 from hsidenoise.memory import free_memory
-from hsidenoise.noise import noise_case
 from hsidenoise.published import published_lines
 from hsidenoise.results import commit, write_files
 from hsidenoise.table_cells import (
     COUNTED,
-    Job,
     code_version,
-    digest,
     operations,
     read_cell,
     read_given,
-    version_of,
     weights_digest,
 )
-from hsidenoise.table_config import TEST_SET, WEIGHTS, Method, TableConfig
+from hsidenoise.table_config import TEST_SET, WEIGHTS, TableConfig
 from hsidenoise.table_data import NOISY, Line, Score, Table, mean_and_deviation
 from hsidenoise.table_figures import EfficiencyPoint, comparison, efficiency, spectra
+from hsidenoise.table_plan import Plan, first_pair, leaks, marked, plan_table, shown_cells, trained_on
 from hsidenoise.table_pool import run_cells
-from hsidenoise.table_scenes import Scene, find_table_scenes
 from hsidenoise.tables import scenes_csv, to_csv, to_latex, to_markdown
-from hsidenoise.training_list import overlap, scenes_seen
-from hsidenoise.weights import read_header
 
 _PROCESS = 600e6
 """Memory of a process with PyTorch loaded, bytes."""
 
-_LEAK = "LEAK"
-
 _CUBES = 25
 """Cubes that a method may hold at once: the classical ones have that many temporaries."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """All cells of a table: (label, scene, case) -> the job and the name of its files."""
-
-    jobs: dict[tuple[str, str, str], tuple[Job, str]]
-    cases: tuple[str, ...]
-    scenes: tuple[Scene, ...]
 
 
 def make_tables(
@@ -101,11 +82,11 @@ def make_tables(
     folder = Path(folder)
     place = find_device(device)
     read_given.cache_clear()  # of an earlier table in this process: its files may have changed
-    plan = _plan(config, str(place))
-    marks = _leaks(config.methods, plan.scenes, allow_leaks)
+    plan = plan_table(config, str(place))
+    marks = leaks(config.methods, plan.scenes, allow_leaks)
     cells = folder / "cells"
     cells.mkdir(parents=True, exist_ok=True)
-    shown = _shown(config, plan)
+    shown = shown_cells(config, plan)
     jobs = list(plan.jobs.values())
     run_cells(jobs, cells, set(shown.values()), fresh=fresh, workers=_workers(plan, workers, place))
     costs = _costs(config, plan, cells, fresh)
@@ -122,126 +103,17 @@ def make_tables(
     return [folder / name for name in texts] + files
 
 
-def _plan(config: TableConfig, device: str) -> _Plan:
-    """Every cell, refused here if a name is unknown."""
-    for method in config.methods:
-        if method.method != NOISY and not method.method.startswith(WEIGHTS):
-            _importable(find_method(method.method).extra)
-    scenes = find_table_scenes(config.data, config.cases)
-    cases = config.cases or tuple(dict.fromkeys(case for scene in scenes for case in scene.files))
-    pair = config.data.dataset == TEST_SET
-    if not pair:
-        for case in cases:
-            noise_case(case)
-    if config.efficiency is not None and config.efficiency not in cases:
-        raise ValueError(f"efficiency: the case '{config.efficiency}' is none of {', '.join(cases)}")
-    if config.efficiency is not None and all(method.method == NOISY for method in config.methods):
-        raise ValueError("efficiency: there is no method but the noisy input to plot")
-    if config.published:
-        published_lines(config.published, cases=cases)  # for its errors
-    versions = {method.method: version_of(method.method) for method in config.methods}
-    digests = {path: digest(path) for scene in scenes for path in scene.files.values()}
-    jobs = {}
-    for scene in scenes:
-        for case in cases:
-            if case not in scene.files:
-                continue
-            for method in config.methods:
-                path = scene.files[case]
-                job = Job(
-                    method.method,
-                    dict(method.options),
-                    scene.name,
-                    str(path),
-                    pair,
-                    case,
-                    config.seed,
-                    config.data.crop,
-                    config.data.key,
-                    config.protocols,
-                    device if method.method.startswith(WEIGHTS) else None,
-                )
-                name = job.identity(versions[method.method], digests[path])
-                jobs[method.label, scene.name, case] = job, name
-    return _Plan(jobs, cases, scenes)
-
-
-def _importable(extra: str | None) -> None:
-    if extra is not None:
-        try:
-            __import__(extra)
-        except ImportError as error:
-            raise ImportError(f"{extra} is not installed: pip install 'hsidenoise[{extra}]'") from error
-
-
-def _leaks(methods: Sequence[Method], scenes: Sequence[Scene], allow: bool) -> dict[str, tuple[str, ...]]:
-    """Marks of the methods whose weights have seen a scene under test."""
-    marks = {}
-    for method in methods:
-        if not method.method.startswith(WEIGHTS):
-            continue
-        trained, chosen = overlap(method.method.removeprefix(WEIGHTS), [scene_name(scene.name) for scene in scenes])
-        if trained and not allow:
-            raise ValueError(
-                f"{method.method} were trained on {', '.join(trained)}, which the table would test them on; take other "
-                "scenes or weights, or --allow-leaks to show the line marked and unranked"
-            )
-        texts = [f"{_LEAK}: trained on {', '.join(trained)}"] if trained else []
-        if chosen:
-            texts.append(f"chosen by its scores on {', '.join(chosen)}")
-        if texts:
-            marks[method.label] = tuple(texts)
-    return marks
-
-
-def _trained_on(method: str) -> bool:
-    """Whether weights say what they were trained on."""
-    name = method.removeprefix(WEIGHTS)
-    return name.lower().endswith(".onnx") or bool(scenes_seen(read_header(name)))
-
-
-def _marked(label: str, marks: Mapping[str, tuple[str, ...]]) -> str:
-    """A label for the figures."""
-    return f"{label} (LEAK)" if any(mark.startswith(_LEAK) for mark in marks.get(label, ())) else label
-
-
-def _shown(config: TableConfig, plan: _Plan) -> dict[str, str]:
-    """Label -> name of the cell whose cube the figures need."""
-    figure = config.figure
-    if figure is None:
-        return {}
-    names = [scene.name for scene in plan.scenes if figure.case in scene.files]
-    if not names:
-        raise ValueError(f"figure: no scene has the case '{figure.case}'")
-    scene = names[0]
-    if figure.scene is not None:
-        known = {scene_name(name): name for name in names}
-        if scene_name(figure.scene) in known:
-            scene = known[scene_name(figure.scene)]
-        else:
-            warnings.warn(
-                f"figure: no scene '{figure.scene}' of the case '{figure.case}'; it shows {scene}", stacklevel=3
-            )
-    labels = figure.methods or tuple(method.label for method in config.methods)
-    return {label: plan.jobs[label, scene, figure.case][1] for label in labels}
-
-
-def _workers(plan: _Plan, asked: int | None, place: torch.device) -> int:
+def _workers(plan: Plan, asked: int | None, place: torch.device) -> int:
     if asked is not None or place.type == "cuda":
         return asked or 1
-    given = _first(plan)
+    given = first_pair(plan)
     need = _PROCESS + _CUBES * given.clean.nbytes
     free = free_memory(torch.device("cpu"))
     fits = max(1, int(free // need)) if free is not None else 1
     return min(describe_machine().cores, fits)
 
 
-def _first(plan: _Plan) -> Any:
-    job, _ = next(iter(plan.jobs.values()))
-    return read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
-
-
-def _costs(config: TableConfig, plan: _Plan, cells: Path, fresh: bool) -> dict[str, dict[str, Any]]:
+def _costs(config: TableConfig, plan: Plan, cells: Path, fresh: bool) -> dict[str, dict[str, Any]]:
     """Weights and operations of every method; for the plot of efficiency also seconds and memory, measured alone."""
     found: dict[str, dict[str, Any]] = {}
     alone = config.efficiency is not None
@@ -268,7 +140,7 @@ def _costs(config: TableConfig, plan: _Plan, cells: Path, fresh: bool) -> dict[s
     return found
 
 
-def _scores(plan: _Plan, cells: Path, label: str, protocol: str) -> dict[str, tuple[Score, ...]]:
+def _scores(plan: Plan, cells: Path, label: str, protocol: str) -> dict[str, tuple[Score, ...]]:
     found: dict[str, tuple[Score, ...]] = {}
     for case in plan.cases:
         for scene in plan.scenes:
@@ -285,14 +157,14 @@ def _scores(plan: _Plan, cells: Path, label: str, protocol: str) -> dict[str, tu
 
 def _table(
     config: TableConfig,
-    plan: _Plan,
+    plan: Plan,
     cells: Path,
     protocol: str,
     marks: Mapping[str, tuple[str, ...]],
     costs: Mapping[str, Mapping[str, Any]],
     command: str,
 ) -> Table:
-    pixels = _first(plan).clean[0].size
+    pixels = first_pair(plan).clean[0].size
     lines = []
     for method in config.methods:
         per_pixel = costs[method.label]["per_pixel"]
@@ -328,7 +200,7 @@ def _table(
     )
 
 
-def _facts(config: TableConfig, plan: _Plan, protocol: str, command: str) -> tuple[tuple[str, str], ...]:
+def _facts(config: TableConfig, plan: Plan, protocol: str, command: str) -> tuple[tuple[str, str], ...]:
     """The head of the page."""
     data = config.data
     crop = f"centre {data.crop}x{data.crop}" if data.crop else "whole"
@@ -345,7 +217,7 @@ def _facts(config: TableConfig, plan: _Plan, protocol: str, command: str) -> tup
         if method.method.startswith(WEIGHTS):
             options = "".join(f", {key} {value}" for key, value in method.options.items())
             tile = "" if "tile" in method.options else ", tile by default"
-            unknown = "" if _trained_on(method.method) else "; what they were trained on is not known here"
+            unknown = "" if trained_on(method.method) else "; what they were trained on is not known here"
             digest_ = weights_digest(method.method)[:16]
             facts.append((method.label, f"{method.method}, sha256 {digest_}{tile}{options}{unknown}"))
         elif ":" in method.method:
@@ -357,7 +229,7 @@ def _facts(config: TableConfig, plan: _Plan, protocol: str, command: str) -> tup
 
 def _figures(
     config: TableConfig,
-    plan: _Plan,
+    plan: Plan,
     cells: Path,
     folder: Path,
     shown: Mapping[str, str],
@@ -370,7 +242,7 @@ def _figures(
     job = next(job for job, name in plan.jobs.values() if name in chosen)
     given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
     cubes = {label: np.load(cells / f"{name}.npy") for label, name in shown.items()}
-    cubes = {NOISY: given.noisy} | {_marked(label, marks): cube for label, cube in cubes.items() if label != NOISY}
+    cubes = {NOISY: given.noisy} | {marked(label, marks): cube for label, cube in cubes.items() if label != NOISY}
     waves = None if job.pair else read_cube(job.source, key=job.key).wavelengths
     title = f"{config.title}: {job.scene}"
     pages = [folder / "comparison.png", folder / "spectra.png"]
@@ -392,7 +264,7 @@ def _figures(
 
 def _efficiency(
     config: TableConfig,
-    plan: _Plan,
+    plan: Plan,
     cells: Path,
     folder: Path,
     costs: Mapping[str, Mapping[str, Any]],
@@ -400,7 +272,7 @@ def _efficiency(
 ) -> list[Path]:
     """Quality under one noise case against cost, and the numbers of the plot as a table."""
     case = config.efficiency or ""
-    pixels = _first(plan).clean[0].size
+    pixels = first_pair(plan).clean[0].size
     points = []
     for method in config.methods:
         cost = costs[method.label]
@@ -409,7 +281,7 @@ def _efficiency(
             continue
         points.append(
             EfficiencyPoint(
-                _marked(method.label, marks),
+                marked(method.label, marks),
                 mean_and_deviation([score.psnr for score in scores])[0],
                 cost["seconds"],
                 None if cost["per_pixel"] is None else cost["per_pixel"] * pixels / 1e9,

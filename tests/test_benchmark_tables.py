@@ -20,13 +20,14 @@ import yaml
 
 from hsidenoise import cli, corrupt, denoise, evaluate
 from hsidenoise.baselines import run_baseline
-from hsidenoise.benchmark_tables import _leaks, _plan, make_tables
+from hsidenoise.benchmark_tables import make_tables
 from hsidenoise.data.datasets import read_clean, read_split
 from hsidenoise.data.io import write_arrays
 from hsidenoise.data.matfile import write_mat
 from hsidenoise.models import create_model
 from hsidenoise.table_cells import compute
 from hsidenoise.table_config import read_config, with_choice
+from hsidenoise.table_plan import leaks, plan_table
 from hsidenoise.test_sets import published_arrays
 from hsidenoise.weights import save_weights
 
@@ -116,7 +117,7 @@ def without_seconds(name, content):
 def run_here(config, folder, **options):
     """All cells in this process, which is quicker than starting others, then the table of them."""
     (folder / "cells").mkdir(parents=True, exist_ok=True)
-    for job, name in _plan(config, "cpu").jobs.values():
+    for job, name in plan_table(config, "cpu").jobs.values():
         compute(job, str(folder / "cells"), name, keep=True)
     return make_tables(config, folder, device="cpu", **options)
 
@@ -246,7 +247,7 @@ class TestWholeRun:
 
 
 def _marks(config):
-    return _leaks(config.methods, _plan(config, "cpu").scenes, False)
+    return leaks(config.methods, plan_table(config, "cpu").scenes, False)
 
 
 class TestCells:
@@ -297,7 +298,7 @@ class TestCells:
 
 
 def names(config):
-    return {key: name for key, (_, name) in _plan(config, "cpu").jobs.items()}
+    return {key: name for key, (_, name) in plan_table(config, "cpu").jobs.items()}
 
 
 def table_of(folder, method, **other):
