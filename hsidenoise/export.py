@@ -27,7 +27,8 @@ from hsidenoise.models import MODELS
 from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.onnx_network import ESTIMATE_INPUTS, FORMAT, OnnxNetwork
 from hsidenoise.onnx_padding import MULTIPLE, padded, with_padding
-from hsidenoise.weights import DEFAULT_WEIGHTS, load_model, read_header
+from hsidenoise.shipped_weights import DEFAULT_WEIGHTS
+from hsidenoise.weights import load_model, read_header
 
 if TYPE_CHECKING:
     import onnx

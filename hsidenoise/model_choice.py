@@ -9,7 +9,8 @@ from torch import nn
 
 from hsidenoise.device import Precision, find_device, home
 from hsidenoise.onnx_network import OnnxNetwork
-from hsidenoise.weights import DEFAULT_WEIGHTS, load_model
+from hsidenoise.shipped_weights import DEFAULT_WEIGHTS
+from hsidenoise.weights import load_model
 
 
 def choose_model(

@@ -39,8 +39,8 @@ COUNTED = 128
 _NO_PART = (
     "benchmark*", "budget", "callbacks", "checkpoints", "cli*", "compiled_step", "efficiency_figure", "export",
     "figure_file", "figures", "losses", "training_list",
-    "machine", "published", "report", "results", "speed_*", "table*", "task", "throughput", "training", "verbs*",
-    "weights", "weights_file", "__main__", "test_set_maker", "fresh_process", "peak_memory", "operations",
+    "machine", "published", "report", "results", "shipped_weights", "speed_*", "table*", "task", "throughput",
+    "training", "verbs*", "weights", "weights_file", "__main__", "test_set_maker", "fresh_process", "peak_memory", "operations",
 )  # fmt: skip
 
 

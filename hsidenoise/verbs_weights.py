@@ -7,7 +7,8 @@ import json
 
 def weights(options: argparse.Namespace) -> None:
     """List the weights that ship."""
-    from hsidenoise.weights import DEFAULT_WEIGHTS, WEIGHTS, read_header
+    from hsidenoise.shipped_weights import DEFAULT_WEIGHTS, WEIGHTS
+    from hsidenoise.weights import read_header
 
     rows = []
     for item in WEIGHTS.values():

@@ -1,4 +1,4 @@
-"""Weights for use: the table of what ships, and the one file format they are saved in.
+"""Weights for use: the one file format they are saved in, and how a network comes out of it.
 
 A weights file is a safetensors file whose header says which network it belongs to and with which constructor
 arguments, so that a file alone is enough to build the network again and nothing in it can run code. A
@@ -13,7 +13,6 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,139 +24,11 @@ from torch import Tensor, nn
 from hsidenoise.models import create_model
 from hsidenoise.models.hcanet import HCANet
 from hsidenoise.models.released import load_released
+from hsidenoise.shipped_weights import DEFAULT_WEIGHTS, WEIGHTS
 
 FORMAT = "hsidenoise-weights-1"
-SHIPPED = Path(__file__).parent / "shipped"
-DEFAULT_WEIGHTS = "hcanet-bra"
 
 _RESERVED = ("format", "model", "config")
-
-
-@dataclass(frozen=True)
-class ShippedWeights:
-    """One row of the table of shipped weights.
-
-    Attributes:
-        name: What ``--weights`` and :func:`load_model` call it.
-        file: File name in the package's ``shipped`` folder.
-        sha256: Hash of that file, so that a table of results can say which weights it used.
-        model: Network, a name of ``hsidenoise.models.MODELS``.
-        bands: Number of bands that the network takes at once.
-        data: What it was trained on.
-        noise: Noise cases it was trained for.
-        licence: Terms under which the weights may be used.
-        summary: One line for a person who chooses.
-        scores: Noise case -> PSNR in dB, mean over the test scenes named in ``summary`` or in the card.
-    """
-
-    name: str
-    file: str
-    sha256: str
-    model: str
-    bands: int
-    data: str
-    noise: str
-    licence: str
-    summary: str
-    scores: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def path(self) -> Path:
-        """Where the file lies in this installation."""
-        return SHIPPED / self.file
-
-
-_ROWS = (
-    ShippedWeights(
-        name="hcanet-bra",
-        file="hcanet-bra.safetensors",
-        sha256="a3881e96a3b8ce302fa338adb7421d202599832d4ec0c6bde84ce40fddc11537",
-        model="hcanet-bra",
-        bands=31,
-        data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
-        noise="blind: Gaussian of sigma 0-75, non-iid, stripe, deadline, impulse, mixture, T3SC's and MAFNet's cases",
-        licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
-        summary="blind, any of the literature's noise; small enough for a laptop",
-        scores={
-            "gaussian-5": 46.72,
-            "gaussian-30": 38.90,
-            "gaussian-50": 36.76,
-            "gaussian-70": 35.29,
-            "blind": 36.93,
-            "non-iid": 39.25,
-            "stripe": 39.15,
-            "deadline": 38.98,
-            "impulse": 37.93,
-            "mixture": 36.12,
-        },
-    ),
-    ShippedWeights(
-        name="hcanet-bra-small",
-        file="hcanet-bra-small.safetensors",
-        sha256="f67e12c9244e01c1ad7e88dd7d7b1dbe550fec983118393de9528fbd9a8ecb64",
-        model="hcanet-bra",
-        bands=31,
-        data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
-        noise="blind: Gaussian of sigma 0-75, non-iid, stripe, deadline, impulse, mixture, T3SC's and MAFNet's cases",
-        licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
-        summary="blind, a third of the cost; for a first look",
-        scores={
-            "gaussian-5": 45.66,
-            "gaussian-30": 37.82,
-            "gaussian-50": 35.61,
-            "gaussian-70": 34.14,
-            "blind": 35.78,
-            "non-iid": 38.43,
-            "stripe": 38.22,
-            "deadline": 38.15,
-            "impulse": 37.01,
-            "mixture": 34.91,
-        },
-    ),
-    ShippedWeights(
-        name="hcanet-bra-gaussian",
-        file="hcanet-bra-gaussian.safetensors",
-        sha256="e3077e6e9dc31552ba440836e5e0502cd07be0be0d3250a3a316be5d6a27ae6e",
-        model="hcanet-bra",
-        bands=31,
-        data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
-        noise="Gaussian of one unknown sigma, 10-75, fine-tuned from the blind default",
-        licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
-        summary="for noise that is known to be Gaussian and alike in all bands",
-        scores={
-            "gaussian-30": 38.94,
-            "gaussian-50": 36.80,
-            "gaussian-70": 35.34,
-            "blind": 36.96,
-        },
-    ),
-    ShippedWeights(
-        name="hcanet",
-        file="hcanet.safetensors",
-        sha256="cf5541b1f3cf3e70f9ab3e1d6e334e9148cd660c7677593c851836b2489446b7",
-        model="hcanet",
-        bands=31,
-        data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
-        noise="blind: Gaussian of sigma 0-75, non-iid, stripe, deadline, impulse, mixture, T3SC's and MAFNet's cases",
-        licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
-        summary="HCANet as in its paper, 75 minutes on a CPU core: for comparison, not for use",
-        scores={
-            "gaussian-5": 37.41,
-            "gaussian-30": 33.23,
-            "gaussian-50": 31.12,
-            "gaussian-70": 28.52,
-            "blind": 31.28,
-            "non-iid": 31.11,
-            "stripe": 31.00,
-            "deadline": 30.67,
-            "impulse": 28.36,
-            "mixture": 26.56,
-        },
-    ),
-)
-
-#: Every shipped weights file by its name.
-WEIGHTS: dict[str, ShippedWeights] = {row.name: row for row in _ROWS}
 
 
 def save_weights(path: str | Path, model: nn.Module, *, name: str, metadata: Mapping[str, str] | None = None) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from hsidenoise import corrupt, denoise, load_model
 from hsidenoise.onnx_network import OnnxNetwork
-from hsidenoise.weights import DEFAULT_WEIGHTS
+from hsidenoise.shipped_weights import DEFAULT_WEIGHTS
 
 
 def main() -> None:

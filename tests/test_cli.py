@@ -17,7 +17,8 @@ from hsidenoise.cli_options import DEFAULT_WEIGHTS, ENSEMBLES, NORMALIZE, PRECIS
 from hsidenoise.data.pngfolder import save_bands
 from hsidenoise.models import create_model
 from hsidenoise.noise import NOISE_CASES, corrupt
-from hsidenoise.weights import WEIGHTS, save_weights
+from hsidenoise.shipped_weights import WEIGHTS
+from hsidenoise.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data" / "samples" / "superballs.mat"
@@ -101,11 +102,11 @@ class TestStart:
     def test_choices_are_those_of_the_tables(self):
         from typing import get_args
 
-        from hsidenoise import device, ensemble, metrics, normalize, weights
+        from hsidenoise import device, ensemble, metrics, normalize, shipped_weights
 
         assert set(PRECISIONS) == set(get_args(device.Precision))
         assert ensemble.ENSEMBLES == ENSEMBLES
-        assert weights.DEFAULT_WEIGHTS == DEFAULT_WEIGHTS
+        assert shipped_weights.DEFAULT_WEIGHTS == DEFAULT_WEIGHTS
         assert set(PROTOCOLS) == set(metrics.PROTOCOLS)
         assert set(NORMALIZE) == set(normalize.NORMALIZE_MODES)
 

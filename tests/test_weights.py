@@ -9,7 +9,8 @@ import torch
 
 from hsidenoise.models import create_model
 from hsidenoise.noise import corrupt
-from hsidenoise.weights import DEFAULT_WEIGHTS, FORMAT, SHIPPED, WEIGHTS, load_model, read_header, save_weights, sha256
+from hsidenoise.shipped_weights import DEFAULT_WEIGHTS, SHIPPED, WEIGHTS
+from hsidenoise.weights import FORMAT, load_model, read_header, save_weights, sha256
 
 SMALL = {"bands": 7, "dim": 16, "num_blocks": (1, 1, 1)}
 
