@@ -38,9 +38,9 @@ COUNTED = 128
 #: Modules that no score depends on: the command line, training, text and figures. Changing others makes old cells void.
 _NO_PART = (
     "benchmark*", "budget", "callbacks", "checkpoints", "cli*", "compiled_step", "efficiency_figure", "export",
-    "figure_file", "figures", "losses", "training_list",
-    "machine", "published", "report", "results", "shipped_weights", "speed_*", "table*", "task", "throughput",
-    "training", "verbs*", "weights", "weights_file", "__main__", "test_set_maker", "fresh_process", "peak_memory", "operations",
+    "figure_file", "figures", "fresh_process", "losses", "machine", "operations", "peak_memory", "published", "report",
+    "results", "shipped_weights", "speed_*", "table*", "task", "test_set_maker", "throughput", "training",
+    "training_list", "verbs*", "weights", "weights_file", "__main__",
 )  # fmt: skip
 
 
