@@ -37,6 +37,7 @@ class OnnxNetwork(nn.Module):
         bands: Bands that the network takes at once.
         mirrors_bands: Whether it takes fewer as they are.
         passes: Passes that :func:`hsidenoise.denoise` makes with it; 1 in files from before there were more.
+        tile: Side of the tiles that it takes by default, if its weights say so.
         device: Where it runs.
         metadata: What the file says of itself: ``model``, ``config`` (JSON), ``weights`` (JSON), ...
 
@@ -67,6 +68,7 @@ class OnnxNetwork(nn.Module):
         self.bands = int(self.metadata["bands"])
         self.mirrors_bands: bool = json.loads(self.metadata["mirrors_bands"])
         self.passes: int = json.loads(self.metadata.get("passes", "1"))
+        self.tile: int | None = json.loads(self.metadata.get("tile", "null"))
         self._estimates = len(self._session.get_inputs()) > 1
         config = json.loads(self.metadata.get("config", "{}"))
         self._estimate_options = (config.get("wiener_rounds", ROUNDS), config.get("wiener_overlap", OVERLAP))

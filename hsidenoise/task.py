@@ -52,6 +52,9 @@ class DenoisingTask(pl.LightningModule):
         angle_weight: Weight of the spectral angle in the loss.
         second_step_weight: Share of the loss that is taken behind the second step (:mod:`hsidenoise.second_step`), 0 to
             1; above 0, validation scores what that step gives.
+        passes: Passes that :func:`hsidenoise.denoise` shall make with the weights, at least 2, if a share of the loss
+            is taken behind them: 2 is the network and one second step, each more another one. The weights file says so.
+        tile: Side of the tiles that it shall take with them where none is asked for, pixels. None: its own default.
         data_term: ``l1``, ``charbonnier`` or ``mse``.
         channels_last: Whether the network runs on channels-last memory (several times faster on CPUs).
         initial_weights: Weights to start from, as ``hsidenoise.load_model`` takes them. None: random.
@@ -78,6 +81,8 @@ class DenoisingTask(pl.LightningModule):
         data_term: DataTerm = "l1",
         angle_weight: float = 0.0,
         second_step_weight: float = 0.0,
+        passes: int = 2,
+        tile: int | None = None,
         channels_last: bool = True,
         initial_weights: str | None = None,
         compile: CompileWhen = "off",
@@ -89,6 +94,8 @@ class DenoisingTask(pl.LightningModule):
             )
         if not 0 <= second_step_weight <= 1:
             raise ValueError(f"second_step_weight={second_step_weight:g} must be in [0, 1]")
+        if passes < 2 or (tile is not None and tile < 1):
+            raise ValueError(f"passes={passes} must be at least 2, and tile={tile} at least 1")
         self.save_hyperparameters()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         network = self.create_network()
@@ -118,6 +125,12 @@ class DenoisingTask(pl.LightningModule):
         """
         denoised: Tensor = self.network(noisy.to(memory_format=self.memory_format))
         return denoised.float()
+
+    def _behind(self, noisy: Tensor, denoised: Tensor) -> Tensor:
+        """What all passes make of the network's answer."""
+        for _ in range(self.hparams["passes"] - 1):
+            denoised = second_step_batch(noisy, denoised)
+        return denoised
 
     def on_train_start(self) -> None:
         """Let the run's own options hold: a checkpoint restores those that it was made with."""
@@ -156,7 +169,7 @@ class DenoisingTask(pl.LightningModule):
             with torch.autocast(denoised.device.type, enabled=False):
                 loss: Tensor = self.loss(denoised.float(), clean)
                 if share:
-                    again: Tensor = self.loss(second_step_batch(noisy, denoised), clean)
+                    again: Tensor = self.loss(self._behind(noisy, denoised), clean)
                     loss = torch.lerp(loss, again, share)
             return loss
 
@@ -219,7 +232,7 @@ class DenoisingTask(pl.LightningModule):
         denoised: Tensor = self(batch["noisy"])
         with torch.autocast(denoised.device.type, enabled=False):
             if self.hparams["second_step_weight"]:
-                denoised = second_step_batch(batch["noisy"], denoised)
+                denoised = self._behind(batch["noisy"], denoised)
             scores = evaluate_batch(denoised, batch["clean"])
         for i, case in enumerate(batch["case"]):
             weight = float(batch["weight"][i])

@@ -109,8 +109,9 @@ def load_model(source: str | Path = DEFAULT_WEIGHTS, *, device: torch.device | s
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     _check_state(model, state, path)
     model.load_state_dict(state)
-    if "tile" in header:  # the size at which these weights are fast and good: denoise() takes it by default
-        model.tile = int(header["tile"])  # type: ignore[assignment]
+    for name in ("tile", "passes"):  # with which these weights are fast and good: denoise() takes them by default
+        if name in header:
+            setattr(model, name, int(header[name]))
     return model.to(device or "cpu").eval()
 
 

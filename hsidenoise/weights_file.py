@@ -113,9 +113,11 @@ class WeightsFile(pl.Callback):
             key: json.dumps(sorted({*json.loads(described.get(key, "[]")), *json.loads(origin.get(key, "[]"))}))
             for key in (TRAINING_SCENES, VALIDATION_SCENES)
         }
+        wishes = {"tile": options.get("tile"), "passes": options.get("second_step_weight") and options.get("passes")}
         return {
             **described,
             **origin,
+            **{key: str(value) for key, value in wishes.items() if value},
             **scenes,
             "seed": "unknown" if self.seed is None else str(self.seed),
             "steps": str(trainer.global_step),

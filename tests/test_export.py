@@ -37,7 +37,9 @@ def small(name: str, **config: object) -> nn.Module:
 
 def exported(network: nn.Module, name: str, folder: Path) -> tuple[nn.Module, Path, str]:
     """By the command, in a process of its own: tracing cannot see through the annotation checks of this one."""
-    save_weights(folder / "weights.safetensors", network, name=name, metadata={"seed": "0"})
+    network.tile, network.passes = 48, 3
+    wishes = {"tile": "48", "passes": "3"}
+    save_weights(folder / "weights.safetensors", network, name=name, metadata={"seed": "0", **wishes})
     printed = export("--weights", folder / "weights.safetensors", "-o", folder / "network.onnx")
     return network, folder / "network.onnx", printed
 
@@ -120,6 +122,7 @@ def test_the_file_says_what_it_is(wiener):
     assert facts["version"] == __version__
     assert "spectral_wiener" in facts["inputs"]
     assert json.loads(facts["weights"])["seed"] == "0"
+    assert (OnnxNetwork(path).tile, OnnxNetwork(path).passes) == (network.tile, network.passes)
 
 
 def test_the_file_needs_nothing_of_this_package(wiener):

@@ -297,8 +297,11 @@ def test_initial_weights_are_where_the_run_starts(root, tmp_path):
     task = DenoisingTask(bands=6, model_config=config, initial_weights=str(weights))
     assert all(torch.equal(task.network.state_dict()[name], value) for name, value in load_file(weights).items())
     initial = ("--model.initial_weights", str(weights), "--seed_everything", "7")
-    main(arguments(root, tmp_path / "second", "--trainer.max_steps", "1", *initial))
+    assert not {"tile", "passes"} & set(read_header(weights))
+    wishes = ("--model.second_step_weight", "0.5", "--model.passes", "3", "--model.tile", "160")
+    main(arguments(root, tmp_path / "second", "--trainer.max_steps", "1", *initial, *wishes))
     header = read_header(tmp_path / "second" / "weights.safetensors")
+    assert (header["passes"], header["tile"], header["loss_behind_second_step"]) == ("3", "160", "0.5")
     assert header["initial_weights"] == str(weights)
     assert header["initial_weights_sha256"] == sha256(weights)
     assert header["steps_before"] == read_header(weights)["steps"]
@@ -589,5 +592,13 @@ def test_the_loss_behind_the_second_step(rng):
     task.on_validation_epoch_start()
     with torch.no_grad():
         torch.testing.assert_close(task.validation_step(batch, 0), again.detach())
+    task.hparams["passes"] = 3
+    loss = task.training_step(batch, 0)
+    third = second_step_batch(noisy, second_step_batch(noisy, task(noisy)))
+    torch.testing.assert_close(loss, 0.75 * task.loss(alone, clean) + 0.25 * task.loss(third, clean))
+    with torch.no_grad():
+        torch.testing.assert_close(task.validation_step(batch, 0), third.detach())
     with pytest.raises(ValueError, match=r"second_step_weight=1\.5 must be in \[0, 1\]"):
         DenoisingTask(second_step_weight=1.5)
+    with pytest.raises(ValueError, match=r"passes=1 must be at least 2, and tile=None at least 1"):
+        DenoisingTask(passes=1)

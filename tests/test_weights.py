@@ -3,10 +3,12 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+from hsidenoise.inference import denoise
 from hsidenoise.models import create_model
 from hsidenoise.noise import corrupt
 from hsidenoise.shipped_weights import DEFAULT_WEIGHTS, SHIPPED, WEIGHTS
@@ -42,6 +44,18 @@ def test_a_loaded_network_computes_the_same(file, network):
         assert torch.equal(loaded(noisy), network(noisy))
     assert not loaded.training
     assert loaded.bands == 7
+
+
+def test_weights_say_which_tiles_and_how_many_passes_suit_them(file):
+    noisy = np.random.default_rng(0).random((7, 56, 56), dtype=np.float32)
+    usual = load_model(file)
+    assert (getattr(usual, "tile", None), usual.passes) == (None, 2)
+    rewrite(file, tile="32", passes="3")
+    asking = load_model(file)
+    assert (asking.tile, asking.passes) == (32, 3)
+    answer = denoise(noisy, asking)
+    assert np.array_equal(answer, denoise(noisy, usual, tile=32, passes=3))
+    assert not np.array_equal(answer, denoise(noisy, usual, passes=3))
 
 
 def test_header_says_what_it_is(file, network):
