@@ -144,8 +144,11 @@ def fit_scaling(cube: Real[np.ndarray, "bands height width"], mode: str = "auto"
 
     # float16 would interpolate between its own coarse steps
     values = cube.astype(np.float32) if cube.dtype == np.float16 else cube
+    # sorted first: NumPy sorts with vector instructions, several times faster than it selects ten values out of order
+    ordered = np.sort(values, axis=None)
     low, first, median, last, high = (
-        float(value) for value in np.percentile(values, (PERCENTILES[0], 1, 50, 99, PERCENTILES[1]))
+        float(value)
+        for value in np.percentile(ordered, (PERCENTILES[0], 1, 50, 99, PERCENTILES[1]), overwrite_input=True)
     )
     why = "as asked"
     if mode == "auto":
