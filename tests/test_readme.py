@@ -1,5 +1,6 @@
 """Every command and the Python example of README.md run, in the order in which they stand there."""
 
+import csv
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import pytest
 from hsidenoise.data.datasets import read_split
 from hsidenoise.data.io import write_arrays
 from hsidenoise.models import create_model
+from hsidenoise.shipped_weights import WEIGHTS
 from hsidenoise.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +96,25 @@ def test_tables_are_those_of_the_command(name):
     shown = re.findall(rf"<!-- data/benchmarks/{name}/table.md -->\n\n((?:\|.*\n)+)", README)
     for row in "".join(shown).splitlines():
         assert row in page
+
+
+def test_the_scores_of_all_weights_are_those_of_the_command():
+    (files, block) = re.search(r"<!-- ((?:data/\S+\.csv ?)+)-->\n\n((?:\|.*\n)+)", README).groups()
+    scores = {}
+    for file in files.split():
+        with (ROOT / file).open(newline="", encoding="utf-8") as table:
+            for row in csv.DictReader(table):
+                values = (float(row["psnr"]), float(row["ssim"]), float(row["sam"]))
+                scores[row["method"], row["case"]] = "{:.2f} / {:.3f} / {:.3f}".format(*values)
+    labels = {"hcanet": "HCANet", "noisy": "noisy"} | {
+        name: name.replace("hcanet-bra", "HCANet-BRA").replace("-BRA-", "-BRA ") for name in WEIGHTS if name != "hcanet"
+    }
+    (_, *names), _, *rows = ([cell.strip(" `") for cell in line.split("|")[1:-1]] for line in block.splitlines())
+    assert set(names) == set(labels)
+    assert {case for case, *_ in rows} == {case for _, case in scores}
+    for case, *cells in rows:
+        for name, cell in zip(names, cells, strict=True):
+            assert cell == scores.get((labels[name], case), ""), (name, case)
 
 
 @pytest.mark.slow
