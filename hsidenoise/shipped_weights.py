@@ -111,13 +111,13 @@ _ROWS = (
     ShippedWeights(
         name="hcanet",
         file="hcanet.safetensors",
-        sha256="cf5541b1f3cf3e70f9ab3e1d6e334e9148cd660c7677593c851836b2489446b7",
+        sha256="c309715af35c1a6da4b2ce7a0f126c38327de0f6ccfd25e8e8452eb886d8706f",
         model="hcanet",
         bands=31,
         data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
         noise="blind: Gaussian of sigma 0-75, non-iid, stripe, deadline, impulse, mixture, T3SC's and MAFNet's cases",
         licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
-        summary="HCANet as in its paper, 75 minutes on a CPU core: for comparison, not for use",
+        summary="HCANet as in its paper, 173 minutes on a CPU core: for comparison, not for use",
         scores={
             "gaussian-5": 37.41,
             "gaussian-30": 33.23,
