@@ -21,7 +21,7 @@ from hsidenoise.data.synthetic import Batch
 from hsidenoise.losses import DataTerm, DenoisingLoss, Form
 from hsidenoise.metrics import evaluate_batch
 from hsidenoise.models import create_model
-from hsidenoise.second_step import second_step_batch
+from hsidenoise.second_step import second_step_batch, strides
 from hsidenoise.weights import start_from
 
 METRICS = ("psnr", "ssim", "sam")
@@ -128,8 +128,8 @@ class DenoisingTask(pl.LightningModule):
 
     def _behind(self, noisy: Tensor, denoised: Tensor) -> Tensor:
         """What all passes make of the network's answer."""
-        for _ in range(self.hparams["passes"] - 1):
-            denoised = second_step_batch(noisy, denoised)
+        for stride in strides(self.hparams["passes"] - 1):
+            denoised = second_step_batch(noisy, denoised, stride=stride)
         return denoised
 
     def on_train_start(self) -> None:
