@@ -77,7 +77,7 @@ _ROWS = (
         data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
         noise="blind: Gaussian of sigma 0-75, non-iid, stripe, deadline, impulse, mixture, T3SC's and MAFNet's cases",
         licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
-        summary="blind, a third of the time or less, a decibel less; for a laptop or a first look",
+        summary="blind, a third of the time or less for about 0.6 dB; for a laptop or a first look",
         scores={
             "gaussian-5": 46.07,
             "gaussian-30": 38.34,
