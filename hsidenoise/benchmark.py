@@ -23,7 +23,7 @@ def speed(options: argparse.Namespace) -> None:
     """
     from hsidenoise.benchmark_speed import JOBS, plan, run
     from hsidenoise.device import find_device
-    from hsidenoise.results import commit, write_files
+    from hsidenoise.files import check_target, commit, write_text
     from hsidenoise.speed_table import bars, to_csv, to_markdown
 
     find_device(options.device)  # refused before anything is measured
@@ -32,6 +32,7 @@ def speed(options: argparse.Namespace) -> None:
         raise ValueError("nothing to measure: these networks have none of these variants in these jobs")
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
+    check_target(folder / "speed.csv")
     done = run(
         groups,
         threads=options.threads,
@@ -47,7 +48,8 @@ def speed(options: argparse.Namespace) -> None:
         commit=commit(),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
-    write_files(folder, {"speed.csv": to_csv(done.rows), "speed.md": page})
+    write_text(folder / "speed.csv", to_csv(done.rows))
+    write_text(folder / "speed.md", page)
     for line in bars(done.rows):
         print(line)
     print(f"wrote    {folder / 'speed.csv'} and {folder / 'speed.md'}")

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from hsidenoise.baselines import BASELINES
 from hsidenoise.data.io import read_cube
 from hsidenoise.device import find_device
+from hsidenoise.files import check_target, commit, write_text
 from hsidenoise.fresh_process import run_module
 from hsidenoise.machine import describe_machine
 from hsidenoise.memory import free_memory
 from hsidenoise.published import published_lines
-from hsidenoise.results import commit, write_files
 from hsidenoise.table_cells import (
     COUNTED,
     code_version,
@@ -86,6 +86,8 @@ def make_tables(
     marks = leaks(config.methods, plan.scenes, allow_leaks)
     cells = folder / "cells"
     cells.mkdir(parents=True, exist_ok=True)
+    for place_of in (folder / "scenes.csv", cells / "cell.json"):
+        check_target(place_of)  # before the hours, not after
     shown = shown_cells(config, plan)
     jobs = list(plan.jobs.values())
     run_cells(jobs, cells, set(shown.values()), fresh=fresh, workers=_workers(plan, workers, place))
@@ -97,7 +99,8 @@ def make_tables(
         stem = "table" if len(tables) == 1 else f"table_{protocol}"
         texts |= {f"{stem}.md": to_markdown(table), f"{stem}.csv": to_csv(table), f"{stem}.tex": to_latex(table)}
         texts["scenes.csv" if len(tables) == 1 else f"scenes_{protocol}.csv"] = scenes_csv(table)
-    write_files(folder, texts)
+    for name, text in texts.items():
+        write_text(folder / name, text)
     if config.efficiency is not None:
         files += _efficiency(config, plan, cells, folder, costs, marks)
     return [folder / name for name in texts] + files
@@ -135,7 +138,7 @@ def _costs(config: TableConfig, plan: Plan, cells: Path, fresh: bool) -> dict[st
                     raise ValueError(f"{job.method} on {job.scene}, {job.case}: {error}") from error
                 cost |= json.loads(result.read_text(encoding="utf-8"))
         if cost != kept:
-            write_files(cells, {f"cost-{name}.json": json.dumps(cost) + "\n"})
+            write_text(cells / f"cost-{name}.json", json.dumps(cost) + "\n")
         found[method.label] = cost
     return found
 
@@ -289,7 +292,7 @@ def _efficiency(
                 cost["memory_mb"],
             )
         )
-    write_files(folder, {"efficiency.csv": _points_csv(points)})
+    write_text(folder / "efficiency.csv", _points_csv(points))
     efficiency(folder / "efficiency.png", points, title=f"{config.title}: {case}, one thread")
     return [folder / "efficiency.csv", folder / "efficiency.png"]
 

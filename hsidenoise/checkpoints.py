@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hsidenoise.data.synthetic import Batch
+from hsidenoise.files import replacing
 
 LAST = "last.ckpt"
 BEST = "val/psnr"  # what the best checkpoint and the weights file are chosen by
@@ -50,17 +51,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # one name: what a kill leaves behind, the next checkpoint writes over
-        temporary = path.with_name(f".{path.name}.part")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console without the letters of a name shows their codes
     with _plain_warnings():
         try:
             status = _run(arguments)
@@ -41,15 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
             return status
         except BrokenPipeError:
-            # The reader (`| head`) has gone. Python would complain once more when it flushes stdout at exit.
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _print_no_more()
             return 141
         except KeyboardInterrupt:
-            print("hsidenoise: interrupted; nothing half-written was left behind", file=sys.stderr)
+            _complain("interrupted; nothing half-written was left behind")
             return 130
         except (ValueError, OSError, ImportError) as error:
-            print(f"hsidenoise: error: {_one_line(error)}", file=sys.stderr)
+            _complain(f"error: {_one_line(error)}")
             return 2
 
 
@@ -61,10 +63,47 @@ def _run(arguments: list[str]) -> int:
             train(arguments[1:])
         else:
             options = make_parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
-            getattr(importlib.import_module(options.module), options.verb)(options)
+            with _printed_at_the_end(needed=options.answers):
+                getattr(importlib.import_module(options.module), options.verb)(options)
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong argument
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+@contextlib.contextmanager
+def _printed_at_the_end(*, needed: bool) -> Iterator[None]:
+    """Keep what a verb prints until its job is done: a console that fails must not end it half-way.
+
+    Args:
+        needed: Whether the print is the job. If not, a job whose report cannot be printed is done all the same.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            print(said.getvalue(), end="", flush=True)
+        raise
+    try:
+        print(said.getvalue(), end="", flush=True)
+    except OSError as error:
+        _print_no_more()
+        if needed:
+            raise
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"warning: done, but the report could not be printed ({error.strerror})")
+
+
+def _print_no_more() -> None:
+    """The reader (`| head`) has gone. Python would complain once more when it flushes stdout at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(f"hsidenoise: {text}", file=sys.stderr)
 
 
 def _one_line(error: BaseException) -> str:
@@ -85,7 +124,7 @@ def _plain_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        print(f"hsidenoise: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        _complain(f"warning: {' '.join(str(message).split())}")
 
     before = warnings.showwarning
     warnings.showwarning = show

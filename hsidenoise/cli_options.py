@@ -39,6 +39,12 @@ class _ListNoise(argparse.Action):
         parser.exit(0)
 
 
+def _path(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name; give that of a file or folder, or leave the option out")
+    return text
+
+
 def _size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
@@ -91,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     def verb(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
-        sub.set_defaults(module="hsidenoise.verbs", verb=name)
+        sub.set_defaults(module="hsidenoise.verbs", verb=name, answers=name in ("inspect", "evaluate", "weights"))
         return sub
 
     def reading(sub: argparse.ArgumentParser, prefix: str = "", cube: str = "cube") -> None:
@@ -110,11 +116,14 @@ def make_parser() -> argparse.ArgumentParser:
         "denoise a cube",
         "The output has the same variable name, axis order and dtype, and every other variable of the file.",
     )
-    sub.add_argument("noisy", help=".mat file (v5 or v7.3), or a folder of one PNG per band")
-    sub.add_argument("-o", "--output", metavar="FILE", help="output; <noisy>_denoised.mat beside the input if absent")
+    sub.add_argument("noisy", type=_path, help=".mat file (v5 or v7.3), or a folder of one PNG per band")
+    sub.add_argument(
+        "-o", "--output", type=_path, metavar="FILE", help="output; <noisy>_denoised.mat beside the input if absent"
+    )
     reading(sub)
     sub.add_argument(
         "--weights",
+        type=_path,
         metavar="NAME|FILE",
         help="shipped weights (see `hsidenoise weights`), a weights file, or an .onnx file of `hsidenoise export`",
     )
@@ -156,13 +165,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="1: the network alone; each further pass takes the result as the pilot of a Wiener filter of the noisy "
         "cube (default: what the network asks for, 2 for HCANet-BRA)",
     )
-    sub.add_argument("--picture", metavar="FILE.png", help="also draw a before/after page")
+    sub.add_argument("--picture", type=_path, metavar="FILE.png", help="also draw a before/after page")
     sub.add_argument(
         "--band", type=_natural, metavar="N", help="band shown on that picture, 0-based; the noisiest if absent"
     )
 
     sub = verb("inspect", "say what a file holds and how it would be read")
-    sub.add_argument("cube", help=".mat file or folder of PNG")
+    sub.add_argument("cube", type=_path, help=".mat file or folder of PNG")
     reading(sub)
     sub.add_argument("--json", action="store_true", help="print JSON")
 
@@ -172,8 +181,8 @@ def make_parser() -> argparse.ArgumentParser:
         "Writes `input`, `gt` and `sigma` as the published ICVL test sets do: the clean cube scaled to [0, 1] by its "
         "own minimum and maximum, the noise not clipped.",
     )
-    sub.add_argument("clean", help=".mat file or folder of PNG")
-    sub.add_argument("noisy", help=".mat file to write")
+    sub.add_argument("clean", type=_path, help=".mat file or folder of PNG")
+    sub.add_argument("noisy", type=_path, help=".mat file to write")
     sub.add_argument("--noise", required=True, metavar="CASE", help="noise case; `hsidenoise corrupt --list` shows all")
     sub.add_argument("--seed", type=_natural, default=0, metavar="N", help="seed of the noise (default: 0)")
     sub.add_argument("--crop", type=_count, metavar="N", help="take the centre N x N pixels first")
@@ -188,8 +197,10 @@ def make_parser() -> argparse.ArgumentParser:
         "equal to what `corrupt` writes. Started again after an interruption, it goes on where it stopped.",
     )
     sub.set_defaults(module="hsidenoise.verbs_test_set", verb="make_testset")
-    sub.add_argument("source", metavar="SOURCE", help="folder of clean cubes (.mat files or folders of PNG)")
-    sub.add_argument("target", metavar="TARGET", help="folder to write to; made if missing")
+    sub.add_argument(
+        "source", type=_path, metavar="SOURCE", help="folder of clean cubes (.mat files or folders of PNG)"
+    )
+    sub.add_argument("target", type=_path, metavar="TARGET", help="folder to write to; made if missing")
     sub.add_argument(
         "--cases", nargs="+", metavar="CASE", help="noise cases, as of `corrupt --list`; the published nine if absent"
     )
@@ -215,8 +226,12 @@ def make_parser() -> argparse.ArgumentParser:
         "Of files that `corrupt` wrote, `input` is read on the denoised and `gt` on the clean side. Clean values that "
         "are not floats in [0, 1] are brought there by their range, and the denoised ones by the same scale.",
     )
-    sub.add_argument("denoised", help=".mat file or folder of PNG; also a noisy cube, to know where it started")
-    sub.add_argument("clean", help=".mat file or folder of PNG; may be the same file, if that is of `corrupt`")
+    sub.add_argument(
+        "denoised", type=_path, help=".mat file or folder of PNG; also a noisy cube, to know where it started"
+    )
+    sub.add_argument(
+        "clean", type=_path, help=".mat file or folder of PNG; may be the same file, if that is of `corrupt`"
+    )
     sub.add_argument("--protocol", choices=PROTOCOLS, default="standard", help="whose metrics (default: standard)")
     reading(sub, cube="denoised cube")
     reading(sub, "clean-", "clean cube")
@@ -230,8 +245,10 @@ def make_parser() -> argparse.ArgumentParser:
         "kept below --out, so that a run that was stopped goes on.",
     )
     sub.set_defaults(module="hsidenoise.benchmark", verb="tables")
-    sub.add_argument("--config", metavar="FILE.yaml", help="table to make: configs/tables/*.yaml, or one of your own")
-    sub.add_argument("--data.root", dest="root", metavar="FOLDER", help="folder of the cubes")
+    sub.add_argument(
+        "--config", type=_path, metavar="FILE.yaml", help="table to make: configs/tables/*.yaml, or one of your own"
+    )
+    sub.add_argument("--data.root", dest="root", type=_path, metavar="FOLDER", help="folder of the cubes")
     sub.add_argument(
         "--methods",
         nargs="+",
@@ -243,7 +260,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--protocol", dest="protocols", nargs="+", choices=PROTOCOLS, metavar="NAME", help=_among(PROTOCOLS)
     )
     sub.add_argument("--seed", type=_natural, metavar="N", help="seed of the noise")
-    sub.add_argument("--out", default="results", metavar="FOLDER", help="where to write (default: results)")
+    sub.add_argument("--out", type=_path, default="results", metavar="FOLDER", help="where to write (default: results)")
     sub.add_argument("--workers", type=_count, metavar="N", help="processes at a time; by cores and memory if absent")
     sub.add_argument("--device", metavar="cpu|cuda", help="where networks compute; a GPU if there is one")
     sub.add_argument(
@@ -285,7 +302,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="seconds after which a cell is given up (default: 900)",
     )
-    sub.add_argument("--out", default="results/speed", metavar="FOLDER", help="where to write (default: results/speed)")
+    sub.add_argument(
+        "--out", type=_path, default="results/speed", metavar="FOLDER", help="where to write (default: results/speed)"
+    )
 
     # `train` never reaches argparse (see main): LightningCLI has its own options and its own --help.
     verbs.add_parser("train", add_help=False, help="train a network (LightningCLI over one YAML per run)")
@@ -303,10 +322,11 @@ def make_parser() -> argparse.ArgumentParser:
     sub.set_defaults(module="hsidenoise.verbs_weights")
     sub.add_argument(
         "--weights",
+        type=_path,
         default=DEFAULT_WEIGHTS,
         metavar="NAME|FILE",
         help=f"shipped weights or a weights file (default: {DEFAULT_WEIGHTS})",
     )
-    sub.add_argument("-o", "--output", required=True, metavar="FILE.onnx", help="file to write")
+    sub.add_argument("-o", "--output", type=_path, required=True, metavar="FILE.onnx", help="file to write")
     sub.add_argument("--opset", type=_count, metavar="N", help="ONNX operator set, 18 or later (default: 20)")
     return parser

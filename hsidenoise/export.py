@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hsidenoise.data.io import check_target
 from hsidenoise.device import in_use
+from hsidenoise.files import check_target, replacing
 from hsidenoise.models import MODELS
 from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.onnx_network import ESTIMATE_INPUTS, FORMAT, OnnxNetwork
@@ -103,13 +101,13 @@ def export_onnx(
         raise ValueError(f"{target}: an ONNX file is called .onnx; name it so")
     if opset < 18:
         raise ValueError(f"operator set {opset} has no layer norm for images; choose 18 or later ({OPSET} is usual)")
+    network, name, header = _network(model)
     check_target(target)
     _check_installed()
-    network, name, header = _network(model)
     with in_use(network, torch.device("cpu")), torch.no_grad():
         proto = with_padding(_trace(network, opset), opset)
         _describe(proto, network, name, header)
-        with _appearing(target) as temporary:
+        with replacing(target) as temporary:
             temporary.write_bytes(proto.SerializeToString())
             error, checked = _compare(network, temporary)
             if not error <= TOLERANCE:
@@ -251,17 +249,6 @@ def _compare(network: nn.Module, path: Path) -> tuple[float, tuple[tuple[int, in
         error = max(error, float((found - wanted).abs().max() / wanted.abs().max()))
         checked.append((batch, bands, height, width))
     return error, tuple(checked)
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A file beside the target that takes its name at the end, or vanishes."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield temporary
-        os.replace(temporary, target)  # noqa: PTH105 - the same, said once
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

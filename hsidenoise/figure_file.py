@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hsidenoise.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SILENT = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate")}
+_SILENT = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate"), "svg": ("Creator", "Date")}
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -18,15 +18,16 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
     Args:
         figure: What to write.
-        path: Picture; its ending says the format, ``.png`` or ``.pdf``. An old one is replaced at the end, at once.
+        path: Picture; its ending says the format, ``.png``, ``.pdf`` or ``.svg``. It appears whole or not at all.
 
     Raises:
         ValueError: If the ending is another one.
         OSError: If the picture cannot be written.
 
     Example:
+        >>> from tempfile import TemporaryDirectory
         >>> from matplotlib.figure import Figure
-        >>> with tempfile.TemporaryDirectory() as folder:
+        >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder, "empty.png")
         ...     save_figure(Figure(figsize=(1, 1)), path)
         ...     b"Software" in path.read_bytes()
@@ -35,13 +36,6 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     ending = path.suffix.lstrip(".").lower()
     if ending not in _SILENT:
-        raise ValueError(f"{path}: a figure of a table is a .png or a .pdf")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    try:
+        raise ValueError(f"{path}: not a picture format; name it .png, .pdf or .svg")
+    with replacing(path) as temporary:
         figure.savefig(temporary, format=ending, metadata=dict.fromkeys(_SILENT[ending]))
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -227,14 +227,17 @@ def denoise_file(
         ValueError: As :func:`denoise` and :func:`hsidenoise.read_cube`, or if the target is the source.
         OSError: If the source cannot be read or the target cannot be written.
     """
-    from hsidenoise.data.io import check_target, read_cube, write_cube
+    from hsidenoise.data.io import check_cube_target, read_cube, write_cube
+    from hsidenoise.files import check_source, check_target
 
     options = _Options(tile, overlap, batch, normalize, device, precision, compile, ensemble, join, passes, progress)
-    source, target = Path(source), Path(target)
-    if source.exists() and target.exists() and source.samefile(target):
-        raise ValueError(f"{target} is the noisy file itself and would be lost; choose another output name")
+    check_source(source)  # first: where both are wrong, the input is what is meant
     check_target(target)
+    source, target = Path(source), Path(target)
+    if target.exists() and source.samefile(target):
+        raise ValueError(f"{target} is the noisy file itself and would be lost; choose another output name")
     cube = read_cube(source, key=key, axes=axes, size=size)
+    check_cube_target(target, cube)
     start = time.perf_counter()
     run = _denoise(_as_cube(cube.values), model, options)
     seconds = time.perf_counter() - start

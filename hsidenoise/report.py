@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from hsidenoise import figures
+from hsidenoise.figure_file import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +62,7 @@ def before_after(
         raise ValueError(f"picture: there is no band {band}; the cube has bands 0 to {len(noisy) - 1}")
     shown = figures.noisiest_band(noisy, denoised) if band is None else band
     figure = _page(noisy, denoised, clean, wavelengths, shown)
-    _save(figure, Path(path))
+    save_figure(figure, path)
 
 
 def _page(
@@ -133,19 +132,3 @@ def _title(name: str, score: np.ndarray | None) -> str:
 def _limits(band: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(band, [0.5, 99.5])
     return float(low), float(high) if high > low else float(low) + 1.0
-
-
-def _save(figure: Figure, path: Path) -> None:
-    ending = path.suffix.lstrip(".").lower()
-    known = figure.canvas.get_supported_filetypes()
-    if ending not in known:
-        raise ValueError(f"{path}: not a picture format; name it .png, .pdf or .svg")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    try:
-        figure.savefig(temporary, format=ending)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

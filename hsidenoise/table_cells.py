@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -22,13 +21,13 @@ from jaxtyping import Float32
 from hsidenoise.baselines import find_method, run_baseline
 from hsidenoise.data.datasets import read_clean
 from hsidenoise.device import find_device
+from hsidenoise.files import replacing, sha256, write_text
 from hsidenoise.inference import denoise
 from hsidenoise.metrics import evaluate
 from hsidenoise.model_choice import choose_model
 from hsidenoise.noise import corrupt
 from hsidenoise.operations import count_operations
 from hsidenoise.peak_memory import PeakMemory
-from hsidenoise.results import write_files
 from hsidenoise.table_config import WEIGHTS
 from hsidenoise.test_sets import read_pair
 
@@ -39,7 +38,7 @@ COUNTED = 128
 _NO_PART = (
     "benchmark*", "budget", "callbacks", "checkpoints", "cli*", "compiled_step", "efficiency_figure", "export",
     "figure_file", "figures", "fresh_process", "losses", "machine", "operations", "peak_memory", "published", "report",
-    "results", "shipped_weights", "speed_*", "table*", "task", "test_set_maker", "throughput", "training",
+    "files", "shipped_weights", "speed_*", "table*", "task", "test_set_maker", "throughput", "training",
     "training_list", "verbs*", "weights", "weights_file", "__main__",
 )  # fmt: skip
 
@@ -87,7 +86,7 @@ class Job:
 
         Args:
             version: :func:`version_of` the method.
-            data: :func:`digest` of the source.
+            data: :func:`hsidenoise.files.sha256` of the source.
         """
         facts = dataclasses.asdict(self) | {"version": version, "data": data}
         del facts["source"]  # the same file elsewhere is the same
@@ -125,14 +124,10 @@ def compute(job: Job, folder: str, name: str, keep: bool = False) -> None:
         reason = " ".join(str(error).split()) or "no reason given"
         raise ValueError(f"{job.method} on {job.scene}, {job.case}: {type(error).__name__}: {reason}") from error
     if keep:
-        temporary = Path(folder, f".{name}.{os.getpid()}.npy")
-        try:
-            np.save(temporary, denoised)
-            temporary.replace(Path(folder, f"{name}.npy"))
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(Path(folder, f"{name}.npy")) as temporary, temporary.open("wb") as file:
+            np.save(file, denoised)
     cell = {"scores": scores, "seconds": seconds, "method": job.method, "scene": job.scene, "case": job.case}
-    write_files(Path(folder), {f"{name}.json": json.dumps(cell, indent=1) + "\n"})
+    write_text(Path(folder, f"{name}.json"), json.dumps(cell, indent=1) + "\n")
 
 
 @lru_cache(maxsize=1)
@@ -184,15 +179,15 @@ def version_of(method: str) -> str:
         return code_version(networks=False)
     module = sys.modules[function.name.partition(":")[0]]
     file = getattr(module, "__file__", None)
-    return f"{code_version()} {digest(file) if file else module.__name__}"
+    return f"{code_version()} {sha256(file) if file else module.__name__}"
 
 
 def weights_digest(method: str) -> str:
     """SHA-256 of the weights file of a method ``weights:NAME|FILE``."""
-    from hsidenoise.weights import sha256
+    from hsidenoise import weights
 
     name = method.removeprefix(WEIGHTS)
-    return digest(name) if name.lower().endswith(".onnx") else sha256(name)
+    return sha256(name) if name.lower().endswith(".onnx") else weights.sha256(name)
 
 
 @cache
@@ -209,30 +204,6 @@ def code_version(*, networks: bool = True) -> str:
         name = path.relative_to(package).as_posix()
         if not any(fnmatchcase(name, f"{pattern}.py") for pattern in without):
             total.update(name.encode() + b"\0" + path.read_bytes())
-    return total.hexdigest()
-
-
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file, or of all files of a folder with their names.
-
-    Args:
-        path: File or folder.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "a.txt").write_text("hello")
-        ...     digest(Path(folder, "a.txt"))[:8]
-        '2cf24dba'
-    """
-    path = Path(path)
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    total = hashlib.sha256()
-    for each in sorted(path.rglob("*")):
-        if each.is_file():
-            total.update(each.relative_to(path).as_posix().encode() + b"\0" + digest(each).encode())
     return total.hexdigest()
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from hsidenoise.baselines import find_method
 from hsidenoise.data.datasets import scene_name
+from hsidenoise.files import sha256
 from hsidenoise.noise import noise_case
 from hsidenoise.published import published_lines
-from hsidenoise.table_cells import Given, Job, digest, read_given, version_of
+from hsidenoise.table_cells import Given, Job, read_given, version_of
 from hsidenoise.table_config import TEST_SET, WEIGHTS, Method, TableConfig
 from hsidenoise.table_data import NOISY
 from hsidenoise.table_scenes import Scene, find_table_scenes
@@ -62,7 +63,7 @@ def plan_table(config: TableConfig, device: str) -> Plan:
     if config.published:
         published_lines(config.published, cases=cases)  # for its errors
     versions = {method.method: version_of(method.method) for method in config.methods}
-    digests = {path: digest(path) for scene in scenes for path in scene.files.values()}
+    digests = {path: sha256(path) for scene in scenes for path in scene.files.values()}
     jobs = {}
     for scene in scenes:
         for case in cases:

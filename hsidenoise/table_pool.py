@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from hsidenoise.files import remove_leftovers
 from hsidenoise.table_cells import Job, compute, read_cell
 
 
@@ -75,8 +76,7 @@ def run_cells(
                 for process in set(multiprocessing.active_children()) - others:
                     process.terminate()
                 pool.shutdown(cancel_futures=True)
-                for half_written in [path for name in pending for path in cells.glob(f".{name}.*")]:
-                    half_written.unlink(missing_ok=True)
+                remove_leftovers(cells)
                 raise
 
 

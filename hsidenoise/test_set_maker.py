@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from jaxtyping import Float32, Float64
 from tqdm.auto import tqdm
 
 from hsidenoise.data.datasets import DATASETS, centre_crop, cubes_in, read_split, scene_name, scenes_under
-from hsidenoise.data.io import check_target, list_variables, read_cube, write_arrays
+from hsidenoise.data.io import ABOUT, list_variables, read_cube, write_arrays
 from hsidenoise.data.layout import times
+from hsidenoise.files import check_source, check_target, sha256, write_text
 from hsidenoise.noise import corrupt, noise_case
 from hsidenoise.noise_rules import SameSigma
 from hsidenoise.test_sets import CLEAN_KEY, PUBLISHED_CASES, pair_files, published_arrays
@@ -36,7 +36,6 @@ _VERSION: str = import_module("hsidenoise").__version__
 _SUFFIXES = {case: suffix for suffix, case in PUBLISHED_CASES.items()}
 _Sources = dict[Path, tuple[str, ...]]  # clean cubes and the noise cases that each is for
 _PARTS = ("train", "validation", "val", "test")
-_STAMP = slice(19, 116)  # of a .mat file: free text between "MATLAB 5.0 MAT-file" and the binary part of the header
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,8 @@ def make_test_set(
         OSError: If a folder is missing or a file cannot be read or written.
 
     Example:
-        >>> with tempfile.TemporaryDirectory() as name:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as name:
         ...     source, target = Path(name, "trees"), Path(name, "sets")
         ...     source.mkdir()
         ...     write_arrays(source / "oak.mat", {"cube": np.arange(360.0).reshape(9, 10, 4)})
@@ -123,7 +123,8 @@ def make_test_set(
 
     digests, known = {}, _read_manifest(target)
     for path in tqdm(scenes, desc="check", unit="scene", disable=not progress, file=sys.stderr):
-        digests[path] = _digest(path)
+        check_source(path)
+        digests[path] = sha256(path, ending=".png")
         if known is None:  # else this was done before anything was written
             _read_clean(path, key, crop)
     made = {"hsidenoise": _VERSION, "seed": seed, "crop": crop, "prefix": prefix, "dataset": dataset, "split": split}
@@ -267,20 +268,14 @@ def _write_pair(
     idle = [kind for kind, bands in result.affected.items() if not len(bands)]
     if idle:
         warnings.warn(f"{case}: {' and '.join(idle)} on no band: {len(values)} bands are too few", stacklevel=3)
-    with tempfile.TemporaryDirectory(prefix=".hsidenoise-", dir=file.parent) as folder:
-        temporary = Path(folder) / file.name
-        write_arrays(temporary, published_arrays(result.noisy, values, result.sigma, wavelengths))
-        with temporary.open("r+b") as stream:
-            stream.seek(_STAMP.start)
-            stream.write(stamp)
-        temporary.replace(file)
+    write_arrays(file, published_arrays(result.noisy, values, result.sigma, wavelengths), about=stamp)
 
 
 def _stamp(made: Mapping[str, Any], case: str, digest: str) -> bytes:
     """Text for the header of a file, in place of the date: what it was made from and how."""
     of = {name: made[name] for name in ("hsidenoise", "seed", "crop")} | {"case": case, "clean": digest}
     mark = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
-    length = _STAMP.stop - _STAMP.start
+    length = ABOUT.stop - ABOUT.start
     text = f", hsidenoise {mark} {case}, seed {made['seed']}, crop {made['crop']}, {made['hsidenoise']}"
     return text.encode("ascii", "replace")[:length].ljust(length)
 
@@ -291,22 +286,11 @@ def _finished(folders: Iterable[Path], stamps: Mapping[Path, bytes]) -> set[Path
     for folder in folders:
         for path in pair_files(folder) if folder.is_dir() else ():
             with path.open("rb") as stream:
-                stamp = stream.read(128)[_STAMP]
+                stamp = stream.read(128)[ABOUT]
             if stamps.get(path) != stamp:
                 raise ValueError(f"{path}: was not made by this command with these options; name another target folder")
             done.add(path)
     return done
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file, or of the band images of a folder with their names."""
-    whole = hashlib.sha256()
-    if not path.is_dir():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    for file in sorted(item for item in path.iterdir() if item.suffix.lower() == ".png"):
-        whole.update(f"{file.name} {_digest(file)}\n".encode())
-    return whole.hexdigest()
 
 
 def _check_place(target: Path, sources: set[Path], *, searched: bool) -> None:
@@ -352,7 +336,4 @@ def _check_same(target: Path, known: Mapping[str, Any], wanted: Mapping[str, Any
 
 
 def _write_manifest(target: Path, manifest: Mapping[str, Any]) -> None:
-    with tempfile.TemporaryDirectory(prefix=".hsidenoise-", dir=target) as folder:
-        temporary = Path(folder) / MANIFEST
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(target / MANIFEST)
+    write_text(target / MANIFEST, json.dumps(manifest, indent=2) + "\n")

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from hsidenoise.data.io import Cube, Variable, check_target, list_variables, read_cube, write_arrays
+from hsidenoise.data.io import Cube, Variable, check_cube_target, list_variables, read_cube, write_arrays
+from hsidenoise.files import check_source, check_target
 
 # Names of the published test sets' variables; `corrupt` writes them and `evaluate` knows them.
 NOISY_KEY, CLEAN_KEY, SIGMA_KEY = "input", "gt", "sigma"
@@ -24,6 +25,7 @@ def denoise(options: argparse.Namespace) -> None:
     """Denoise the cube of a file."""
     source = Path(options.noisy)
     target = Path(options.output) if options.output else _beside(source)
+    check_source(source)  # first: where the output is wrong too, the input is what is meant
     _check_picture(options, source, target)
 
     from hsidenoise.inference import denoise_file
@@ -120,9 +122,10 @@ def corrupt(options: argparse.Namespace) -> None:
 
     case = noise_case(options.noise)
     source, target = Path(options.clean), Path(options.noisy)
-    if target.exists() and source.exists() and target.samefile(source):
+    check_source(source)
+    if target.exists() and target.samefile(source):
         raise ValueError(f"{target}: is the clean cube itself; name another output")
-    check_target(target)
+    check_cube_target(target)
     key = options.key or _preferred(source, CLEAN_KEY)
     cube = read_cube(source, key=key, axes=options.axes, size=options.size)
     _print_read(source, cube)

@@ -7,11 +7,8 @@ checkpoint (the state of a training run) is another thing and belongs to Lightni
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from hsidenoise import files
 from hsidenoise.models import create_model
 from hsidenoise.models.hcanet import HCANet
 from hsidenoise.models.released import load_released
@@ -69,7 +67,9 @@ def save_weights(path: str | Path, model: nn.Module, *, name: str, metadata: Map
             raise ValueError(f"metadata {key!r} must be a string, not {type(value).__name__}: convert it first")
     header = {"format": FORMAT, "model": name, "config": json.dumps(dict(config)), **metadata}
     state = {key: _to_store(tensor) for key, tensor in model.state_dict().items()}
-    _replace(path, to_bytes(state, header))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(to_bytes(state, header))
 
 
 def load_model(source: str | Path = DEFAULT_WEIGHTS, *, device: torch.device | str | None = None) -> nn.Module:
@@ -177,8 +177,7 @@ def sha256(source: str | Path) -> str:
     Raises:
         FileNotFoundError: If the file does not exist.
     """
-    with _find(source).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return files.sha256(_find(source))
 
 
 def load_released_hcanet(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> HCANet:
@@ -238,21 +237,3 @@ def _check_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
             f"{path}: its tensors do not fit {type(model).__name__} as its header describes it: "
             f"{', '.join(problems)}; it was changed or written by another version: export it again"
         )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private to their owner; weights are as readable as any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from hsidenoise.callbacks import AverageWeights
 from hsidenoise.checkpoints import BEST
+from hsidenoise.files import commit
 from hsidenoise.training_list import TRAINING_SCENES, VALIDATION_SCENES, scenes_seen
 from hsidenoise.weights import read_header, save_weights, sha256
 
@@ -136,19 +136,10 @@ class WeightsFile(pl.Callback):
             "loss_behind_second_step": str(options.get("second_step_weight")),
             "loss_form": str(options.get("loss_form")),
             "ema_decay": "none" if average is None else str(average.decay),
-            "commit": _commit(),
+            "commit": commit(),
             **{key: f"{float(value):.4f}" for key, value in trainer.callback_metrics.items() if key.startswith("val/")},
         }
 
 
 def _device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _commit() -> str:
-    """Commit of the source tree, with ``-dirty`` if files differ from it; ``unknown`` in an installed package."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or "unknown"
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -20,14 +20,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_a_kill_left_half_written_is_written_over(tmp_path):
-    path = tmp_path / "last.ckpt"
-    (tmp_path / ".last.ckpt.part").write_bytes(b"half")
-    AtomicCheckpoints().save_checkpoint({"step": torch.tensor(3)}, path)
-    assert torch.load(path, weights_only=True)["step"] == 3
-    assert list(tmp_path.iterdir()) == [path]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -10,8 +10,9 @@ from hsidenoise.baselines import BASELINES, Baseline, run_baseline
 from hsidenoise.data.datasets import read_clean
 from hsidenoise.data.io import write_arrays
 from hsidenoise.data.matfile import write_mat
+from hsidenoise.files import sha256
 from hsidenoise.models import create_model
-from hsidenoise.table_cells import Job, code_version, compute, digest, main, operations, read_cell, version_of
+from hsidenoise.table_cells import Job, code_version, compute, main, operations, read_cell, version_of
 from hsidenoise.test_sets import published_arrays
 from hsidenoise.weights import save_weights
 
@@ -116,12 +117,12 @@ class TestVersion:
     def test_a_folder_counts_with_names_and_contents(self, tmp_path):
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "1.png").write_bytes(b"one")
-        first = digest(tmp_path / "a")
-        assert digest(tmp_path / "a" / "1.png") != first
+        first = sha256(tmp_path / "a")
+        assert sha256(tmp_path / "a" / "1.png") != first
         (tmp_path / "a" / "1.png").write_bytes(b"two")
-        second = digest(tmp_path / "a")
+        second = sha256(tmp_path / "a")
         (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "2.png")
-        assert len({first, second, digest(tmp_path / "a")}) == 3
+        assert len({first, second, sha256(tmp_path / "a")}) == 3
 
 
 class TestCompute:

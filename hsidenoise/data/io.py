@@ -1,15 +1,10 @@
 """Cubes from and to files: the only place that knows another axis order than (bands, height, width).
 
 Everything is computed in float32. Integers beyond 24 bits and float64 lose their last digits on the way in; the
-stored type comes back on the way out, integers rounded and clipped to its range. A write goes to a temporary file
-beside the target that takes its name at the end, so a failure leaves neither half a file nor a harmed input.
+stored type comes back on the way out, integers rounded and clipped to its range.
 """
 
-import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +15,14 @@ from jaxtyping import Float32, Float64
 from hsidenoise.data.layout import Layout, Variable, find_layout, find_wavelengths
 from hsidenoise.data.matfile import list_mat, load_variable, mat_format, replace_variable, write_mat
 from hsidenoise.data.pngfolder import CAVE_WAVELENGTHS, find_bands, load_bands, save_bands
+from hsidenoise.files import check_source, check_target, replacing
 
 __all__ = [
+    "ABOUT",
     "Cube",
     "Layout",
     "Variable",
-    "check_target",
+    "check_cube_target",
     "check_values",
     "list_variables",
     "read_cube",
@@ -33,7 +30,11 @@ __all__ = [
     "write_cube",
 ]
 
+#: Free text in the header of a .mat file, between "MATLAB 5.0 MAT-file" and the binary part.
+ABOUT = slice(19, 116)
+
 _V5_LIMIT = 2**31 - 1  # bytes of one variable that a v5 file can hold
+_HDF5_NAMES = {".h5", ".hdf5", ".hdf", ".he5"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,7 @@ def read_cube(
         ((3, 5, 8), 'hwb')
     """
     path = Path(path)
+    check_source(path)
     if path.is_dir():
         scene, files = find_bands(path, key)
         stored = load_bands(files)
@@ -170,6 +172,7 @@ def list_variables(path: str | Path) -> list[Variable]:
         dtype('uint16')
     """
     path = Path(path)
+    check_source(path)
     if not path.is_dir():
         return list_mat(path)
     scene, files = find_bands(path)
@@ -191,7 +194,8 @@ def write_cube(path: str | Path, cube: Cube) -> None:
 
     Raises:
         OSError: If the target cannot be written, or the file the cube came from is gone.
-        ValueError: If a value is not finite, or the sizes are not those of ``cube.layout``.
+        ValueError: If a value is not finite, the sizes are not those of ``cube.layout``, or the target's name ends as
+            that of another kind of file does.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -201,6 +205,7 @@ def write_cube(path: str | Path, cube: Cube) -> None:
         [('cube', (4, 5, 3))]
     """
     target, layout = Path(path), cube.layout
+    check_cube_target(path, cube)
     if not np.isfinite(cube.values).all():
         raise ValueError(f"cannot write {path}: the cube has NaN or infinite values")
     if layout is None:
@@ -210,11 +215,11 @@ def write_cube(path: str | Path, cube: Cube) -> None:
         stored = layout.from_bands_first(cube.values)
     stored = _cast(stored, layout.dtype)
     if layout.format == "png" and not target.suffix:
-        with _replacing(target, folder=True) as temporary:
+        with replacing(target, folder=True) as temporary:
             save_bands(temporary, layout.key, stored)
         return
     if layout.format != "png" and cube.layout is not None and cube.path is not None:
-        with _replacing(target) as temporary:
+        with replacing(target) as temporary:
             replace_variable(cube.path, temporary, layout.key, stored)
         return
     arrays = {"cube" if layout.format == "png" else layout.key: stored}
@@ -223,16 +228,18 @@ def write_cube(path: str | Path, cube: Cube) -> None:
     _write_new(target, arrays, hdf5=layout.format == "mat73")
 
 
-def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], *, about: bytes = b"") -> None:
     """Write arrays as they are into a new .mat file: v5, or v7.3 if one is larger than 2 GB.
 
     Args:
         path: The target.
         arrays: Name to array of numbers, in MATLAB's axis order; vectors become columns.
+        about: Text for the part :data:`ABOUT` of the file's header, in place of the date.
 
     Raises:
         OSError: If the target cannot be written.
-        ValueError: If an array is not of numbers that MATLAB has, or a name is none of MATLAB's.
+        ValueError: If an array is not of numbers that MATLAB has, a name is none of MATLAB's, or the file's name ends
+            as that of another kind does.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -244,80 +251,46 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     for name in arrays:
         if not (name.isascii() and name.isidentifier() and not name.startswith("_") and len(name) <= 31):
             raise ValueError(f"'{name}' is no name for a MATLAB variable; use up to 31 letters, digits and _")
-    _write_new(Path(path), arrays, hdf5=any(np.asarray(array).nbytes > _V5_LIMIT for array in arrays.values()))
+    check_cube_target(path)
+    _write_new(Path(path), arrays, about=about)
 
 
-def check_target(path: str | Path) -> None:
-    """Find out, before hours of computing, whether a file can be written.
+def check_cube_target(path: str | Path, cube: Cube | None = None) -> None:
+    """Find out, before hours of computing, whether a cube can be written, and whether its file's name would be true.
 
     Args:
-        path: The file to be written, or the folder (which must not exist yet) for band images.
+        path: The target of :func:`write_cube`, or without a cube of :func:`write_arrays`.
+        cube: What will be written, as it was read; its values may still change.
 
     Raises:
-        OSError: If not, with what to do.
+        OSError: If the place cannot be written, with what to do.
+        ValueError: If the name ends as a file of another kind does.
 
     Example:
-        >>> check_target("/no/such/folder/clean.mat")
+        >>> check_cube_target("clean.tif")
         Traceback (most recent call last):
-        FileNotFoundError: cannot write /no/such/folder/clean.mat: folder /no/such/folder is missing; create it first
+        ValueError: cannot write clean.tif: a MATLAB file would be written, which is not called .tif; name it .mat
     """
-    target = Path(os.path.realpath(path))  # through a link, so that the link stays one
-    folder = target.parent
-    if target.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder; give the name of a new file or folder")
-    if target.exists() and not target.is_file():
-        raise OSError(f"cannot write {path}: it exists and is no regular file; choose another name")
-    if target.exists() and not os.access(target, os.W_OK):
-        raise PermissionError(f"cannot write {path}: it is write-protected; choose another name")
-    if not folder.exists():
-        raise FileNotFoundError(f"cannot write {path}: folder {folder} is missing; create it first")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"cannot write {path}: {folder} is a file, not a folder; choose another place")
-    try:  # permissions alone do not tell: read-only mounts, quotas, the superuser
-        probe = _temporary(folder)
-        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        probe.unlink()
-    except OSError as error:
-        raise type(error)(
-            f"cannot write {path}: no file can be created in {folder} ({error.strerror}); choose another place"
-        ) from error
+    check_target(path)
+    target, layout = Path(path), None if cube is None else cube.layout
+    known, kind = {"", ".mat"}, "a MATLAB file"
+    if layout is not None and layout.format == "mat73":
+        known, kind = known | _HDF5_NAMES, "an HDF5 file"
+    if cube is not None and cube.path is not None and layout is not None and layout.format != "png":
+        known.add(cube.path.suffix.lower())  # whatever it is called, the new file is of the same kind
+    if target.suffix.lower() not in known:
+        folder = " (or without an ending: a folder of PNG)" if layout is not None and layout.format == "png" else ""
+        raise ValueError(
+            f"cannot write {path}: {kind} would be written, which is not called {target.suffix}; name it .mat{folder}"
+        )
 
 
-def _temporary(folder: Path) -> Path:
-    return folder / f".hsidenoise-{secrets.token_hex(6)}.part"
-
-
-@contextmanager
-def _replacing(target: Path, *, folder: bool = False) -> Iterator[Path]:
-    """Give a temporary path beside the target that becomes the target on success and vanishes otherwise."""
-    check_target(target)
-    final = Path(os.path.realpath(target))
-    temporary = _temporary(final.parent)
-    try:
-        if folder:
-            temporary.mkdir()
-        yield temporary
-        if not folder:
-            if final.exists():
-                shutil.copymode(final, temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())  # the name must not get ahead of the content if the machine dies
-        temporary.replace(final)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, FileNotFoundError) and error.errno is None:  # ours, on the source
-            raise
-        what = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        raise OSError(f"cannot write {target}: {what}; nothing was left behind") from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
-
-
-def _write_new(target: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool) -> None:
-    with _replacing(target) as temporary:
+def _write_new(target: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = False, about: bytes = b"") -> None:
+    with replacing(target) as temporary:
         write_mat(temporary, arrays, hdf5=hdf5 or any(np.asarray(item).nbytes > _V5_LIMIT for item in arrays.values()))
+        with temporary.open("r+b") as stream:
+            stream.seek(ABOUT.start)
+            stream.write(about[: ABOUT.stop - ABOUT.start])
 
 
 def _cast(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from hsidenoise.data.augment import BandChoice
 from hsidenoise.data.datasets import read_clean
+from hsidenoise.files import replacing
 
 #: Scales of the usual ICVL preparation (QRNN3D, SERT, HSIR): 1, 1/2 and 1/4.
 SCALES = (1.0, 0.5, 0.25)
@@ -285,12 +286,6 @@ def _quantised(level: Shaped[np.ndarray, "bands height width"]) -> np.ndarray:
 def _mapped(level: np.ndarray, file: Path) -> np.ndarray:
     """Write a level to a file, whole or not at all, and map it. Two processes may do so at once."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.save(stream, _quantised(level))
-        Path(temporary).replace(file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(file) as temporary, temporary.open("wb") as stream:
+        np.save(stream, _quantised(level))
     return np.asarray(np.load(file, mmap_mode="r"))

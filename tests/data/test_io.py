@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from hsidenoise.data.io import (
     Cube,
     Layout,
-    check_target,
     check_values,
     list_variables,
     read_cube,
@@ -25,6 +24,7 @@ from hsidenoise.data.io import (
     write_cube,
 )
 from hsidenoise.data.matfile import load_variable, write_mat
+from hsidenoise.files import check_target
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"

@@ -1,0 +1,357 @@
+"""Files: what is looked at before one is read, the one way to write one, its hash, and the commit of the code.
+
+A write goes to a temporary file beside the target that takes its name at the end, on the disk before that. A failure
+leaves neither half a file nor a harmed one. A kill leaves the temporary file; its name says whose it is, and the next
+write into that folder removes it if that process has ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import secrets
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+_MARK, _PART = ".hsidenoise-", ".part"
+
+#: A temporary file whose process cannot be asked for (another machine's, on a shared folder) is left for this long.
+_FORGOTTEN = 86400.0  # seconds since it was last written to; a write takes minutes
+
+_PAGE = "is a web page, as a download gives that wants a login or an answer first; open it in a browser and download it"
+_FOREIGN = (  # first bytes, in lower case
+    (
+        b"version https://git-lfs.github.com/spec/",
+        "is a Git LFS pointer, not the file; fetch that: git lfs pull",
+    ),
+    (b"<!doctype html", _PAGE),
+    (b"<html", _PAGE),
+    (b"pk\x03\x04", "is a zip archive; unpack it and name the file in it"),
+    (
+        b"\x93numpy",
+        "is a NumPy file; save its array as .mat: scipy.io.savemat('cube.mat', {'cube': numpy.load('cube.npy')})",
+    ),
+)
+
+
+def check_source(path: str | Path) -> None:
+    """Refuse, before anything else is looked at, what cannot be the file of a cube.
+
+    Args:
+        path: A file, or a folder.
+
+    Raises:
+        OSError: If it is missing, cannot be opened, or is a pipe, a socket or a device.
+        ValueError: If it is a Git LFS pointer, a web page, a zip archive or a NumPy file.
+
+    Example:
+        >>> check_source("/no/such/folder/cube.mat")
+        Traceback (most recent call last):
+        FileNotFoundError: no such file: /no/such/folder/cube.mat (folder /no/such/folder is missing)
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        missing = "" if path.parent.is_dir() else f" (folder {path.parent} is missing)"
+        raise FileNotFoundError(f"no such file: {path}{missing}") from None
+    if stat.S_ISDIR(mode):
+        return
+    if not stat.S_ISREG(mode):  # reading one may wait for ever
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise OSError(f"cannot read {path}: it is {kind}; save what comes from it as a file and name that")
+    with path.open("rb") as file:
+        head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for start, remedy in _FOREIGN:
+        if head.startswith(start):
+            raise ValueError(f"cannot read {path}: it {remedy}")
+
+
+def check_target(path: str | Path) -> None:
+    """Find out, before hours of computing, whether a file can be written.
+
+    Args:
+        path: The file to be written, or the folder (which must not exist yet) for band images.
+
+    Raises:
+        OSError: If not, with what to do.
+        ValueError: If it is no name at all.
+
+    Example:
+        >>> check_target("/no/such/folder/clean.mat")
+        Traceback (most recent call last):
+        FileNotFoundError: cannot write /no/such/folder/clean.mat: folder /no/such/folder is missing; create it first
+    """
+    if str(path) in ("", "-"):
+        raise ValueError(f"cannot write '{path}': that is not the name of a file; give one, such as clean.mat")
+    target = Path(os.path.realpath(path))  # through a link, so that the link stays one
+    folder = target.parent
+    if target.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; give the name of a new file or folder")
+    if target.exists() and not target.is_file():
+        raise OSError(f"cannot write {path}: it exists and is no regular file; choose another name")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(f"cannot write {path}: it is write-protected; choose another name")
+    if not folder.exists():
+        raise FileNotFoundError(f"cannot write {path}: folder {folder} is missing; create it first")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"cannot write {path}: {folder} is a file, not a folder; choose another place")
+    try:  # permissions alone do not tell: read-only mounts, quotas, the superuser
+        probe = _temporary(folder)
+        _create(probe, 0o600)
+        probe.unlink()
+    except OSError as error:
+        raise type(error)(
+            f"cannot write {path}: no file can be created in {folder} ({error.strerror}); choose another place"
+        ) from error
+
+
+@contextmanager
+def replacing(target: str | Path, *, folder: bool = False) -> Iterator[Path]:
+    """Give a temporary path beside the target that becomes the target on success and vanishes otherwise.
+
+    A target that is there keeps its mode, and its owner and group where the system lets them be given; a symbolic link
+    stays one. File and folder are on the disk at the end.
+
+    Args:
+        target: The file to write.
+        folder: Whether the path given is a folder to be filled; its target must not exist yet.
+
+    Yields:
+        The temporary path: an empty file, or an empty folder.
+
+    Raises:
+        OSError: If the target cannot be written; what was there is as it was.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as name:
+        ...     with replacing(Path(name, "a.txt")) as temporary:
+        ...         _ = temporary.write_text("text")
+        ...     [(file.name, file.read_text()) for file in Path(name).iterdir()]
+        [('a.txt', 'text')]
+    """
+    check_target(target)
+    final = Path(os.path.realpath(target))
+    remove_leftovers(final.parent)
+    temporary = _temporary(final.parent)
+    try:
+        if folder:
+            temporary.mkdir()
+        else:  # while it is written, nobody may read it who may not read what it replaces
+            _create(temporary, 0o600 if final.exists() else 0o666)
+        yield temporary
+        if folder:
+            for item in (*temporary.rglob("*"), temporary):
+                _sync(item)
+        else:
+            _sync(temporary)  # the name must not get ahead of the content if the machine dies
+            if final.exists():
+                _like(temporary, final.stat())
+        temporary.replace(final)
+        _sync(final.parent)
+    except (OSError, RuntimeError) as error:
+        if _of_another_file(error, temporary):
+            raise
+        what = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(f"cannot write {target}: {what}; nothing was left behind") from error
+    finally:
+        _remove(temporary)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Args:
+        path: The file, in an existing folder.
+        text: Its content; lines end as they do here, on every system.
+
+    Raises:
+        OSError: If it cannot be written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as name:
+        ...     write_text(Path(name, "a.txt"), "text")
+        ...     Path(name, "a.txt").read_text()
+        'text'
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed runs of this user left in a folder.
+
+    Left alone: those of a process that runs, of another user, and, for a day after they were last written to, those of
+    a process that cannot be asked for: on another machine, in another container, or before a restart.
+
+    Args:
+        folder: The folder; what lies deeper is not looked at.
+
+    Example:
+        >>> remove_leftovers(Path("/no/such/folder"))
+    """
+    with suppress(OSError):
+        for path in [path for path in folder.iterdir() if path.name.startswith(_MARK) and path.suffix == _PART]:
+            with suppress(OSError):
+                about = path.lstat()
+                if about.st_uid == _user() and _is_left(path.name, about.st_mtime):
+                    _remove(path)
+
+
+def sha256(path: str | Path, *, ending: str = "") -> str:
+    """SHA-256 of a file, or of all files of a folder with their names, in hexadecimal.
+
+    Args:
+        path: File or folder.
+        ending: Of a folder, only files whose names end so; lower case.
+
+    Raises:
+        OSError: If it is missing or cannot be read.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.txt").write_text("hello")
+        ...     sha256(Path(folder, "a.txt"))[:8]
+        '2cf24dba'
+    """
+    path = Path(path)
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for each in sorted(path.rglob("*")):
+        if each.is_file() and each.name.lower().endswith(ending):
+            total.update(each.relative_to(path).as_posix().encode() + b"\0" + sha256(each).encode())
+    return total.hexdigest()
+
+
+def commit(package: Path = Path(__file__).parent) -> str:
+    """Commit that the code of this package is at, with ``-dirty`` if a tracked file differs from it.
+
+    Args:
+        package: Folder of the package, directly inside its repository.
+
+    Returns:
+        The first twelve digits of its hash; ``unknown`` without git, or where the package does not lie in a repository
+        of its own.
+
+    Example:
+        >>> commit(Path("/nowhere"))
+        'unknown'
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != package.resolve().parent:
+            return "unknown"  # installed somewhere inside a repository of something else
+        dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "--short=12", "HEAD") + dirty
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _temporary(folder: Path) -> Path:
+    """A new name that says which process it belongs to: where, its number, when it started."""
+    whose = f"{_place()}-{os.getpid()}-{_process(os.getpid())[1]}"
+    return folder / f"{_MARK}{whose}-{secrets.token_hex(4)}{_PART}"
+
+
+def _is_left(name: str, written: float) -> bool:
+    """Whether nobody will finish a temporary file of that name, last written to at that time."""
+    place, _, rest = name.removeprefix(_MARK).removesuffix(_PART).partition("-")
+    number, _, rest = rest.partition("-")
+    if place == _place() and number.isdigit() and os.name == "posix":
+        runs, start = _process(int(number))
+        return not runs or start not in (rest.partition("-")[0], "")  # another process has got its number since
+    return time.time() - written > _FORGOTTEN
+
+
+@cache
+def _place() -> str:
+    """Where a process number means what it means here: this machine since its start, this container on it."""
+    facts = [platform.node()]
+    with suppress(OSError):
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        facts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
+
+
+def _process(number: int) -> tuple[bool, str]:
+    """Whether a process of that number runs here, and when it started; empty where the system does not say."""
+    try:
+        # behind the name, which may hold anything: the state, and 19 fields further the start in ticks
+        fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return fields[0] not in "ZX", fields[19]
+    except (OSError, IndexError):
+        pass
+    if os.name != "posix":
+        return True, ""
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False, ""
+    except (OSError, OverflowError):  # another user's
+        pass
+    return True, ""
+
+
+def _user() -> int:
+    return os.geteuid() if os.name == "posix" else 0
+
+
+def _create(path: Path, mode: int) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _like(path: Path, before: os.stat_result) -> None:
+    """Give a file the group, mode and owner of another as far as the system permits."""
+    if os.name == "posix":
+        with suppress(OSError):
+            os.chown(path, -1, before.st_gid)
+    with suppress(PermissionError):
+        path.chmod(stat.S_IMODE(before.st_mode) & 0o777)
+    if os.name == "posix":  # last: what is another's can be changed no more
+        with suppress(OSError):
+            os.chown(path, before.st_uid, -1)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a folder to the disk."""
+    if path.is_dir():
+        with suppress(OSError):  # not every file system can
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        return
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _of_another_file(error: OSError | RuntimeError, temporary: Path) -> bool:
+    """Whether an error is about a file that was read, not the one that is written."""
+    if isinstance(error, FileNotFoundError) and error.errno is None:  # said by this package
+        return True
+    about = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
+    return bool(about) and not any(temporary.name in name for name in about)
