@@ -1,4 +1,4 @@
-"""Kills runs at random moments and looks at what they leave: `python tests/kills.py [--kills 50] [--verbs denoise ...]`.
+"""Kills runs at random moments and looks at what they leave: `python tests/kills.py [--kills 50] [--verbs ...]`.
 
 Each verb runs as a forked process, so that the moments are spread over its work and not over the import of PyTorch;
 `train` and `benchmark` go on in the folder of the killed run. After each kill no input and no earlier output may have
@@ -165,7 +165,7 @@ def make_place(place: Path) -> dict[str, Verb]:
         *("--data.scales", "[1]", "--data.noise", "[gaussian-50]", "--data.validation_noise", "[mixture]"),
         *("--data.validation_crop", "12", "--model.warmup_steps", "3", "--trainer.precision", "32-true"),
         *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
-        *("--checkpoint_minutes", "0.0005", "--trainer.max_steps", "60", "--resume", "auto"),
+        *("--checkpoint_minutes", "0.0005", "--trainer.max_steps", "30", "--resume", "auto"),
     ]
     benchmark = ["benchmark", "--config", "trees.yaml", "--workers", "1", "--device", "cpu", "--allow-leaks"]
     return {

@@ -14,6 +14,7 @@ import torch
 
 from hsidenoise.cli import main
 from hsidenoise.cli_options import DEFAULT_WEIGHTS, ENSEMBLES, NORMALIZE, PRECISIONS, PROTOCOLS
+from hsidenoise.data.matfile import write_mat
 from hsidenoise.data.pngfolder import save_bands
 from hsidenoise.models import create_model
 from hsidenoise.noise import NOISE_CASES, corrupt
@@ -44,6 +45,10 @@ def call(*arguments, cwd, code=0):
         assert done.stdout == ""
         return done.stderr
     return done.stdout
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def refused(message):
@@ -395,6 +400,180 @@ class TestBadInput:
         message = call("denoise", SAMPLE, "-o", "folder.mat", "--weights", weights, cwd=tmp_path, code=2)
         assert refused(message)
         assert "folder.mat" in message
+
+
+class TestPaths:
+    """What every verb says of files that it cannot read or write."""
+
+    @pytest.mark.parametrize("name", ["o.npy", "o.tif", "o.hdr", "o.h5", "o.png", "o.v2", "-", ""])
+    @pytest.mark.parametrize("verb", ["denoise", "corrupt"])
+    def test_a_name_that_would_be_untrue(self, noisy, weights, tmp_path, capsys, monkeypatch, verb, name):
+        monkeypatch.chdir(tmp_path)
+        options = ["-o", name, "--weights", str(weights)] if verb == "denoise" else [name, "--noise", "blind"]
+        assert main([verb, str(noisy), *options]) == 2
+        message = capsys.readouterr().err
+        assert refused(message)
+        assert re.search({"-": "name of a file", "": "empty name"}.get(name, r"name it \.mat"), message)
+        assert names(tmp_path) == []
+
+    def test_a_name_like_that_of_the_source_is_true(self, weights, tmp_path):
+        cube = np.random.default_rng(0).random((9, 10, 4))
+        scipy.io.savemat(tmp_path / "a.dat", {"cube": cube}, appendmat=False)
+        call("denoise", "a.dat", "-o", "b.DAT", "--weights", weights, cwd=tmp_path)
+        write_mat(tmp_path / "c.mat", {"cube": cube}, hdf5=True)
+        call("denoise", "c.mat", "-o", "d.h5", "--weights", weights, cwd=tmp_path)
+        assert names(tmp_path) == ["a.dat", "b.DAT", "c.mat", "d.h5"]
+
+    @pytest.mark.parametrize("option", ["--out", "--config", "--data.root"])
+    def test_an_empty_name_is_no_folder(self, capsys, option):
+        assert main(["benchmark", option, ""]) == 2
+        assert "empty name" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("make", "says"),
+        [
+            (None, r"no such file: nowhere/x\.mat \(folder nowhere is missing\)"),
+            (os.mkfifo, "it is a pipe"),
+            (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(200)), "unpack"),
+            (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid"), "git lfs pull"),
+            (lambda path: path.write_text("<!DOCTYPE html><html>"), "web page"),
+            (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00" + bytes(200)), "NumPy"),
+        ],
+        ids=["missing", "pipe", "zip", "lfs", "html", "npy"],
+    )
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["denoise", "nowhere/x.mat"],
+            ["denoise", "nowhere/x.mat", "-o", "also/nowhere.mat"],
+            ["denoise", "nowhere/x.mat", "--picture", "also/nowhere.png", "--band", "0"],
+            ["inspect", "nowhere/x.mat"],
+            ["inspect", "nowhere/x.mat", "--json"],
+            ["evaluate", "nowhere/x.mat", str(SAMPLE)],
+            ["evaluate", str(SAMPLE), "nowhere/x.mat"],
+            ["corrupt", "nowhere/x.mat", "also/nowhere.mat", "--noise", "blind"],
+        ],
+        ids=lambda value: " ".join(value[:-1]),
+    )
+    def test_the_input_is_looked_at_first(self, tmp_path, capsys, monkeypatch, arguments, make, says):
+        monkeypatch.chdir(tmp_path)
+        if make is not None:
+            Path("nowhere").mkdir()
+            make(Path("nowhere/x.mat"))
+        before = sorted(tmp_path.rglob("*"))
+        assert main(arguments) == 2
+        message = capsys.readouterr().err
+        assert refused(message)
+        assert re.search(says, message), message
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_a_pipe_among_the_cubes_of_a_test_set(self, tmp_path, capsys):
+        (tmp_path / "cubes").mkdir()
+        os.mkfifo(tmp_path / "cubes" / "oak.mat")
+        assert main(["make-testset", str(tmp_path / "cubes"), str(tmp_path / "set")]) == 2
+        assert "it is a pipe" in capsys.readouterr().err
+        assert names(tmp_path) == ["cubes"]
+
+    def test_missing_weights_come_before_a_missing_folder(self, tmp_path, capsys):
+        assert main(["export", "--weights", "none.safetensors", "-o", str(tmp_path / "none" / "a.onnx")]) == 2
+        assert "none.safetensors: neither" in capsys.readouterr().err
+
+    def test_a_table_without_a_place_is_refused_before_it_is_computed(self, tmp_path, capsys, monkeypatch, rng):
+        monkeypatch.chdir(tmp_path)
+        Path("cubes").mkdir()
+        scipy.io.savemat("cubes/oak.mat", {"cube": rng.random((20, 22, 4))})
+        Path("a.yaml").write_text("{title: a, data: {root: cubes}, cases: [blind], methods: [noisy]}")
+        Path("results/a/scenes.csv").mkdir(parents=True)
+        assert main(["benchmark", "--config", "a.yaml"]) == 2
+        assert "scenes.csv: it is a folder" in capsys.readouterr().err
+        assert not list(Path("results/a/cells").iterdir())
+
+
+class TestPrinting:
+    """A job that is done is not called a failure because of what the console cannot show."""
+
+    def run(self, *arguments, cwd, out=subprocess.PIPE, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", "hsidenoise", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+            stdout=out,
+            stderr=subprocess.PIPE,
+        )
+
+    def test_a_console_without_the_letters_of_a_path(self, tmp_path):
+        folder = tmp_path / "数据"
+        folder.mkdir()
+        command = ("corrupt", SAMPLE, folder / "n.mat", "--noise", "blind", "--crop", "20")
+        done = self.run(*command, cwd=tmp_path, PYTHONIOENCODING="cp1252")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert rb"\u6570\u636e" in done.stdout
+        assert names(folder) == ["n.mat"]
+        failed = self.run("inspect", folder / "m.mat", cwd=tmp_path, PYTHONIOENCODING="cp1252:strict")
+        assert failed.returncode == 2
+        assert rb"no such file" in failed.stderr
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    def test_a_report_that_cannot_be_printed(self, tmp_path):
+        with Path("/dev/full").open("wb") as full:
+            command = ("corrupt", SAMPLE, "n.mat", "--noise", "blind", "--crop", "20")
+            done = self.run(*command, cwd=tmp_path, out=full, PYTHONUNBUFFERED="1")
+            answer = self.run("inspect", "n.mat", cwd=tmp_path, out=full)
+        assert done.returncode == 0
+        assert done.stderr.startswith(b"hsidenoise: warning: done, but the report could not be printed")
+        assert done.stderr.count(b"\n") == 1
+        assert names(tmp_path) == ["n.mat"]
+        assert answer.returncode == 2  # there the print is the job
+        assert refused(answer.stderr.decode())
+
+    def test_a_reader_that_has_gone_does_not_end_the_job(self, weights, noisy, tmp_path):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = ("denoise", noisy, "-o", "c.mat", "--weights", weights, "--picture", "page.png")
+        with os.fdopen(writing, "wb") as gone:
+            done = self.run(*command, cwd=tmp_path, out=gone, PYTHONUNBUFFERED="1")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert names(tmp_path) == ["c.mat", "page.png"]
+
+
+class TestDisk:
+    """A full disk, a folder that may not be written: one line, exit status 2, nothing left."""
+
+    @pytest.mark.parametrize("verb", ["denoise", "corrupt", "make-testset"])
+    def test_a_full_disk(self, noisy, weights, tmp_path, verb):
+        (tmp_path / "cubes").mkdir()
+        (tmp_path / "cubes" / "n.mat").write_bytes(noisy.read_bytes())
+        (tmp_path / "out.mat").write_bytes(b"old")
+        program = (
+            "import resource, sys; from hsidenoise.cli import main\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.exit(main(sys.argv[1:]))"
+        )
+        arguments = {
+            "denoise": ["cubes/n.mat", "-o", "out.mat", "--weights", weights],
+            "corrupt": ["cubes/n.mat", "out.mat", "--noise", "blind"],
+            "make-testset": ["cubes", "set", "--crop", "20", "--cases", "blind"],
+        }[verb]
+        done = subprocess.run(
+            [sys.executable, "-c", program, verb, *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert refused(done.stderr)
+        assert "nothing was left behind" in done.stderr
+        assert (tmp_path / "out.mat").read_bytes() == b"old"
+        assert not list(tmp_path.rglob(".*"))
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+    def test_a_folder_that_may_not_be_written(self, noisy, tmp_path, capsys):
+        tmp_path.chmod(0o555)
+        try:
+            assert main(["corrupt", str(noisy), str(tmp_path / "a.mat"), "--noise", "blind"]) == 2
+        finally:
+            tmp_path.chmod(0o755)
+        assert refused(capsys.readouterr().err)
 
 
 class TestInspect:
