@@ -8,7 +8,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hsidenoise.data.io import read_cube
 from hsidenoise.device import find_device
 from hsidenoise.files import check_target, commit, write_text
 from hsidenoise.fresh_process import run_module
-from hsidenoise.machine import describe_machine
+from hsidenoise.machine import describe_machine, usable_cores
 from hsidenoise.memory import free_memory
 from hsidenoise.published import published_lines
 from hsidenoise.table_cells import (
@@ -113,7 +113,7 @@ def _workers(plan: Plan, asked: int | None, place: torch.device) -> int:
     need = _PROCESS + _CUBES * given.clean.nbytes
     free = free_memory(torch.device("cpu"))
     fits = max(1, int(free // need)) if free is not None else 1
-    return min(describe_machine().cores, fits)
+    return min(usable_cores(), fits)
 
 
 def _costs(config: TableConfig, plan: Plan, cells: Path, fresh: bool) -> dict[str, dict[str, Any]]:
@@ -226,8 +226,7 @@ def _facts(config: TableConfig, plan: Plan, protocol: str, command: str) -> tupl
         elif ":" in method.method:
             facts.append((method.label, f"{method.method}; what it was trained on is not known here"))
     # the threads of this process, which computes nothing, say nothing
-    machine = replace(describe_machine(), threads=1)
-    return (*facts, ("machine", f"{machine.sentence()}; one thread for each cell"))
+    return (*facts, ("machine", f"{describe_machine(threads=1)}; one thread for each cell"))
 
 
 def _figures(

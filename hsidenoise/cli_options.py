@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from typing import NoReturn
 
 from hsidenoise import __version__
@@ -15,9 +14,6 @@ NORMALIZE = ("auto", "none", "minmax", "percentile")
 PRECISIONS = ("float32", "bfloat16", "auto")
 ENSEMBLES = (1, 2, 4, 8)
 DEFAULT_WEIGHTS = "hcanet-bra"
-SPEED_NETWORKS = ("hcanet", "bra", "bra-1-head", "hcanet-bra", "hcanet-bra-48")
-SPEED_VARIANTS = ("released", "float32", "bfloat16", "compile", "compile-bfloat16", "onnxruntime")
-SPEED_JOBS = ("forward", "train")
 DATASETS = ("icvl", "cave", "folder")
 
 
@@ -72,10 +68,6 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
     return value
-
-
-def _among(names: Sequence[str]) -> str:
-    return f"one or more of {', '.join(names)}; all if absent"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -240,13 +232,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     sub = verb(
         "benchmark",
-        "make the table of a paper, or measure how fast the networks are",
-        "With --config: methods x noise cases x scenes, as Markdown, CSV and LaTeX with figures. Finished cells are "
-        "kept below --out, so that a run that was stopped goes on.",
+        "make the table of a paper",
+        "Methods x noise cases x scenes, as Markdown, CSV and LaTeX with figures. Finished cells are kept below --out, "
+        "so that a run that was stopped goes on.",
     )
     sub.set_defaults(module="hsidenoise.benchmark", verb="tables")
     sub.add_argument(
-        "--config", type=_path, metavar="FILE.yaml", help="table to make: configs/tables/*.yaml, or one of your own"
+        "--config", type=_path, required=True, metavar="FILE.yaml", help="table to make: configs/tables/*.yaml, or one of your own"
     )
     sub.add_argument("--data.root", dest="root", type=_path, metavar="FOLDER", help="folder of the cubes")
     sub.add_argument(
@@ -257,7 +249,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--cases", nargs="+", metavar="CASE", help="only these noise cases, or others")
     sub.add_argument(
-        "--protocol", dest="protocols", nargs="+", choices=PROTOCOLS, metavar="NAME", help=_among(PROTOCOLS)
+        "--protocol",
+        dest="protocols",
+        nargs="+",
+        choices=PROTOCOLS,
+        metavar="NAME",
+        help=f"one or more of {', '.join(PROTOCOLS)}; by the table if absent",
     )
     sub.add_argument("--seed", type=_natural, metavar="N", help="seed of the noise")
     sub.add_argument("--out", type=_path, default="results", metavar="FOLDER", help="where to write (default: results)")
@@ -269,42 +266,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="show weights that were trained on a scene under test, marked and unranked, instead of refusing",
     )
     sub.add_argument("--fresh", action="store_true", help="compute finished cells again")
-    kinds = sub.add_subparsers(title="what else", metavar="WHAT", parser_class=_Parser)
-    sub = kinds.add_parser(
-        "speed",
-        help="the released formulations against ours: time, memory, operations",
-        description="Times the released formulations of HCANet and of routing attention against ours with the same "
-        "weights and input, each in a process of its own. Writes speed.csv and speed.md.",
-    )
-    sub.set_defaults(module="hsidenoise.benchmark", verb="speed")
-    sub.add_argument("--networks", nargs="+", choices=SPEED_NETWORKS, metavar="NAME", help=_among(SPEED_NETWORKS))
-    sub.add_argument("--variants", nargs="+", choices=SPEED_VARIANTS, metavar="NAME", help=_among(SPEED_VARIANTS))
-    sub.add_argument("--jobs", nargs="+", choices=SPEED_JOBS, metavar="NAME", help=_among(SPEED_JOBS))
-    sub.add_argument(
-        "--sizes",
-        nargs="+",
-        type=_count,
-        default=(64, 128, 256, 512),
-        metavar="N",
-        help="sides of the images in pixels, for the forward pass (default: 64 128 256 512)",
-    )
-    sub.add_argument("--batch", type=_count, default=1, metavar="N", help="images at once there (default: 1)")
-    sub.add_argument("--threads", type=_count, metavar="N", help="threads to compute with; PyTorch's choice if absent")
-    sub.add_argument("--device", metavar="cpu|cuda", help="where to compute; a GPU if there is one")
-    sub.add_argument("--rounds", type=_count, default=2, metavar="N", help="times to measure each cell (default: 2)")
-    sub.add_argument(
-        "--seconds", type=_positive, default=4.0, metavar="X", help="time for each cell in each round (default: 4)"
-    )
-    sub.add_argument(
-        "--limit",
-        type=_positive,
-        default=900.0,
-        metavar="X",
-        help="seconds after which a cell is given up (default: 900)",
-    )
-    sub.add_argument(
-        "--out", type=_path, default="results/speed", metavar="FOLDER", help="where to write (default: results/speed)"
-    )
 
     # `train` never reaches argparse (see main): LightningCLI has its own options and its own --help.
     verbs.add_parser("train", add_help=False, help="train a network (LightningCLI over one YAML per run)")

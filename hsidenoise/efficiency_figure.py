@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 """Told apart by everybody (Okabe and Ito, "Color universal design", 2008; yellow left out, brown added)."""
 
 _PANEL, _LEFT = 5.2, 0.72  # inches: a panel with its margins, and the left one
-_DISTANCES = (2, 10, 20, 32, 46, 62, 80, 100, 130)  # points between a mark and its label
-_ANGLES = (0, 180, 90, 270, 45, 135, 225, 315, 22, 158, 202, 338, 67, 113, 247, 293)
+_LINE = 11.0  # points: height of a label's line
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def efficiency(path: str | Path, points: Sequence[EfficiencyPoint], *, title: st
         axes.set_xscale("log")
         smallest, largest = min(cost for cost, _ in pairs), max(cost for cost, _ in pairs)
         room = max((largest / smallest) ** 0.15, 2.0)
-        axes.set_xlim(smallest / room, largest * room**1.5)  # labels stand on the right where they can
+        axes.set_xlim(smallest / room, largest * room**1.5)  # most labels stand on the right
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -132,52 +130,23 @@ def _scatter(axes: Axes, pairs: list[tuple[float, EfficiencyPoint]], most: int) 
 
 
 def _place_labels(axes: Axes, pairs: list[tuple[float, EfficiencyPoint]], radii: list[float]) -> None:
-    """Put each label at the nearest free place around its point; the first free one, in a fixed order."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Put each label beside its point; where two would overlap the upper one moves up, a thin line to its point."""
     from matplotlib.patheffects import withStroke
-    from matplotlib.transforms import Bbox
 
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    canvas: Any = FigureCanvasAgg(figure)
-    renderer = canvas.get_renderer()
-    pixels = figure.dpi / 72
-    centres = [axes.transData.transform((cost, point.psnr)) for cost, point in pairs]
-    taken = [
-        Bbox.from_bounds(x - r * pixels, y - r * pixels, 2 * r * pixels, 2 * r * pixels)
-        for (x, y), r in zip(centres, radii, strict=True)
-    ]
-    inside = axes.get_window_extent(renderer)
-    for number, ((cost, point), radius) in enumerate(zip(pairs, radii, strict=True)):
-        label = axes.annotate(
+    line = -math.inf
+    for (cost, point), radius in sorted(zip(pairs, radii, strict=True), key=lambda each: each[0][1].psnr):
+        x, y = axes.transData.transform((cost, point.psnr)) * 72 / axes.figure.dpi  # points
+        line = max(y, line + _LINE)
+        left = x * axes.figure.dpi / 72 > axes.bbox.x0 + 0.7 * axes.bbox.width  # there is more room on its left
+        axes.annotate(
             point.label,
             (cost, point.psnr),
-            xytext=(0, 0),
+            xytext=(-radius - 2 if left else radius + 2, line - y),
             textcoords="offset points",
             fontsize=8,
-            ha="center",
-            va="center",
+            ha="right" if left else "left",
+            va="center_baseline",
             zorder=3,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+            arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.6} if line > y + _LINE / 2 else None,
         )
-        box = label.get_window_extent(renderer)
-        wide, high = box.width / pixels, box.height / pixels
-        found = None
-        for far, angle in product(_DISTANCES, _ANGLES):
-            across, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-            offset = (across * (radius + far + wide / 2), up * (radius + far + high / 2))
-            x, y = centres[number][0] + offset[0] * pixels, centres[number][1] + offset[1] * pixels
-            place = Bbox.from_bounds(x - box.width / 2 - 1, y - box.height / 2 - 1, box.width + 2, box.height + 2)
-            within = inside.x0 < place.x0 and place.x1 < inside.x1 and inside.y0 < place.y0 and place.y1 < inside.y1
-            if within and not any(place.overlaps(other) for other in taken):
-                found = (offset, place, far > _DISTANCES[0] or angle % 90 != 0)
-                break
-        if found is None:
-            raise ValueError(f"efficiency: no room for the label '{point.label}'; plot fewer methods")
-        offset, place, astray = found
-        label.set_position(offset)
-        taken.append(place)
-        label.set_path_effects([withStroke(linewidth=2, foreground="white")])
-        if astray:  # a label that may be read as another point's: a thin line says whose it is
-            x, y = centres[number][0] + offset[0] * pixels, centres[number][1] + offset[1] * pixels
-            end = axes.transData.inverted().transform((x, y))
-            axes.plot([cost, end[0]], [point.psnr, end[1]], color="0.4", linewidth=0.6, zorder=2.5)

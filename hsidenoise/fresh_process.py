@@ -9,33 +9,27 @@ import sys
 from pathlib import Path
 
 
-def run_module(module: str, task: str, result: Path, *, threads: int | None = None, limit: float | None = None) -> None:
+def run_module(module: str, task: str, result: Path, *, threads: int) -> None:
     """Run a module as a program with two arguments and wait for it.
 
     Args:
         module: Name of the module.
         task: First argument.
         result: Second argument, a file that it writes. What it prints is dropped.
-        threads: Threads of its numerical libraries, at least 1; None for their own choice.
-        limit: Seconds after which it is ended; None for no limit.
+        threads: Threads of its numerical libraries, at least 1.
 
     Raises:
-        RuntimeError: If it failed, was killed or took too long; the message says which in one line.
+        RuntimeError: If it failed or was killed; the message says which in one line.
 
     Example:
-        >>> run_module("no_such_module", "", Path("nowhere"))  # doctest: +ELLIPSIS
+        >>> run_module("no_such_module", "", Path("nowhere"), threads=1)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
         RuntimeError: ...No module named no_such_module
     """
-    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", module, task, str(result)]
-    try:
-        done = subprocess.run(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=limit, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"stopped after {limit:g} s") from error
+    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
     if done.returncode == -signal.SIGKILL:
         raise RuntimeError("killed by the system, as happens when memory runs out")
     if done.returncode:

@@ -92,23 +92,6 @@ _ROWS = (
         },
     ),
     ShippedWeights(
-        name="hcanet-bra-gaussian",
-        file="hcanet-bra-gaussian.safetensors",
-        sha256="3deff43bd45f5a6747f80d4b9983559db8ccee80d0261fa640013721a5ce0b82",
-        model="hcanet-bra",
-        bands=31,
-        data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
-        noise="Gaussian of one unknown sigma, 10-75, fine-tuned from the blind default",
-        licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
-        summary="for noise that is known to be Gaussian and alike in all bands",
-        scores={
-            "gaussian-30": 38.94,
-            "gaussian-50": 36.80,
-            "gaussian-70": 35.34,
-            "blind": 36.96,
-        },
-    ),
-    ShippedWeights(
         name="hcanet",
         file="hcanet.safetensors",
         sha256="c309715af35c1a6da4b2ce7a0f126c38327de0f6ccfd25e8e8452eb886d8706f",

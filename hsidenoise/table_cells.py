@@ -38,7 +38,7 @@ COUNTED = 128
 _NO_PART = (
     "benchmark*", "budget", "callbacks", "checkpoints", "cli*", "compiled_step", "efficiency_figure", "export",
     "figure_file", "figures", "fresh_process", "losses", "machine", "operations", "peak_memory", "published", "report",
-    "files", "shipped_weights", "speed_*", "table*", "task", "test_set_maker", "throughput", "training",
+    "files", "shipped_weights", "table*", "task", "test_set_maker", "throughput", "training",
     "training_list", "verbs*", "weights", "weights_file", "__main__",
 )  # fmt: skip
 
@@ -46,7 +46,7 @@ _NO_PART = (
 #: Modules that only scores of networks depend on.
 _NETWORKS = (
     "models/*", "batches", "compiled", "device", "ensemble", "inference", "memory", "model_choice", "noise_torch",
-    "normalize", "onnx_*", "second_step", "windows", "as_released", "data/augment", "data/datamodule",
+    "normalize", "onnx_*", "second_step", "windows", "data/augment", "data/datamodule",
     "data/loader", "data/patches", "data/synthetic",
 )  # fmt: skip
 

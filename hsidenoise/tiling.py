@@ -20,7 +20,7 @@ from jaxtyping import Float32, Float64, Real
 DEFAULT_TILE = 96
 """Height and width of a tile that is aimed at where none is asked for (see :func:`tile_size`).
 
-Chosen on `cave/validation` (scripts/measure_quality.py, hcanet-bra). A region has the more wrong ones to choose from
+Chosen on `cave/validation` (hcanet-bra). A region has the more wrong ones to choose from
 the larger the tile: weights trained on patches of 64 reached 37.2 dB under gaussian-50 with tiles of 96, 36.5 with 128,
 35.9 with 256. The ones shipped, trained on patches of 96 too, do as well with 128: 36.99 dB against 37.00 (centre
 384 x 384).

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from as_released import HCANetAsReleased, RoutingAttentionAsReleased
 
-from hsidenoise.as_released import HCANetAsReleased, RoutingAttentionAsReleased
 from hsidenoise.models.bra import BiLevelRoutingAttention
 from hsidenoise.models.released import load_released
 

@@ -1,14 +1,12 @@
-"""The scripts that make tables and pictures for the README, on tiny cubes and tables."""
+"""The scripts that make tables and pictures for the README, on tiny inputs, and the examples."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import scipy.io
-import torch
 import yaml
 
 from hsidenoise.models import create_model
@@ -25,52 +23,29 @@ def script(name, *arguments):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with one cube of 40 bands and the weights of a small network."""
-    folder = tmp_path_factory.mktemp("measure")
-    rng = np.random.default_rng(0)
-    cube = (rng.random((40, 3)) @ rng.random((3, 26 * 22))).reshape(40, 26, 22)
-    scipy.io.savemat(folder / "cube.mat", {"cube": cube.transpose(1, 2, 0)})
-    torch.manual_seed(0)
-    network = create_model("hcanet-bra", bands=31, dim=8, num_blocks=(1, 0, 0), heads=(1, 2, 4))
-    save_weights(folder / "small.safetensors", network, name="hcanet-bra")
-    return folder
-
-
-def test_routing_attention_is_drawn_again(tmp_path):
-    rows = (ROOT / "data" / "benchmarks" / "bra.csv").read_text()
-    (tmp_path / "bra.csv").write_text(rows)
-    script("measure_bra", "--from-csv", tmp_path / "bra.csv")
-    assert (tmp_path / "bra.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "bra.csv").read_text() == rows
-
-
-def test_quality_with_every_option(place, tmp_path):
+def test_speed_of_the_released_formulations_and_ours(tmp_path):
+    """Both sides get the same weights and input: they differ by rounding alone."""
+    small = ("--sizes", 16, "--batch", 1, "--rounds", 2, "--threads", 1, "--device", "cpu")
     printed = script(
-        *("measure_quality", place, "--weights", place / "small.safetensors", "--cases", "gaussian-30", "mixture"),
-        *("--crop", 20, "--ensemble", 2, "--precision", "bfloat16", "--csv", tmp_path / "scores.csv"),
+        "measure_speed", "--networks", "hcanet", "bra", "denoise", *small, "--json", tmp_path / "rows.json"
     )
-    lines = printed.splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| gaussian-30", "| mixture"]
-    assert "parameters; " in lines[-1]
-    assert lines[-1].endswith("threads), precision bfloat16, ensemble 2")
-    with (tmp_path / "scores.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 2 * 2
+    rows = {tuple(row.values())[:4]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert [key[0] for key in rows] == ["hcanet"] * 6 + ["bra"] * 6 + ["denoise"] * 2
+    for network in ("hcanet", "bra"):
+        for job, size in (("forward", 16), ("train", 64)):
+            released, ours = (rows[network, job, size, name] for name in ("released", "float32"))
+            assert ours["difference"] < 1e-5
+            assert ours["times"] == pytest.approx(released["shortest"] / ours["shortest"])
+            assert 0 < ours["shortest"] <= ours["seconds"]
+            assert f"| {network} | {job} | {size} | float32 |" in printed
+    assert 1e-5 < rows["hcanet", "forward", 16, "bfloat16"]["difference"] < 0.05  # not the same output twice
 
 
-def test_remote_sensing(place, tmp_path):
-    names = ["noisy", "model", "blended", "estimate", "estimate-all"]
-    printed = script(
-        *("measure_remote_sensing", place / "cube.mat", "--weights", place / "small.safetensors", "--cases", "non-iid"),
-        *("--methods", *names, "--csv", tmp_path / "scores.csv", "--ensemble", 2),
-    )
-    assert "cube, 40 bands, 26 x 22" in printed
-    assert [line.split(" | ")[0].strip("| ") for line in printed.splitlines()[-5:]] == names
-    with (tmp_path / "scores.csv").open(newline="") as file:
-        scores = {row["method"]: float(row["psnr"]) for row in csv.DictReader(file)}
-    assert scores["noisy"] < min(scores["estimate"], scores["estimate-all"])
-    assert scores["model"] != scores["blended"]
+def test_the_attention_learns_inside_another_network():
+    *_, together, first, _, last = script("examples/attention_elsewhere").splitlines()
+    assert together.startswith("together")
+    assert last.endswith("gradients in 36 of 36")
+    assert first.split(",")[0] != last.split(",")[0]
 
 
 def test_learning_curves_go_on_where_the_run_before_stopped(tmp_path):

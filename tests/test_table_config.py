@@ -8,7 +8,7 @@ from hsidenoise.published import published_lines
 from hsidenoise.table_config import OPTIONS, read_config, with_choice
 
 TABLES = Path(__file__).parents[1] / "configs" / "tables"
-SHIPPED = sorted(path.name for path in TABLES.glob("*.yaml") if path.name != "recipe.yaml")
+SHIPPED = sorted(path.name for path in TABLES.glob("*.yaml"))
 
 FULL = {
     "title": "Trees",

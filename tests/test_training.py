@@ -31,7 +31,7 @@ from hsidenoise.training import DenoisingTask, main
 from hsidenoise.weights import load_model, read_header, sha256
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "scripts" / "recipes").glob("*.yaml")])
 TINY = ["--model.model_config", "{dim: 16, num_blocks: [1, 1, 1]}"]
 
 

@@ -1,8 +1,7 @@
-"""The released formulations of HCANet and of bi-level routing attention, for the benchmark to compare with.
+"""The released formulations of HCANet and of bi-level routing attention, for tests and scripts/measure_speed.py.
 
-Nothing else uses them: they are the slow side of ``hsidenoise benchmark speed``, written from what the released files
-were seen to do, not from their text, and held to stored outputs of those files in the tests. Names in the state dicts
-are the released ones, so that the same weights go into both sides.
+They are written from what the released files were seen to do, not from their text, and held to stored outputs of those
+files (test_as_released.py). Names in the state dicts are the released ones, so that the same weights go into both.
 
 Papers: Hu et al., HCANet, IEEE GRSL 2024, arXiv 2403.10067; Zhu et al., BiFormer, CVPR 2023, arXiv 2303.08810.
 
