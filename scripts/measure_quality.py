@@ -28,14 +28,17 @@ METRICS = ("psnr", "ssim", "sam")
 
 
 class EstimateAlone(torch.nn.Module):
-    """The spectral Wiener estimate that HCANet-BRA starts from, with nothing added."""
+    """The spectral Wiener estimate, as a network that starts from one makes it, with nothing added."""
 
-    bands = 31
     mirrors_bands = True
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.bands, self.estimate = network.bands, getattr(network, "estimate", spectral_wiener)
 
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:
         """Robust estimate of the clean cubes."""
-        return spectral_wiener(noisy).robust
+        return self.estimate(noisy).robust
 
 
 def clean_scene(path: Path, crop: int | None) -> np.ndarray:
@@ -51,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="folder of clean .mat cubes")
     parser.add_argument("--weights", default=None, help="name or file (default: the shipped default)")
-    parser.add_argument("--estimate-alone", action="store_true", help="no network: the spectral Wiener estimate")
+    parser.add_argument("--estimate-alone", action="store_true", help="only the estimate that these weights start from")
     parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--crop", type=int, default=None, help="side of the centre crop (default: the whole scene)")
     parser.add_argument("--seed", type=int, default=0)
@@ -69,7 +72,7 @@ def main() -> None:
         sys.exit(f"measure_quality: no .mat files in {options.folder}")
     model: torch.nn.Module = load_model(options.weights) if options.weights else load_model()
     if options.estimate_alone:
-        model = EstimateAlone()
+        model = EstimateAlone(model)
     rows, seconds = [], []
     for path in scenes:
         clean = clean_scene(path, options.crop)

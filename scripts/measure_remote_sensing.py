@@ -34,16 +34,17 @@ METRICS = ("psnr", "ssim", "sam")
 Method = Callable[[np.ndarray], np.ndarray]
 
 
-def all_bands(noisy: np.ndarray) -> np.ndarray:
+def all_bands(noisy: np.ndarray, estimate: EstimateAlone) -> np.ndarray:
     """The spectral Wiener estimate of all bands of a cube at once."""
     scaling = fit_scaling(noisy, "auto")
     scaled = torch.from_numpy(scaling.apply(noisy))[None]
-    return scaling.invert(EstimateAlone()(scaled)[0].numpy())
+    return scaling.invert(estimate(scaled)[0].numpy())
 
 
 def methods(names: list[str] | None, weights: str | None, ensemble: int) -> dict[str, Method]:
     """The methods by name; every baseline there is if none are named."""
-    model, estimate = (load_model(weights) if weights else load_model()), EstimateAlone()
+    model = load_model(weights) if weights else load_model()
+    estimate = EstimateAlone(model)
     found: dict[str, Method] = {
         "noisy": lambda noisy: noisy,
         "model": lambda noisy: denoise(noisy, model, ensemble=ensemble),
@@ -51,7 +52,7 @@ def methods(names: list[str] | None, weights: str | None, ensemble: int) -> dict
         "blended": lambda noisy: denoise(noisy, model, ensemble=ensemble, join=False, passes=1),
         "blended-again": lambda noisy: denoise(noisy, model, ensemble=ensemble, join=False, passes=2),
         "estimate": lambda noisy: denoise(noisy, estimate, join=False),
-        "estimate-all": all_bands,
+        "estimate-all": lambda noisy: all_bands(noisy, estimate),
     }
     if names is None or set(names) - set(found):
         try:
