@@ -238,7 +238,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sub.set_defaults(module="hsidenoise.benchmark", verb="tables")
     sub.add_argument(
-        "--config", type=_path, required=True, metavar="FILE.yaml", help="table to make: configs/tables/*.yaml, or one of your own"
+        "--config",
+        type=_path,
+        required=True,
+        metavar="FILE.yaml",
+        help="table to make: configs/tables/*.yaml, or one of your own",
     )
     sub.add_argument("--data.root", dest="root", type=_path, metavar="FOLDER", help="folder of the cubes")
     sub.add_argument(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hsidenoise.device import is_out_of_memory
 from hsidenoise.models.hcanet_bra import HCANetBRA
-from hsidenoise.models.spectral_wiener import SpectralEstimate, spectral_wiener
+from hsidenoise.models.spectral_wiener import SpectralEstimate
 
 CompileWhen = Literal["off", "on", "auto"]
 
@@ -134,7 +134,7 @@ class CompiledStep:
     def _run(self, run: Callable[..., Tensor], noisy: Tensor, estimate: SpectralEstimate | None) -> Tensor:
         if not self._starts_from_estimate or run is self.network:
             return run(noisy)
-        return run(*(estimate if estimate is not None else spectral_wiener(noisy)))
+        return run(*(estimate if estimate is not None else self.network.estimate(noisy)))  # type: ignore[operator]
 
     def _time(self, loss: Callable[[Tensor], Tensor], noisy: Tensor, estimate: SpectralEstimate | None) -> float:
         """Seconds of a pass: the shortest of some, since what disturbs only ever delays."""

@@ -71,7 +71,7 @@ def export_onnx(
 
     HCANet has one input, ``noisy``, of as many bands as the network. HCANetBRA takes any number of bands from two to
     its own. With ``skip="identity"`` it has the same one input; with ``skip="wiener"`` it has five, the parts of
-    ``spectral_wiener(noisy)``: ``repaired``, ``plain``, ``robust``, ``column`` and ``sigma``. The output is
+    ``network.estimate(noisy)``: ``repaired``, ``plain``, ``robust``, ``column`` and ``sigma``. The output is
     ``denoised``.
 
     Exporting takes a minute or several: all sizes are followed as symbols through the network.
@@ -212,7 +212,11 @@ def _describe(proto: onnx.ModelProto, network: nn.Module, name: str, header: dic
     cubes = "cubes (batch, bands, height, width) scaled to about [0, 1]"
     inputs = f"noisy: {cubes}"
     if estimate == "wiener":
-        inputs = f"{', '.join(ESTIMATE_INPUTS)}: the parts of hsidenoise's spectral_wiener(noisy) of {cubes}"
+        config: Any = network.config
+        settings = f"rounds={config['wiener_rounds']}, overlap={config['wiener_overlap']:g}"
+        inputs = (
+            f"{', '.join(ESTIMATE_INPUTS)}: the parts of hsidenoise's spectral_wiener(noisy, {settings}) of {cubes}"
+        )
     facts = {
         "format": FORMAT,
         "version": version("hsidenoise"),

@@ -7,7 +7,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
+import threading
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
@@ -21,7 +24,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -29,6 +32,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from hsidenoise.budget import Part, seconds_spent
 from hsidenoise.callbacks import AverageWeights, Pictures
 from hsidenoise.checkpoints import (
+    LAST,
     AtomicCheckpoints,
     BestCheckpoint,
     LastCheckpoint,
@@ -37,11 +41,24 @@ from hsidenoise.checkpoints import (
     read_checkpoint,
 )
 from hsidenoise.data.datamodule import CubeDataModule
+from hsidenoise.results import write_files
 from hsidenoise.task import DenoisingTask
 from hsidenoise.throughput import Throughput
 from hsidenoise.weights_file import WeightsFile
 
 __all__ = ["DenoisingTask", "TrainCLI", "main", "run_folder"]
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class WholeConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` whole or not at all: that of a run that is resumed is not spoilt by a full disk."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write it into the run's folder; called in the main process only."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_files(folder, {self.config_filename: self.parser.dump(self.config, skip_none=False)})
 
 
 class TrainCLI(LightningCLI):
@@ -175,8 +192,10 @@ def main(args: list[str]) -> None:
         args: Command line behind ``train``.
 
     Raises:
-        ValueError: If an option is wrong, or the folder already holds a run and ``--resume`` is not given.
+        ValueError: If an option is wrong, the folder already holds a run and ``--resume`` is not given, or another
+            process trains in it.
         FileNotFoundError: If the checkpoint to resume from does not exist.
+        OSError: If the disk is full; the last checkpoint that was written is whole.
         KeyboardInterrupt: If the run was interrupted or told to end; ``last.ckpt`` holds where it stopped.
     """
     with _quiet():
@@ -190,17 +209,64 @@ def main(args: list[str]) -> None:
             load_from_checkpoint_support=False,  # weights files are for that; its hooks are deprecated
             # exit_on_error would put a hundred lines of usage before the error
             parser_kwargs={"prog": "hsidenoise train", "description": "Train on clean cubes.", "exit_on_error": False},
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=WholeConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults={"gradient_clip_val": 1.0, "num_sanity_val_steps": 1, "log_every_n_steps": 20},
         )
         cli.datamodule.locate()  # before anything is written
         cli.say_what_changed()
+        with _alone(cli.output):
+            # another training may have had the folder while this one came up
+            if find_checkpoint(cli.output / "checkpoints", cli.config["resume"]) != cli.resumed:
+                raise ValueError(f"{cli.output}: another training has just ended here: give the command once more")
+            try:
+                cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.resumed, weights_only=True)
+            except SIGTERMException as stop:  # would end the program as if all were well
+                raise KeyboardInterrupt from stop
+            except (OSError, RuntimeError) as error:
+                if (reason := _no_room(error)) is None:
+                    raise
+                last = cli.output / "checkpoints" / LAST
+                kept = f"{last} is whole: make room and go on with --resume last" if last.exists() else "make room"
+                raise OSError(f"{cli.output}: training has stopped, the disk is full ({reason}); {kept}") from error
+            finally:
+                _report(cli)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a folder. The system gives the lock free when this process ends, however it does."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+", encoding="utf-8", errors="replace") as file:
         try:
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.resumed, weights_only=True)
-        except SIGTERMException as stop:  # would end the program as if all were well
-            raise KeyboardInterrupt from stop
-        finally:
-            _report(cli)
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the other processes of a run come with the first
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by worker processes
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}")
+                file.flush()
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            owner = "".join(filter(str.isprintable, file.read(200))) or "another process"
+            raise ValueError(f"{folder}: {owner} trains here: let it end, or name another folder (--output)") from error
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise
+            rank_zero_warn(f"{folder}: cannot be locked ({error.strerror}): let no other training run in it")
+        yield
+
+
+def _no_room(error: BaseException | None) -> str | None:
+    """Why a file could not be written, if it is for want of room; torch and Lightning raise errors of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager
@@ -219,4 +285,10 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
         warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
         warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging")
-        yield
+        # what TensorBoard's thread cannot write is raised again by the next thing that its logger is given
+        before = threading.excepthook
+        threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else before(args)
+        try:
+            yield
+        finally:
+            threading.excepthook = before

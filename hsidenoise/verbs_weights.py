@@ -45,7 +45,7 @@ def export(options: argparse.Namespace) -> None:
     print(f"output   denoised ({', '.join(done.output)})")
     if tuple(done.inputs) == ESTIMATE_INPUTS:
         names = ", ".join(ESTIMATE_INPUTS)
-        print(f"         {names}: of hsidenoise.models.spectral_wiener.spectral_wiener(noisy)")
+        print(f"         {names}: the parts of load_model(...).estimate(noisy), in their order")
     sizes = ", ".join(" x ".join(str(size) for size in shape) for shape in done.checked)
     print(f"checked  against PyTorch at {sizes}: off by {done.error:.1e} of the largest value at most")
     size = done.path.stat().st_size / 2**20

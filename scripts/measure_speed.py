@@ -31,10 +31,10 @@ from as_released import HCANetAsReleased, RoutingAttentionAsReleased
 
 from hsidenoise import BiLevelRoutingAttention, denoise, load_model
 from hsidenoise.device import autocast, find_device
+from hsidenoise.files import commit
 from hsidenoise.losses import DenoisingLoss
 from hsidenoise.machine import describe_machine
 from hsidenoise.models.released import load_released
-from hsidenoise.results import commit
 
 NETWORKS = ("hcanet", "hcanet-bra", "denoise", "bra", "bra-1-head")
 JOBS = ("forward", "train")

@@ -58,6 +58,17 @@ def test_compiled_gives_what_the_network_gives(backend):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_the_estimate_has_the_settings_of_the_network(backend, monkeypatch):
+    """Windows that overlap are a matter of cubes larger than one."""
+    options = {"num_blocks": (1, 0, 0), "num_refinement_blocks": 0, "wiener_rounds": 1, "wiener_overlap": 0.0}
+    network = create_model("hcanet-bra", bands=5, dim=8, **options)
+    monkeypatch.setattr(torch, "compile", lambda part, backend: part)  # what is compiled sees the same estimate
+    noisy = torch.rand(1, 5, 70, 66)
+    step = CompiledStep(network, "off" if backend is None else "on")
+    assert torch.equal(step(noisy), network(noisy))
+
+
 def test_an_estimate_that_comes_with_the_batch_is_used():
     network = create_model("hcanet-bra", bands=5, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
     noisy = torch.rand(2, 5, 12, 16)

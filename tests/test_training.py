@@ -383,6 +383,24 @@ def test_training_learns_to_denoise(root, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+def test_the_estimate_of_the_workers_is_that_of_the_network_in_training(root, tmp_path, monkeypatch):
+    class Looking(DenoisingTask):
+        def training_step(self, batch, batch_idx):
+            for made, own in zip(batch["estimate"], self.network.estimate(batch["noisy"]), strict=True):
+                torch.testing.assert_close(made, own, rtol=1e-3, atol=1e-4)
+            return super().training_step(batch, batch_idx)
+
+    monkeypatch.setattr("hsidenoise.models.spectral_wiener.WINDOW", 8)  # of patches of 16: the overlap counts
+    config = {"dim": 8, "num_blocks": [1, 0, 0], "wiener_rounds": 1, "wiener_overlap": 0.0}
+    options = {"max_steps": 2, "limit_val_batches": 0}
+    trainer = quiet_trainer(tmp_path, **options)
+    trainer.fit(Looking(bands=6, model_config=config), small_data(root, estimate=True))
+    assert trainer.global_step == 2
+    with pytest.raises(ValueError, match=r"does not start from .*: leave out --data.estimate"):
+        quiet_trainer(tmp_path, **options).fit(MixingTask(bands=6), small_data(root, estimate=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
 def test_a_step_without_finite_gradient_is_skipped_and_many_end_the_run(root, tmp_path):
     class Spoilt(MixingTask):
         spoil = (1,)

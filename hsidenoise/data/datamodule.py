@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hsidenoise.data.augment import BandAugment
@@ -26,6 +28,8 @@ from hsidenoise.data.synthetic import (
     ValidationPairs,
     with_noise,
 )
+from hsidenoise.models.hcanet_bra import HCANetBRA
+from hsidenoise.models.spectral_wiener import SpectralEstimate, spectral_wiener
 
 #: Weights of the noise cases of a blind network: what the shipped weights were trained on.
 BLIND = {
@@ -76,8 +80,8 @@ class CubeDataModule(pl.LightningDataModule):
         gain: Smallest and largest factor, drawn for each patch, of its brightness before noise is added.
         extra: Further clean cubes, files or folders of PNG, of any size and at least ``bands`` bands.
         extra_share: Share of the patches that are cut from ``extra``, 0 to 1.
-        estimate: Whether the workers make the spectral Wiener estimate that an HCANetBRA starts from (on a GPU, its
-            small decompositions take long). Costs a core 10 ms for 64 pixels, 50 ms for 96.
+        estimate: Whether the workers make the spectral Wiener estimate that the HCANetBRA in training starts from, with
+            its settings (on a GPU, its small decompositions take long). Costs a core 10 ms for 64 pixels, 50 ms for 96.
         noise_on: ``workers`` make the noise, or the ``device``, from numbers of its own: then only clean patches
             travel. A loader hands on about 900 pairs of 31x96x96 a second (measured), and twice as many single ones.
         noise: Noise cases to train on, drawn alike; or a weight for each. Blind over all of them by default.
@@ -196,7 +200,7 @@ class CubeDataModule(pl.LightningDataModule):
                 gain=self.gain,
                 extra=self._extra_store(),
                 extra_share=self.extra_share,
-                estimate=self.estimate,
+                estimate=self._estimate(),
                 plan_only=self.noise_on == "device",
             )
         if stage in ("fit", "validate") and self._validation is None:
@@ -207,6 +211,19 @@ class CubeDataModule(pl.LightningDataModule):
                     raise ValueError(f"{path}: {len(cube)} bands, {self.bands} are needed: lower --data.bands")
                 cubes.append(centre_bands(cube, self.bands))
             self._validation = ValidationPairs(cubes, self.validation_noise, seed=self.seed)
+
+    def _estimate(self) -> Callable[[Tensor], SpectralEstimate] | None:
+        """The estimate as the network in training makes it; without the network itself, which workers need not have."""
+        if not self.estimate:
+            return None
+        task = self.trainer.lightning_module if self.trainer is not None else None
+        network = getattr(task, "network", None)
+        if not isinstance(network, HCANetBRA) or network.skip != "wiener":
+            raise ValueError(
+                "the network in training does not start from a spectral Wiener estimate: leave out --data.estimate"
+            )
+        rounds, overlap = network.config["wiener_rounds"], network.config["wiener_overlap"]
+        return partial(spectral_wiener, rounds=rounds, overlap=overlap)
 
     def _extra_store(self) -> CubeStore | None:
         if not self.extra:

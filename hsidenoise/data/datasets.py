@@ -137,11 +137,12 @@ def find_scenes(
     """Locate the training, validation and test scenes of a data set.
 
     For ``folder``: sub-folders ``train``, ``validation`` (or ``val``) and ``test`` where there is a ``train``; else the
-    last tenth (at least one) of the folder's cubes, sorted by name, is for validation, and there is no test part.
+    last tenth (at least one) of the folder's cubes, sorted by name, is for validation, and there is no test part. Cubes
+    that lie anywhere else under ``root`` are left out, with a warning. Hidden files are none.
 
     Args:
         dataset: Name of a row of :data:`DATASETS`.
-        root: Folder that holds the scenes, at any depth.
+        root: Folder that holds the scenes; those of a published split at any depth.
         split: Name of a published split; the data set's first by default.
         missing: What to do about scenes of the split that are not under ``root``: fail, or warn and leave them out.
 
@@ -159,6 +160,14 @@ def find_scenes(
         if split is not None:
             raise ValueError(f"data set '{dataset}' has no published splits; leave out split '{split}'")
         scenes = _folder_scenes(root)
+        taken = {*scenes.train, *scenes.validation, *scenes.test}
+        others = sorted(str(path.relative_to(root)) for path in _cubes_under(root) if path not in taken)
+        if others:
+            warnings.warn(
+                f"{root}: {len(others)} cube(s) in other folders left out ({_some(others)}): only those directly in "
+                f"train, validation and test are taken, or directly in {root} if it has no train",
+                stacklevel=2,
+            )
     else:
         name = split if split is not None else next(iter(row.splits))
         if name not in row.splits:
@@ -215,13 +224,22 @@ def centre_crop(
 
 def cubes_in(folder: Path) -> list[Path]:
     """Cubes that lie directly in a folder: .mat files and folders of PNG, sorted by name."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() == ".mat" or _has_png_bands(path)]
-    return sorted(found)
+    return sorted(path for path in folder.iterdir() if _is_cube(path))
 
 
-def _has_png_bands(path: Path) -> bool:
+def _is_cube(path: Path) -> bool:
+    if path.name.startswith("."):  # such as ._scene.mat, which macOS puts beside scene.mat
+        return False
+    if path.suffix.lower() == ".mat":
+        return True
     # one PNG may be a preview; a cube has one per band
-    return path.is_dir() and sum(file.suffix.lower() == ".png" for file in path.iterdir()) > 1
+    bands = path.glob("[!.]*.[pP][nN][gG]") if path.is_dir() else ()
+    return sum(1 for _ in bands) > 1
+
+
+def _cubes_under(root: Path) -> list[Path]:
+    """Cubes at any depth."""
+    return [path for path in root.rglob("*") if _is_cube(path)]
 
 
 def _folder_scenes(root: Path) -> Scenes:
@@ -273,9 +291,8 @@ def _split_scenes(split: Split, root: Path, missing: str) -> Scenes:
 
 def scenes_under(root: Path) -> dict[str, Path]:
     """Every cube under a folder by scene name. Of two with one name the one nearest to the root counts."""
-    found = [path for path in root.rglob("*") if path.suffix.lower() == ".mat" or _has_png_bands(path)]
     scenes: dict[str, Path] = {}
-    for path in sorted(found, key=lambda path: (len(path.parts), path.is_dir(), path)):
+    for path in sorted(_cubes_under(root), key=lambda path: (len(path.parts), path.is_dir(), path)):
         scenes.setdefault(scene_name(path), path)
     return scenes
 

@@ -7,6 +7,7 @@ A patch is then a crop, a flip, a quarter turn and perhaps a reversal of the ban
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ from hsidenoise.files import replacing
 
 #: Scales of the usual ICVL preparation (QRNN3D, SERT, HSIR): 1, 1/2 and 1/4.
 SCALES = (1.0, 0.5, 0.25)
+
+# Part of the name of a mapped file: raise it whenever another content or form is written for the same cube and options.
+_FORM = 2
 
 # Quantised to 16 bits a value moves by at most 1/131070: 0.002 of a grey level of 255, far under any noise here.
 _STEPS = 65535
@@ -61,8 +65,9 @@ class CubeStore:
         mirror: Whether a cube smaller than a patch is continued by mirroring; else it is an error.
 
     Raises:
-        ValueError: If there is no cube, a cube has too few bands or pixels, or an option is out of range.
-        OSError: If a cube cannot be read or the cache not be written.
+        ValueError: If there is no cube, a cube has too few bands or pixels, an option is out of range, or there is no
+            room for the cache in its folder.
+        OSError: If a cube cannot be read.
 
     Example:
         >>> import tempfile
@@ -104,15 +109,20 @@ class CubeStore:
         folder = Path(cache_dir) if cache_dir else Path(tempfile.gettempdir()) / f"hsidenoise-{os.getuid()}"
         dtype: type[np.generic] = np.float32
         for number, path in enumerate(paths):
-            if self.cache == "mmap" and (levels := self._find_mapped(path, folder, key, crop)):
-                self.cubes.append(levels)
+            # named before it is read: if it changes meanwhile, the next run reads it again
+            file = self._file(path, folder, key, crop) if self.cache != "memory" else folder
+            found = _read_levels(file) if self.cache == "mmap" else None
+            # one with too few bands is read again, so that the message of what is wrong is the same
+            if found and len(found[0]) >= (bands or 0):
+                self.cubes.append(found)
                 continue
             levels = self._levels(read_clean(path, key=key, crop=crop), path)
             if number == 0:
                 need = sum(level.nbytes for level in levels) * len(paths)
                 dtype = self._choose(need, available_memory())
             if self.cache == "mmap":
-                levels = [_mapped(level, self._file(path, folder, key, crop, i)) for i, level in enumerate(levels)]
+                _write_levels(levels, file)
+                levels = _read_levels(file) or [_quantised(level) for level in levels]  # gone at once: from memory
             elif dtype is np.uint16:
                 levels = [_quantised(level) for level in levels]
             self.cubes.append(levels)
@@ -219,31 +229,15 @@ class CubeStore:
             self.cache = "memory" if need // 2 <= available // 2 else "mmap"
         return np.float32 if self.cache == "memory" and need <= available // 2 else np.uint16
 
-    def _file(self, path: str | Path, folder: Path, key: str | None, crop: int | None, level: int) -> Path:
-        """Name of the memory-mapped file of one level; another file, option or time of change gives another name."""
+    def _file(self, path: str | Path, folder: Path, key: str | None, crop: int | None) -> Path:
+        """Name of a cube's memory-mapped file; another option, or a file that is not the same, gives another name."""
         source = Path(path).resolve()
-        stat = source.stat()
-        what: tuple[object, ...] = (
-            str(source),
-            stat.st_size,
-            stat.st_mtime_ns,
-            key,
-            crop,
-            self.patch_size,
-            self.scales,
-        )
-        what += ("mirrored",) if self.mirror else ()
+        parts = sorted(part for part in source.rglob("*") if part.is_file()) if source.is_dir() else [source]
+        # the time of the last change of any kind too: a copy may keep size and time of another file
+        stats = [(part.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for part in parts for s in [part.stat()]]
+        what = (_FORM, str(source), stats, key, crop, self.patch_size, self.scales, self.mirror)
         name = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
-        return folder / f"{source.stem}-{name}-{level}.npy"
-
-    def _find_mapped(
-        self, path: str | Path, folder: Path, key: str | None, crop: int | None
-    ) -> list[np.ndarray] | None:
-        files = [self._file(path, folder, key, crop, level) for level in range(len(self.scales))]
-        levels = [np.load(file, mmap_mode="r") for file in files if file.exists()]
-        if not levels or (self.bands is not None and levels[0].shape[0] < self.bands):
-            return None  # read it again, so that the message of what is wrong is the same
-        return levels
+        return folder / f"{source.stem}-{name}.levels"
 
 
 def reduced(
@@ -283,9 +277,49 @@ def _quantised(level: Shaped[np.ndarray, "bands height width"]) -> np.ndarray:
     return np.asarray(np.rint(level * np.float32(_STEPS)).astype(np.uint16))
 
 
+<<<<<<< HEAD
 def _mapped(level: np.ndarray, file: Path) -> np.ndarray:
     """Write a level to a file, whole or not at all, and map it. Two processes may do so at once."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary, temporary.open("wb") as stream:
         np.save(stream, _quantised(level))
     return np.asarray(np.load(file, mmap_mode="r"))
+=======
+def _write_levels(levels: Sequence[np.ndarray], file: Path) -> None:
+    """Write all levels of a cube to one file, whole or not at all. Two processes may do so at once."""
+    temporary = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+        with os.fdopen(handle, "wb") as stream:
+            np.save(stream, np.array([level.shape for level in levels], dtype=np.int64))
+            for level in levels:
+                stream.write(np.ascontiguousarray(_quantised(level)).data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).replace(file)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ValueError(
+                f"{file}: the cache of a cube cannot be written ({error.strerror or error}): name a folder with room "
+                f"for it (--data.cache_dir)"
+            ) from error
+        raise
+
+
+def _read_levels(file: Path) -> list[np.ndarray] | None:
+    """Map the levels of a cube; None if there is no such file, or it is not whole."""
+    try:
+        with file.open("rb") as stream:
+            shapes = [tuple(map(int, shape)) for shape in np.load(stream, allow_pickle=False)]
+            start, size = stream.tell(), os.fstat(stream.fileno()).st_size
+        ends = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
+        if len(shapes) == 0 or size != start + 2 * int(ends[-1]):
+            return None
+        values = np.memmap(file, dtype=np.uint16, mode="r", offset=start, shape=(int(ends[-1]),))
+        return [values[a:b].reshape(shape) for shape, a, b in zip(shapes, ends[:-1], ends[1:], strict=True)]
+    except (OSError, EOFError, ValueError, TypeError):
+        return None
+>>>>>>> training

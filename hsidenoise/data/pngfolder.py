@@ -70,7 +70,7 @@ def _scenes(folder: Path) -> dict[str, dict[int, Path]]:
     scenes: dict[str, dict[int, Path]] = {}
     for file in sorted(folder.iterdir()):
         match = _BAND_FILE.fullmatch(file.name)
-        if match and file.is_file():
+        if match and not file.name.startswith(".") and file.is_file():  # ._scene_01.png is of macOS, no image
             scenes.setdefault(match["scene"], {})[int(match["number"])] = file
     return scenes
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from hsidenoise.data.augment import BandAugment, scaled
 from hsidenoise.data.patches import CubeStore
-from hsidenoise.models.spectral_wiener import SpectralEstimate, spectral_wiener
+from hsidenoise.models.spectral_wiener import SpectralEstimate
 from hsidenoise.noise import NoiseCase, noise_case
 from hsidenoise.noise_torch import NoisePlan, add_noise, draw_plan
 
@@ -123,7 +123,8 @@ class TrainingPairs(Dataset[Pair]):
         gain: Smallest and largest factor of the brightness of a patch.
         extra: Further clean cubes.
         extra_share: Share of the items that are cut from ``extra``, 0 to 1.
-        estimate: Whether an item brings the spectral Wiener estimate of its noisy patch.
+        estimate: Makes the spectral Wiener estimate of noisy patches, with the settings of the network in training.
+            None: an item brings none.
         plan_only: Whether an item brings a plan of its noise in place of the noisy patch.
 
     Raises:
@@ -143,7 +144,7 @@ class TrainingPairs(Dataset[Pair]):
         gain: tuple[float, float] = (1.0, 1.0),
         extra: CubeStore | None = None,
         extra_share: float = 0.0,
-        estimate: bool = False,
+        estimate: Callable[[Tensor], SpectralEstimate] | None = None,
         plan_only: bool = False,
     ) -> None:
         if patches_per_epoch < 1:
@@ -153,7 +154,7 @@ class TrainingPairs(Dataset[Pair]):
                 f"gain {list(gain)} must be two rising numbers above 0, the share of extra cubes {extra_share:g} from "
                 f"0 to 1"
             )
-        if estimate and plan_only:
+        if estimate is not None and plan_only:
             raise ValueError(
                 "noise made on the device (noise_on: device) is not there for workers to make an estimate of"
             )
@@ -185,8 +186,8 @@ class TrainingPairs(Dataset[Pair]):
         values, name = self.noise(clean, rng)
         noisy = torch.from_numpy(values)
         pair = Pair(noisy=noisy, clean=torch.from_numpy(clean), case=name, weight=1.0)
-        if self.estimate:
-            pair["estimate"] = SpectralEstimate(*(part[0] for part in spectral_wiener(noisy[None])))
+        if self.estimate is not None:
+            pair["estimate"] = SpectralEstimate(*(part[0] for part in self.estimate(noisy[None])))
         return pair
 
 

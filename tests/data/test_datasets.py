@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -41,6 +43,30 @@ def test_folder_of_png_folders_counts_as_cubes(tmp_path):
     touch(tmp_path, "a_ms/a_ms_01.png", "a_ms/a_ms_02.png", "b.mat", "preview/only.png")
     scenes = find_scenes("folder", tmp_path)
     assert [path.name for path in scenes.train + scenes.validation] == ["a_ms", "b.mat"]
+
+
+@pytest.mark.parametrize("dataset", ["folder", "cave"])
+def test_hidden_files_are_no_cubes(tmp_path, dataset):
+    """macOS puts ._a.mat beside a.mat on disks that are not its own."""
+    parts = {"train": read_split("cave_hsir_train.txt"), "test": read_split("cave_hsir_test.txt")}
+    names = [f"{part}/{scene_name(name)}.mat" for part, some in parts.items() for name in some]
+    validation = {scene_name(name) for name in read_split("cave_hsidenoise_validation.txt")}
+    names = [n.replace("train/", "validation/") if scene_name(n) in validation else n for n in names]
+    hidden = [f"{Path(name).parent}/._{Path(name).name}" for name in names]
+    touch(tmp_path, *names, *hidden, "train/._x_ms/1.png", "train/p/._1.png", "train/p/._2.png", "train/p/1.png")
+    scenes = find_scenes(dataset, tmp_path)
+    assert sorted(str(p.relative_to(tmp_path)) for p in scenes.train + scenes.validation + scenes.test) == sorted(names)
+
+
+@pytest.mark.parametrize(("parts", "left"), [(True, "3 .*odd.mat, other/o.mat, train/sub/b.mat"), (False, "1 .*sub/b")])
+def test_cubes_that_are_left_out_are_told(tmp_path, parts, left):
+    if parts:
+        touch(tmp_path, "train/a.mat", "train/sub/b.mat", "validation/v.mat", "other/o.mat", "odd.mat")
+    else:
+        touch(tmp_path, "a.mat", "b.mat", "sub/b.mat")
+    with pytest.warns(UserWarning, match=rf"{left}.*only those directly in"):
+        scenes = find_scenes("folder", tmp_path)
+    assert [path.stem for path in scenes.train] == ["a"]
 
 
 def test_folder_without_parts_holds_out_the_last_tenth(tmp_path):

@@ -1,3 +1,8 @@
+import os
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -5,6 +10,7 @@ from hsidenoise.data import patches
 from hsidenoise.data.augment import BandChoice
 from hsidenoise.data.io import write_arrays
 from hsidenoise.data.patches import CubeStore, PatchPlace, reduced
+from hsidenoise.data.pngfolder import save_bands
 
 
 @pytest.fixture
@@ -102,10 +108,61 @@ def test_mapped_files_are_used_again_until_the_cube_changes(files, tmp_path, rng
     made = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     CubeStore(files, patch_size=10, cache="mmap", cache_dir=cache)
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == made
-    assert not [path for path in made if path.suffix != ".npy"]
+    assert not [path for path in made if path.suffix != ".levels"]
     write_arrays(files[0], {"cube": rng.random((44, 52, 7), dtype=np.float32)})
     again = CubeStore(files, patch_size=10, cache="mmap", cache_dir=cache)
     assert again.cubes[0][0].shape == (7, 44, 52)
+
+
+@pytest.mark.parametrize("harm", ["missing", "empty", "header", "values", "longer", "other"])
+def test_mapped_files_that_are_missing_or_torn_are_made_anew_with_every_scale(files, tmp_path, harm):
+    cache = tmp_path / "cache"
+    whole = CubeStore(files, patch_size=8, cache="mmap", cache_dir=cache)
+    expected = [level.copy() for levels in whole.cubes for level in levels]
+    for path in sorted(cache.iterdir()):
+        content = path.read_bytes()
+        path.unlink()  # not in place: the store above still looks at it
+        if harm != "missing":
+            shorter = {"empty": b"", "header": content[:100], "values": content[:-2], "longer": content + b"xx"}
+            path.write_bytes(shorter.get(harm, bytes(len(content))))
+        again = CubeStore(files, patch_size=8, cache="mmap", cache_dir=cache)
+        found = [level for levels in again.cubes for level in levels]
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_another_cube_of_the_same_name_size_and_time_is_read_anew(tmp_path, rng, folder):
+    source = tmp_path / ("scene" if folder else "scene.mat")
+    stores = []
+    for _ in range(2):
+        if folder:
+            source.mkdir(exist_ok=True)
+            save_bands(source, "s", rng.integers(0, 2**16, (12, 14, 3), dtype=np.uint16))
+            written = sorted(source.iterdir())
+        else:
+            write_arrays(source, {"cube": rng.random((12, 14, 3), dtype=np.float32)})
+            written = [source]
+        for path in written:
+            os.utime(path, ns=(10**18, 10**18))
+        stores.append(CubeStore([source], patch_size=8, cache="mmap", cache_dir=tmp_path / "cache"))
+    assert not np.array_equal(stores[0].cubes[0][0], stores[1].cubes[0][0])
+
+
+def test_a_disk_too_small_for_the_cache_is_told_in_one_line(files, tmp_path):
+    """A limit on the size of files, in a process of its own: as a full disk does it, the write itself fails."""
+    code = (
+        "import resource, sys\n"
+        "from hsidenoise.data.patches import CubeStore\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "CubeStore(sys.argv[2:], patch_size=10, cache='mmap', cache_dir=sys.argv[1])\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache"), *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert re.search(
+        r"^ValueError: .*a-\w+\.levels: the cache .* cannot be written .*--data.cache_dir\)$", done.stderr, re.M
+    )
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_crop_limits_where_patches_come_from(files):
@@ -164,4 +221,4 @@ def test_a_small_cube_is_mirrored_up_to_a_patch(files, tmp_path):
     np.testing.assert_array_equal(mirrored.cubes[1][0][:, :36, 33:], cube[:, :, :27:-1])
     assert mirrored.cubes[0][0].shape == (7, 40, 52)  # large enough
     both = [CubeStore(files, patch_size=33, mirror=m, cache="mmap", cache_dir=tmp_path / "c") for m in (True, False)]
-    assert len(list((tmp_path / "c").iterdir())) == 2 * sum(len(levels) for levels in both[0].cubes)
+    assert len(list((tmp_path / "c").iterdir())) == 2 * len(both[0].cubes)

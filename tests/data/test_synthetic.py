@@ -1,4 +1,5 @@
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -165,10 +166,11 @@ def test_extra_cubes_take_their_share(store, tmp_path):
 
 
 def test_an_estimate_comes_with_its_noisy_patch(store):
-    data = pairs(store, estimate=True)
+    settings = {"rounds": 1, "overlap": 0.0}
+    data = pairs(store, estimate=partial(spectral_wiener, **settings))
     batch = next(iter(DataLoader(data, batch_size=2, sampler=TurnSampler(data))))
     assert isinstance(batch["estimate"], SpectralEstimate)
-    for found, wanted in zip(batch["estimate"], spectral_wiener(batch["noisy"]), strict=True):
+    for found, wanted in zip(batch["estimate"], spectral_wiener(batch["noisy"], **settings), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
     assert "estimate" not in pairs(store)[0]
 
@@ -186,7 +188,7 @@ def test_noise_left_to_the_device_follows_seed_and_number(store):
     ready = next(iter(DataLoader(pairs(store), batch_size=3)))
     assert with_noise(ready, 0) is ready
     with pytest.raises(ValueError, match="noise made on the device"):
-        pairs(store, plan_only=True, estimate=True)
+        pairs(store, plan_only=True, estimate=spectral_wiener)
 
 
 @pytest.mark.parametrize("options", [{"gain": (0.0, 1.0)}, {"gain": (1.2, 0.5)}, {"extra_share": 1.5}])
