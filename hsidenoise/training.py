@@ -41,7 +41,7 @@ from hsidenoise.checkpoints import (
     read_checkpoint,
 )
 from hsidenoise.data.datamodule import CubeDataModule
-from hsidenoise.results import write_files
+from hsidenoise.files import write_text
 from hsidenoise.task import DenoisingTask
 from hsidenoise.throughput import Throughput
 from hsidenoise.weights_file import WeightsFile
@@ -58,7 +58,7 @@ class WholeConfig(SaveConfigCallback):
         """Write it into the run's folder; called in the main process only."""
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        write_files(folder, {self.config_filename: self.parser.dump(self.config, skip_none=False)})
+        write_text(folder / self.config_filename, self.parser.dump(self.config, skip_none=False))
 
 
 class TrainCLI(LightningCLI):

@@ -70,8 +70,7 @@ class CubeStore:
         OSError: If a cube cannot be read.
 
     Example:
-        >>> import tempfile
-        >>> from hsidenoise.data.io import write_arrays
+        >>>         >>> from hsidenoise.data.io import write_arrays
         >>> cube = np.random.default_rng(0).random((20, 24, 5), dtype=np.float32)  # MATLAB: height, width, bands
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_arrays(f"{folder}/a.mat", {"cube": cube})
@@ -277,36 +276,19 @@ def _quantised(level: Shaped[np.ndarray, "bands height width"]) -> np.ndarray:
     return np.asarray(np.rint(level * np.float32(_STEPS)).astype(np.uint16))
 
 
-<<<<<<< HEAD
-def _mapped(level: np.ndarray, file: Path) -> np.ndarray:
-    """Write a level to a file, whole or not at all, and map it. Two processes may do so at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary, temporary.open("wb") as stream:
-        np.save(stream, _quantised(level))
-    return np.asarray(np.load(file, mmap_mode="r"))
-=======
 def _write_levels(levels: Sequence[np.ndarray], file: Path) -> None:
     """Write all levels of a cube to one file, whole or not at all. Two processes may do so at once."""
-    temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-        with os.fdopen(handle, "wb") as stream:
+        with replacing(file) as temporary, temporary.open("wb") as stream:
             np.save(stream, np.array([level.shape for level in levels], dtype=np.int64))
             for level in levels:
                 stream.write(np.ascontiguousarray(_quantised(level)).data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).replace(file)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise ValueError(
-                f"{file}: the cache of a cube cannot be written ({error.strerror or error}): name a folder with room "
-                f"for it (--data.cache_dir)"
-            ) from error
-        raise
+    except OSError as error:
+        raise ValueError(
+            f"{file}: the cache of a cube cannot be written ({error.strerror or error}): name a folder with room "
+            f"for it (--data.cache_dir)"
+        ) from error
 
 
 def _read_levels(file: Path) -> list[np.ndarray] | None:
@@ -322,4 +304,3 @@ def _read_levels(file: Path) -> list[np.ndarray] | None:
         return [values[a:b].reshape(shape) for shape, a, b in zip(shapes, ends[:-1], ends[1:], strict=True)]
     except (OSError, EOFError, ValueError, TypeError):
         return None
->>>>>>> training
