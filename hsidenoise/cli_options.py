@@ -102,6 +102,13 @@ def make_parser() -> argparse.ArgumentParser:
             "or bp / pb for a bands x pixels matrix",
         )
         sub.add_argument(f"--{prefix}size", type=_size, metavar="HxW", help="height and width of such a matrix")
+        if not prefix:
+            sub.add_argument(
+                "--allow-external",
+                action="store_true",
+                help="read what a v7.3 file keeps in other files, which it may name at will (links, external storage, "
+                "virtual data sets); refused if absent",
+            )
 
     sub = verb(
         "denoise",

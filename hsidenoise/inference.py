@@ -184,6 +184,7 @@ def denoise_file(
     key: str | None = None,
     axes: str | None = None,
     size: tuple[int, int] | None = None,
+    allow_external: bool = False,
     tile: int | None = None,
     overlap: int | None = None,
     batch: int | None = None,
@@ -208,6 +209,7 @@ def denoise_file(
         key: Name of the variable; found if None.
         axes: Order of the axes as MATLAB sees them, such as ``hwb`` or ``bp``; found if None.
         size: Height and width of an unfolded (bands x pixels) matrix.
+        allow_external: Whether the numbers may lie in other files, see :func:`hsidenoise.read_cube`.
         tile: As for :func:`denoise`, like all that follow.
         overlap: Smallest overlap of neighbouring tiles, pixels.
         batch: Tiles at a time.
@@ -236,7 +238,7 @@ def denoise_file(
     source, target = Path(source), Path(target)
     if target.exists() and source.samefile(target):
         raise ValueError(f"{target} is the noisy file itself and would be lost; choose another output name")
-    cube = read_cube(source, key=key, axes=axes, size=size)
+    cube = read_cube(source, key=key, axes=axes, size=size, allow_external=allow_external)
     check_cube_target(target, cube)
     start = time.perf_counter()
     run = _denoise(_as_cube(cube.values), model, options)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hsidenoise.data.io import Cube, Variable, check_cube_target, list_variables, read_cube, write_arrays
+from hsidenoise.data.layout import printable
 from hsidenoise.files import check_source, check_target
 
 # Names of the published test sets' variables; `corrupt` writes them and `evaluate` knows them.
@@ -37,6 +38,7 @@ def denoise(options: argparse.Namespace) -> None:
         key=options.key,
         axes=options.axes,
         size=options.size,
+        allow_external=options.allow_external,
         tile=options.tile,
         overlap=options.overlap,
         batch=options.batch,
@@ -76,11 +78,13 @@ def denoise(options: argparse.Namespace) -> None:
 def inspect(options: argparse.Namespace) -> None:
     """Say what a file holds and how it would be read."""
     path = Path(options.cube)
-    variables = list_variables(path)
+    variables = list_variables(path, allow_external=options.allow_external)
     told = options.key or options.axes or options.size
     cube, problem = None, None
     try:
-        cube = read_cube(path, key=options.key, axes=options.axes, size=options.size)
+        cube = read_cube(
+            path, key=options.key, axes=options.axes, size=options.size, allow_external=options.allow_external
+        )
     except ValueError as error:
         # The list of variables is the answer to most problems of reading, so it is shown all the same.
         if told:
@@ -94,7 +98,7 @@ def inspect(options: argparse.Namespace) -> None:
     print(f"{path}: {len(variables)} variable{'s' * (len(variables) != 1)}")
     for item in variables:
         shape = " x ".join(str(size) for size in item.shape)
-        print(f"  {item.name:<24} {shape:<20} {_type(item) or '':<10} {item.note}".rstrip())
+        print(f"  {item.label:<24} {shape:<20} {_type(item) or '':<10} {item.note}".rstrip())
     if facts is None:
         print(f"no cube chosen: {problem}")
         return
@@ -127,7 +131,7 @@ def corrupt(options: argparse.Namespace) -> None:
         raise ValueError(f"{target}: is the clean cube itself; name another output")
     check_cube_target(target)
     key = options.key or _preferred(source, CLEAN_KEY)
-    cube = read_cube(source, key=key, axes=options.axes, size=options.size)
+    cube = read_cube(source, key=key, axes=options.axes, size=options.size, allow_external=options.allow_external)
     _print_read(source, cube)
     clean = cube.values
     if options.crop is not None:
@@ -167,9 +171,13 @@ def evaluate(options: argparse.Namespace) -> None:
 
     denoised_path, clean_path = Path(options.denoised), Path(options.clean)
     key = options.key or _preferred(denoised_path, NOISY_KEY)
-    denoised = read_cube(denoised_path, key=key, axes=options.axes, size=options.size)
+    denoised = read_cube(
+        denoised_path, key=key, axes=options.axes, size=options.size, allow_external=options.allow_external
+    )
     key = options.clean_key or _preferred(clean_path, CLEAN_KEY)
-    clean = read_cube(clean_path, key=key, axes=options.clean_axes, size=options.clean_size)
+    clean = read_cube(
+        clean_path, key=key, axes=options.clean_axes, size=options.clean_size, allow_external=options.allow_external
+    )
     # The clean cube that the denoised file itself carries, if it came from `corrupt` or a published test set.
     carried = _clean_of(denoised_path, denoised)
     if denoised.values.shape != clean.values.shape:
@@ -292,7 +300,11 @@ def _preferred(path: Path, key: str) -> str | None:
     """The name of a published test set's variable, if the file has it."""
     if path.is_dir():
         return None
-    return key if any(item.name == key and len(item.shape) == 3 for item in list_variables(path)) else None
+    return (
+        key
+        if any(item.name == key and item.is_number and len(item.shape) == 3 for item in list_variables(path))
+        else None
+    )
 
 
 def _type(variable: Variable) -> str | None:
@@ -300,7 +312,7 @@ def _type(variable: Variable) -> str | None:
 
 
 def _variable(cube: Cube) -> str:
-    return "cube" if cube.layout is None else cube.layout.key
+    return "cube" if cube.layout is None else printable(cube.layout.key)
 
 
 def _sizes(cube: Cube) -> str:
@@ -332,6 +344,10 @@ def _check_picture(options: argparse.Namespace, source: Path, target: Path) -> N
     if band is not None:
         if not path:
             raise ValueError("--band chooses the band of the picture; name one with --picture, or leave --band out")
-        bands = len(read_cube(source, key=options.key, axes=options.axes, size=options.size).values)
+        bands = len(
+            read_cube(
+                source, key=options.key, axes=options.axes, size=options.size, allow_external=options.allow_external
+            ).values
+        )
         if band >= bands:
             raise ValueError(f"--band {band}: {source} has bands 0 to {bands - 1}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from hsidenoise.data.layout import Layout, Variable, find_layout, find_wavelengths
+from hsidenoise.data.layout import Layout, Variable, find_layout, find_wavelengths, printable
 from hsidenoise.data.matfile import list_mat, load_variable, mat_format, replace_variable, write_mat
 from hsidenoise.data.pngfolder import CAVE_WAVELENGTHS, find_bands, load_bands, save_bands
 from hsidenoise.files import check_source, check_target, replacing
@@ -59,7 +59,12 @@ class Cube:
 
 
 def read_cube(
-    path: str | Path, *, key: str | None = None, axes: str | None = None, size: tuple[int, int] | None = None
+    path: str | Path,
+    *,
+    key: str | None = None,
+    axes: str | None = None,
+    size: tuple[int, int] | None = None,
+    allow_external: bool = False,
 ) -> Cube:
     """Read a cube from a .mat file (v4, v5, v7.3; told apart by content) or a folder of one PNG per band.
 
@@ -72,6 +77,8 @@ def read_cube(
         axes: Axes in MATLAB's order, ``"hwb"``, ``"bhw"``, ...; ``"bp"`` or ``"pb"`` for an unfolded matrix of
             bands and pixels (column after column); None to choose.
         size: (height, width) in pixels, of an unfolded matrix.
+        allow_external: Whether the numbers may lie in other files, as a v7.3 file can say (external links, external
+            storage, virtual data sets): it can name any file that you may read. What it names is never written.
 
     Returns:
         The cube, its values float32 and finite.
@@ -96,15 +103,15 @@ def read_cube(
         stored = load_bands(files)
         if axes not in (None, "hwb") or size is not None:
             raise ValueError(f"{path}: band images have their axes and size already; leave out --axes and --size")
-        reason = f"scene '{scene}' is {len(files)} band images in the order of their numbers"
+        reason = f"scene '{printable(scene)}' is {len(files)} band images in the order of their numbers"
         layout = Layout("png", scene, "hwb", stored.shape, stored.dtype, None, reason)
         wavelengths = np.array(CAVE_WAVELENGTHS) if len(files) == len(CAVE_WAVELENGTHS) else None
     else:
-        variables = list_mat(path)
+        variables = list_mat(path, allow_external=allow_external)
         form = mat_format(path)
 
         def load(name: str) -> np.ndarray:
-            return load_variable(path, name)
+            return load_variable(path, name, allow_external=allow_external)
 
         try:
             layout = find_layout(variables, load, format=form, key=key, axes=axes, size=size)
@@ -113,10 +120,12 @@ def read_cube(
         stored = load(layout.key)
         wavelengths = None
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is refused here or below
-        values = np.ascontiguousarray(layout.to_bands_first(stored), dtype=np.float32)
+        values = np.require(layout.to_bands_first(stored), np.float32, ["C", "W"])
     if np.isinf(values).any() and np.isfinite(stored).all():
-        raise ValueError(f"{path}: '{layout.key}' has values beyond single precision (3.4e38); save it in another unit")
-    check_values(values, f"{path}: '{layout.key}'")
+        raise ValueError(
+            f"{path}: '{printable(layout.key)}' has values beyond single precision (3.4e38); save it in another unit"
+        )
+    check_values(values, f"{path}: '{printable(layout.key)}'")
     if layout.format != "png":
         wavelengths = find_wavelengths(variables, load, values.shape[0])
     return Cube(values, wavelengths, layout, path)
@@ -151,11 +160,12 @@ def check_values(values: Float32[np.ndarray, "bands height width"], name: str = 
         raise ValueError(f"{name} is constant: every value is {low:g}; nothing can be denoised")
 
 
-def list_variables(path: str | Path) -> list[Variable]:
+def list_variables(path: str | Path, *, allow_external: bool = False) -> list[Variable]:
     """List what a file or a folder of band images holds, without loading it.
 
     Args:
         path: A .mat file (v4, v5, v7.3), or a folder of one PNG per band.
+        allow_external: Whether what a v7.3 file keeps in other files is described too.
 
     Returns:
         Variables in the order of the file, shapes as MATLAB shows them; for a folder one, the scene.
@@ -174,7 +184,7 @@ def list_variables(path: str | Path) -> list[Variable]:
     path = Path(path)
     check_source(path)
     if not path.is_dir():
-        return list_mat(path)
+        return list_mat(path, allow_external=allow_external)
     scene, files = find_bands(path)
     first = load_bands(files[:1])
     return [Variable(scene, (*first.shape[:2], len(files)), first.dtype, f"{len(files)} band images")]

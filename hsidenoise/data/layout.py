@@ -28,7 +28,15 @@ _SIZE_KEYS = (
     ("nrow", "ncol"), ("nrows", "ncols"), ("rows", "cols"), ("lines", "cols"), ("lines", "samples"),
     ("height", "width"), ("h", "w"), ("row", "col"),
 )  # fmt: skip
+#: How the note of a variable begins whose numbers lie in another file.
+ELSEWHERE = "in another file"
+_UNCHECKED = 1 << 28  # bytes that any machine has to spare
+_LONGEST = 120  # letters of a name that are shown
 _WAVELENGTH_KEYS = frozenset({"wl", "wls", "bands", "band", "centers", "centres", "bandcenters", "bandcentres"})
+
+
+class RefusedError(ValueError):
+    """What is wrong with no file but not done all the same: numbers of other files, more than the memory holds."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class Variable:
     Attributes:
         name: Name in the file; ``group/name`` inside an HDF5 group.
         shape: Sizes of the axes as MATLAB shows them.
-        dtype: Type of the stored numbers (complex and bool included); None for text, cells, structs, objects.
+        dtype: Type of its numbers as MATLAB sees them (complex and bool included), however few bytes they are stored
+            in; None for text, cells, structs, objects and what is not to be read.
         note: What is special about it, empty if nothing is.
         foreign: True for an HDF5 array that no MATLAB wrote (it has no ``MATLAB_class``).
 
@@ -52,6 +61,11 @@ class Variable:
     dtype: np.dtype[Any] | None
     note: str = ""
     foreign: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its name as it may be shown."""
+        return printable(self.name)
 
     @property
     def is_number(self) -> bool:
@@ -69,7 +83,7 @@ class Layout:
         axes: One letter for each axis longer than one, in MATLAB's order: of ``h`` (height), ``w`` (width),
             ``b`` (bands), or ``p`` (pixels, column after column) of an unfolded matrix.
         shape: Sizes of the axes as MATLAB shows them.
-        dtype: Type of the stored numbers.
+        dtype: Type of the numbers: a file's class, even if they were stored in fewer bytes.
         size: (height, width) of an unfolded matrix, else None.
         reason: Why this variable and these axes, for people.
 
@@ -107,8 +121,8 @@ class Layout:
         expected = (bands, *self.size) if self.size else tuple(axes[self.axes.index(axis)] for axis in "bhw")
         if cube.shape != expected:
             raise ValueError(
-                f"a cube of {times(cube.shape)} (bands x height x width) cannot take the place of '{self.key}' of "
-                f"{times(expected)}; write it with layout=None, as a new file"
+                f"a cube of {times(cube.shape)} (bands x height x width) cannot take the place of "
+                f"'{printable(self.key)}' of {times(expected)}; write it with layout=None, as a new file"
             )
         if self.size is not None:
             matrix = cube.transpose(0, 2, 1).reshape(bands, -1)
@@ -126,6 +140,46 @@ def times(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "none"
 
 
+def printable(name: str) -> str:
+    r"""A name out of a file as it may be shown: without what moves a terminal's cursor, and not longer than a line.
+
+    Example:
+        >>> printable("cube\x1b[2J")
+        'cube?[2J'
+    """
+    text = "".join(letter if letter.isprintable() else "?" for letter in name[: _LONGEST + 1])
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+
+
+def check_room(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+    """Refuse, before anything is allocated, an array that does not fit into memory as stored and in float32.
+
+    Args:
+        name: What to call it.
+        shape: Its sizes.
+        dtype: Type of the stored numbers.
+
+    Raises:
+        RefusedError: If it does not fit.
+
+    Example:
+        >>> check_room("x", (1 << 20, 1 << 20, 1 << 20), np.dtype("f4"))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        hsidenoise.data.layout.RefusedError: x takes 8589934592.0 GiB...
+    """
+    needed = math.prod(shape) * (dtype.itemsize + 4)
+    if needed < _UNCHECKED:
+        return
+    import torch
+
+    from hsidenoise.memory import free_memory
+
+    free = free_memory(torch.device("cpu"))
+    if needed > (1 << 46 if free is None else free):
+        at_hand = "" if free is None else f", more than the {free / 2**30:.1f} GiB of memory at hand"
+        raise RefusedError(f"{name} takes {needed / 2**30:.1f} GiB{at_hand}; cut it before")
+
+
 def describe(variables: Sequence[Variable]) -> str:
     """Names and sizes of variables in one line, the first dozen.
 
@@ -133,9 +187,8 @@ def describe(variables: Sequence[Variable]) -> str:
         >>> describe([Variable("gt", (2, 3), np.dtype("f8"))])
         'gt 2x3'
     """
-    names = [f"{variable.name} {times(variable.shape)}" for variable in variables[:12]]
-    text = ", ".join(names + ["..."] * (len(variables) > 12)) or "nothing"
-    return "".join(letter if letter.isprintable() else "?" for letter in text)  # HDF5 allows any name
+    names = [f"{variable.label} {times(variable.shape)}" for variable in variables[:12]]
+    return ", ".join(names + ["..."] * (len(variables) > 12)) or "nothing"
 
 
 def find_layout(
@@ -177,22 +230,24 @@ def find_layout(
         'hwb'
     """
     variable, why = _find_variable(variables, key, unfolded=size is not None or (axes or "") in ("bp", "pb"))
+    if variable.note.startswith(ELSEWHERE):
+        raise ValueError(f"'{variable.label}' lies {variable.note}")
     if variable.dtype is None or not variable.is_number:
-        raise ValueError(f"'{variable.name}' is no cube of numbers ({variable.note}); choose another with --key")
+        raise ValueError(f"'{variable.label}' is no cube of numbers ({variable.note}); choose another with --key")
     if 0 in variable.shape:
-        raise ValueError(f"'{variable.name}' is empty: an axis of {times(variable.shape)} has no element")
+        raise ValueError(f"'{variable.label}' is empty: an axis of {times(variable.shape)} has no element")
     if variable.dtype.kind == "c":
-        raise ValueError(f"'{variable.name}' holds complex numbers; save its magnitude or real part instead")
+        raise ValueError(f"'{variable.label}' holds complex numbers; save its magnitude or real part instead")
     if _is_cube(variable):
         letters, because = _find_spectrum(variable, variables, load, axes)
         if size is not None:
-            raise ValueError(f"'{variable.name}' is {times(variable.shape)} already; --size is for bands x pixels")
+            raise ValueError(f"'{variable.label}' is {times(variable.shape)} already; --size is for bands x pixels")
         found: tuple[int, int] | None = None
     elif _is_matrix(variable):
         letters, found, because = _find_size(variable, variables, load, axes, size)
     else:
-        raise ValueError(f"'{variable.name}' is {times(variable.shape)}; a cube has three axes longer than one")
-    reason = f"'{variable.name}' is {why}; {because}"
+        raise ValueError(f"'{variable.label}' is {times(variable.shape)}; a cube has three axes longer than one")
+    reason = f"'{variable.label}' is {why}; {because}"
     return Layout(format, variable.name, letters, variable.shape, variable.dtype, found, reason)
 
 
@@ -246,7 +301,7 @@ def _find_variable(variables: Sequence[Variable], key: str | None, *, unfolded: 
         for variable in variables:
             if variable.name == key:
                 return variable, "what was asked for"
-        raise ValueError(f"no variable '{key}'; the file holds {describe(variables)}")
+        raise ValueError(f"no variable '{printable(key)}'; the file holds {describe(variables)}")
     if unfolded:
         candidates, what = [item for item in variables if item.is_number and _is_matrix(item)], "2-D"
     else:
@@ -260,7 +315,7 @@ def _find_variable(variables: Sequence[Variable], key: str | None, *, unfolded: 
     noisy = [item for item in known if item.name.lower() in NOISY_KEYS]
     clean = [item for item in known if item.name.lower() in CLEAN_KEYS]
     if len(noisy) == 1 and clean and len(known) == len(noisy) + len(clean):
-        return noisy[0], f"the noisy cube of a pair ('{clean[0].name}' beside it is the clean one)"
+        return noisy[0], f"the noisy cube of a pair ('{clean[0].label}' beside it is the clean one)"
     if candidates:
         raise ValueError(f"several variables may be the cube: {describe(candidates)}; choose one with --key")
     matrices = [item for item in variables if item.is_number and _is_matrix(item)]
@@ -275,7 +330,10 @@ def _find_variable(variables: Sequence[Variable], key: str | None, *, unfolded: 
 
 def _hidden(variables: Sequence[Variable]) -> str:
     """Where the cube may be if no variable is one."""
-    wrapped = [item.name for item in variables if item.note.startswith(("struct", "cell", "object"))]
+    for item in variables:
+        if item.note.startswith(ELSEWHERE):
+            return f"; '{item.label}' lies {item.note}"
+    wrapped = [item.label for item in variables if item.note.startswith(("struct", "cell", "object"))]
     return f"; what is inside of '{wrapped[0]}' is not read: save the cube as a variable of its own" if wrapped else ""
 
 
@@ -293,7 +351,7 @@ def _find_spectrum(
     for vector in variables:
         matching = [axis for axis, size in enumerate(sizes) if size == math.prod(vector.shape)]
         if _is_wavelengths(vector) and len(matching) == 1:
-            index, because = matching[0], f"as long as '{vector.name}'"
+            index, because = matching[0], f"as long as '{vector.label}'"
             break
     letters = ("bhw", "hbw", "hwb")[index]
     if variable.foreign and index < 2:
@@ -340,14 +398,17 @@ def _find_size(
             if height in scalars and width in scalars:
                 pair = tuple(int(np.ravel(load(scalars[name]))[0].real) for name in (height, width))
                 if math.prod(pair) in pixels:
-                    size, because = (pair[0], pair[1]), f"{times(pair)} from '{scalars[height]}' and '{scalars[width]}'"
+                    size, because = (
+                        (pair[0], pair[1]),
+                        f"{times(pair)} from '{printable(scalars[height])}' and '{printable(scalars[width])}'",
+                    )
                     break
     if size is None:
         side = math.isqrt(max(pixels))
         if side * side != max(pixels) or min(variable.shape) == max(variable.shape):
-            raise ValueError(f"'{variable.name}' is {shown}, bands x pixels without the image's size; give --size HxW")
+            raise ValueError(f"'{variable.label}' is {shown}, bands x pixels without the image's size; give --size HxW")
         size, because = (side, side), f"{side}x{side} because {side * side} is a square number (--size overrules)"
     if min(size) < 1 or math.prod(size) not in pixels:
-        raise ValueError(f"--size {times(size)} is {math.prod(size)} pixels; '{variable.name}' is {shown}")
+        raise ValueError(f"--size {times(size)} is {math.prod(size)} pixels; '{variable.label}' is {shown}")
     letters = axes or ("bp" if variable.shape[1] == math.prod(size) else "pb")
     return letters, size, f"unfolded, axes {shown} = {letters} with pixels column by column, size {because}"

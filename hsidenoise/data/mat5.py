@@ -1,21 +1,23 @@
-"""The elements of a v5 .mat file (MATLAB 5 to 7): where each variable lies, and putting one anew in its place.
+"""The elements of a .mat file of MATLAB 4 or 5 to 7: where each variable lies, reading one, putting one anew.
 
-scipy reads and writes the numbers of such files; it cannot leave the rest of a file alone. An element here is the
-bytes of one variable, compressed or not, so a file can be copied with one of them exchanged.
+An element here is the bytes of one variable, compressed or not, so a file can be copied with one of them exchanged and
+the rest left alone. What an element promises is checked against the bytes that are there before it is read. The type of
+a variable is its class in MATLAB, which stores numbers in fewer bytes where they fit; version 4 knows only doubles.
 
 References:
-    MathWorks, "MAT-File Format", R2023b, chapter 1 (level 5 MAT-file format).
+    MathWorks, "MAT-File Format", R2023b, chapter 1 (level 5 MAT-file format), appendix A (level 4).
 """
 
+import math
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from hsidenoise.data.layout import Variable
+from hsidenoise.data.layout import Variable, check_room, times
 
 _NUMBERS = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
 _STORAGE = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
@@ -24,6 +26,10 @@ MATLAB_NAMES = {"f8": "double", "f4": "single"} | {
     f"{kind}{size}": f"{name}{8 * size}" for kind, name in (("i", "int"), ("u", "uint")) for size in (1, 2, 4, 8)
 }
 HEADER = 128  # bytes before the first element
+#: A byte of deflate holds no more than so many bytes (zlib's technical details give 1032:1).
+MOST_DEFLATED = 1032
+_V4_STORAGE = ("f8", "f4", "i4", "i2", "u2", "u1")
+_MOST_BYTES = 2**32 - 1024  # of one variable, whose length is a 32-bit number
 _CLASSES = {1: "cell", 2: "struct", 3: "object", 4: "char", 5: "sparse", 16: "function", 17: "object"}
 _OPAQUE = 17
 _MATRIX, _COMPRESSED = 14, 15  # types of the elements at the top level
@@ -32,14 +38,17 @@ _COMPLEX, _LOGICAL = 0x0800, 0x0200  # array flags
 
 @dataclass(frozen=True)
 class Element:
-    """Where a variable of a v5 file lies, and what its matrix header says."""
+    """Where a variable of a v4 or v5 file lies, and what its matrix header says."""
 
     variable: Variable
     start: int
     stop: int
     compressed: bool
-    flags: int
+    flags: int  # of v4 its type
     order: str  # "<" or ">" of struct
+    data: int = 0  # where its numbers (of v5 with their tag) begin, from the start of the element, unpacked
+    length: int = 0  # of the element, unpacked
+    stored: str = ""  # type of the stored numbers of v4
 
 
 def elements(path: Path) -> list[Element]:
@@ -63,6 +72,81 @@ def elements(path: Path) -> list[Element]:
     return [element for element in found if element.variable.name]
 
 
+def elements_v4(path: Path) -> list[Element]:
+    """Walk a v4 file: one element is one variable, a header of five integers, its name and its numbers."""
+    size = path.stat().st_size
+    found: list[Element] = []
+    with path.open("rb") as file:
+        start = 0
+        while start < size:
+            file.seek(start)
+            head = file.read(20)
+            order = "<" if struct.unpack("<i", head[:4])[0] in range(1000) else ">"
+            code, rows, columns, imaginary, length = struct.unpack(f"{order}5i", head)
+            if min(rows, columns) < 0 or not 0 < length < 1024 or code % 10 > 2 or code // 100 not in (0, 10):
+                raise ValueError(f"the header of variable {len(found) + 1} makes no sense")
+            name = file.read(length).rstrip(b"\0").decode("latin-1")
+            stored = np.dtype(_V4_STORAGE[code // 10 % 10]).newbyteorder("<" if order == "<" else ">")
+            stop = start + 20 + length + rows * columns * stored.itemsize * (2 if imaginary else 1)
+            if stop > size:
+                raise EOFError(f"variable {len(found) + 1} ends beyond the end of the file")
+            note = ""
+            dtype: np.dtype[Any] = np.dtype(np.float64)
+            if code % 10:
+                variable = Variable(name, (rows, columns), None, f"{('char', 'sparse')[code % 10 - 1]} array, not read")
+            else:
+                if stored.kind != "f" or stored.itemsize != 8:
+                    note = f"double in MATLAB, stored as {stored.newbyteorder('=')}"
+                if imaginary:
+                    dtype, note = np.dtype(np.complex128), "complex numbers"
+                variable = Variable(name, (rows, columns), dtype, note)
+            span = {"start": start, "stop": stop, "data": 20 + length, "length": stop - start}
+            found.append(Element(variable, compressed=False, flags=code, order=order, stored=stored.str, **span))
+            start = stop
+    return found
+
+
+def load(path: Path, element: Element) -> np.ndarray:
+    """Read the numbers of an element.
+
+    Args:
+        path: Its file.
+        element: One of `elements` or `elements_v4` that holds numbers or logical values.
+
+    Returns:
+        An array of the variable's shape and type, perhaps read-only.
+
+    Raises:
+        RefusedError: If it does not fit into memory.
+        ValueError: If its numbers are not all there.
+    """
+    variable = element.variable
+    if variable.dtype is None:
+        raise TypeError(f"'{variable.label}' holds no numbers")
+    check_room(f"'{variable.label}'", variable.shape, variable.dtype)
+    with path.open("rb") as file:
+        if element.compressed:
+            file.seek(element.start + 8)
+            packed = zlib.decompressobj()
+            content = packed.decompress(file.read(element.stop - element.start - 8), element.length + 1)
+            if len(content) != element.length or not packed.eof:
+                raise ValueError(f"'{variable.label}' is not as long as it should be")
+            view = memoryview(content)[element.data :]
+        else:
+            file.seek(element.start + element.data)
+            view = memoryview(file.read(element.stop - element.start - element.data))
+    parts = []
+    for _ in range(2 if variable.dtype.kind == "c" else 1):
+        if element.stored:  # v4: numbers without a tag
+            stored, size = np.dtype(element.stored), math.prod(variable.shape) * np.dtype(element.stored).itemsize
+            part, view = view[:size], view[size:]
+        else:
+            kind, part, position = _part(view, 0, element.order)
+            stored, view = np.dtype(element.order + _STORAGE[kind]), view[position:]
+        parts.append(np.frombuffer(part, stored).reshape(variable.shape, order="F").astype(variable.dtype, copy=False))
+    return parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]
+
+
 def _element(file: BinaryIO, tag: bytes, span: tuple[int, int], order: str, *, compressed: bool) -> Element:
     """Read the header of one matrix; a kilobyte holds it, however large the matrix is."""
     head = file.read(min(span[1] - span[0] - 8, 4096))
@@ -81,16 +165,24 @@ def _element(file: BinaryIO, tag: bytes, span: tuple[int, int], order: str, *, c
     if kind not in _NUMBERS:
         variable = Variable(text, sizes, None, f"{_CLASSES.get(kind, 'unknown')} array, not read")
         return Element(variable, *span, compressed, flags, order)
-    stored = np.dtype(_STORAGE[_part(head, position, order)[0]])
-    note = f"{MATLAB_NAMES[_NUMBERS[kind]]} in MATLAB, stored as {stored}" if stored != _NUMBERS[kind] else ""
+    storage, count = struct.unpack_from(f"{order}II", head, position)
+    if storage >> 16:  # up to four bytes lie inside the tag
+        storage, count = storage & 0xFFFF, storage >> 16
+    dtype, stored = np.dtype(_NUMBERS[kind]), np.dtype(_STORAGE[storage])
+    length = 8 + struct.unpack_from(f"{order}I", head, 4)[0]
+    there = MOST_DEFLATED * (span[1] - span[0]) if compressed else span[1] - span[0]
+    if count != math.prod(sizes) * stored.itemsize or position + count > length or length > there:
+        raise ValueError(f"'{text}' of {times(sizes)} promises more or less than the file holds")
+    note = f"{MATLAB_NAMES[_NUMBERS[kind]]} in MATLAB, stored as {stored}" if stored != dtype else ""
     if flags & _COMPLEX:
-        stored, note = np.dtype(np.complex64 if stored == np.float32 else np.complex128), "complex numbers"
+        dtype, note = np.dtype(np.complex64 if dtype == np.float32 else np.complex128), "complex numbers"
     elif flags & _LOGICAL:
-        stored, note = np.dtype(np.bool_), "logical values"
-    return Element(Variable(text, sizes, stored, note), *span, compressed, flags, order)
+        dtype, note = np.dtype(np.bool_), "logical values"
+    variable = Variable(text, sizes, dtype, note)
+    return Element(variable, *span, compressed, flags, order, data=position, length=length)
 
 
-def _part(head: bytes, position: int, order: str) -> tuple[int, bytes, int]:
+def _part(head: Any, position: int, order: str) -> tuple[int, Any, int]:
     """Type, bytes and end of one sub-element; one of up to four bytes lies inside its own tag."""
     kind, count = struct.unpack_from(f"{order}II", head, position)
     if kind >> 16:
@@ -99,33 +191,45 @@ def _part(head: bytes, position: int, order: str) -> tuple[int, bytes, int]:
 
 
 def splice(source: Path, target: Path, element: Element, array: np.ndarray) -> None:
-    """Copy a v5 file with one element written anew, its class and compression kept."""
-    order = element.order
-    code = {name: number for number, name in _STORAGE.items()}[array.dtype.str[1:]]
+    """Copy a file with one element written anew, its class and compression kept.
+
+    Raises:
+        OSError: If a file cannot be read or written, or the numbers take more bytes than a variable may have.
+    """
+    order, name = element.order, element.variable.name
+    if array.nbytes > _MOST_BYTES:
+        raise OSError(f"'{element.variable.label}' takes {array.nbytes:,} bytes, more than this version of .mat holds")
 
     def part(kind: int, data: bytes) -> bytes:
         return struct.pack(f"{order}II", kind, len(data)) + data + bytes(-len(data) % 8)
 
     data = array.astype(array.dtype.newbyteorder("<" if order == "<" else ">")).tobytes(order="F")
-    matrix = part(
-        _MATRIX,
-        part(6, struct.pack(f"{order}II", element.flags, 0))
-        + part(5, np.array(array.shape, f"{order}i4").tobytes())
-        + part(1, element.variable.name.encode())
-        + part(code, data),
-    )
+    first = 0 if element.stored else HEADER
+    if element.stored:
+        code = 0 if order == "<" else 1000
+        matrix = struct.pack(f"{order}5i", code, *array.shape, 0, len(name) + 1) + name.encode("latin-1") + b"\0" + data
+    else:
+        code = {kind: number for number, kind in _STORAGE.items()}[array.dtype.str[1:]]
+        matrix = part(
+            _MATRIX,
+            part(6, struct.pack(f"{order}II", element.flags, 0))
+            + part(5, np.array(array.shape, f"{order}i4").tobytes())
+            + part(1, name.encode())
+            + part(code, data),
+        )
     if element.compressed:
         packed = zlib.compress(matrix)
         matrix = struct.pack(f"{order}II", _COMPRESSED, len(packed)) + packed
     with source.open("rb") as old, target.open("wb") as new:
-        header = old.read(HEADER)
-        # MATLAB objects: the header points to where their common data lie, which may have moved
-        (pointer,) = struct.unpack(f"{order}Q", header[116:124])
-        if element.stop <= pointer < 2**48:
-            pointer += len(matrix) - (element.stop - element.start)
-            header = header[:116] + struct.pack(f"{order}Q", pointer) + header[124:]
+        header = old.read(first)
+        if header:
+            # MATLAB objects: the header points to where their common data lie, which may have moved
+            (pointer,) = struct.unpack(f"{order}Q", header[116:124])
+            if element.stop <= pointer < 2**48:
+                pointer += len(matrix) - (element.stop - element.start)
+                header = header[:116] + struct.pack(f"{order}Q", pointer) + header[124:]
         new.write(header)
-        for start, stop in ((HEADER, element.start), (element.stop, source.stat().st_size)):
+        for start, stop in ((first, element.start), (element.stop, source.stat().st_size)):
             if start == element.stop:
                 new.write(matrix)
             old.seek(start)

@@ -9,20 +9,19 @@ References:
     MathWorks, "MAT-File Format", R2023b. HDF Group, "HDF5 File Format Specification 3.0", section II.A.
 """
 
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import scipy.io
 
-from hsidenoise.data.layout import Variable
-from hsidenoise.data.mat5 import HEADER, MATLAB_NAMES, elements, splice
+from hsidenoise.data.hdf5 import list_hdf5, load_hdf5, replace_hdf5, storage_options
+from hsidenoise.data.layout import RefusedError, Variable, printable
+from hsidenoise.data.mat5 import HEADER, MATLAB_NAMES, Element, elements, elements_v4, load, splice
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _DAMAGE = (OSError, EOFError, zlib.error, struct.error, KeyError, TypeError, ValueError, RuntimeError, IndexError)
@@ -33,8 +32,12 @@ def _reading(path: Path) -> Iterator[None]:
     """One clear line for the many exceptions that a cut or damaged file causes in scipy and h5py."""
     try:
         yield
+    except RefusedError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise ValueError(f"{path}: what is in it takes more than the memory at hand; cut it before") from error
     except _DAMAGE as error:
-        what = (str(error).splitlines() or [type(error).__name__])[0]
+        what = printable((str(error).splitlines() or [type(error).__name__])[0])
         message = f"cannot read {path}: the file is truncated or damaged ({what}); copy or download it again"
         raise ValueError(message) from error
 
@@ -95,11 +98,12 @@ def _looks_like_v4(head: bytes, size: int) -> bool:
     return False
 
 
-def list_mat(path: Path) -> list[Variable]:
+def list_mat(path: Path, *, allow_external: bool = False) -> list[Variable]:
     """List the variables of a MATLAB file without loading them.
 
     Args:
         path: A file of format v4, v5 or v7.3.
+        allow_external: Whether what a v7.3 file keeps in other files is described too.
 
     Returns:
         Its variables in the order of the file.
@@ -117,32 +121,30 @@ def list_mat(path: Path) -> list[Variable]:
     """
     kind = mat_format(path)
     with _reading(path):
-        if kind == "mat5":
-            return [element.variable for element in elements(path)]
         if kind == "mat73":
-            with h5py.File(path, "r") as file:
-                return list(_hdf5_variables(file, ""))
-        found = scipy.io.loadmat(path).items()
-        return [
-            Variable(name, value.shape, value.dtype if value.dtype.kind in "iufc" else None)
-            for name, value in found
-            if not name.startswith("__")
-        ]
+            return list_hdf5(path, allow_external=allow_external)
+        return [element.variable for element in _elements(path, kind)]
 
 
-def load_variable(path: Path, name: str) -> np.ndarray:
+def _elements(path: Path, kind: str) -> list[Element]:
+    return elements_v4(path) if kind == "mat4" else elements(path)
+
+
+def load_variable(path: Path, name: str, *, allow_external: bool = False) -> np.ndarray:
     """Load one variable, and nothing else, in MATLAB's axis order.
 
     Args:
         path: A file of format v4, v5 or v7.3.
         name: A name that `list_mat` gives.
+        allow_external: Whether it may be read from another file, if a v7.3 file says it is there.
 
     Returns:
-        The array in its stored type.
+        The array in the type that `list_mat` gives; perhaps read-only.
 
     Raises:
         OSError: If the file is missing or cannot be opened.
-        ValueError: If it is truncated or damaged, or has no such variable.
+        ValueError: If it is truncated or damaged, has no such variable, or not in itself; or if the variable takes more
+            than the memory at hand.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -151,12 +153,11 @@ def load_variable(path: Path, name: str) -> np.ndarray:
         ...     load_variable(Path(folder, "a.mat"), "x").tolist()
         [[0], [1], [2]]
     """
-    hdf5 = mat_format(path) == "mat73"
+    kind = mat_format(path)
     with _reading(path):
-        if hdf5:
-            with h5py.File(path, "r") as file:
-                return np.asarray(file[name][()]).T
-        return np.asarray(scipy.io.loadmat(path, variable_names=[name])[name])
+        if kind == "mat73":
+            return load_hdf5(path, name, allow_external=allow_external)
+        return load(path, [item for item in _elements(path, kind) if item.variable.name == name][-1])
 
 
 def replace_variable(source: Path, target: Path, name: str, array: np.ndarray) -> None:
@@ -166,7 +167,7 @@ def replace_variable(source: Path, target: Path, name: str, array: np.ndarray) -
         source: The file to copy; it is only read.
         target: Another path, overwritten.
         name: The variable to replace.
-        array: Its new numbers, in MATLAB's axis order, of the stored shape and type.
+        array: Its new numbers, in MATLAB's axis order, of the shape and type that `list_mat` gives.
 
     Raises:
         OSError: If the target cannot be written.
@@ -181,21 +182,18 @@ def replace_variable(source: Path, target: Path, name: str, array: np.ndarray) -
         [0.0, 3.0]
     """
     kind = mat_format(source)
-    found = {variable.name: variable for variable in list_mat(source)}.get(name)
+    listed = list_mat(source, allow_external=True)  # looked at again, and never written
+    found = {variable.name: variable for variable in listed}.get(name)
     if found is None or found.shape != array.shape or found.dtype != array.dtype:
         raise ValueError(
-            f"cannot write variable '{name}' like {source}: the file there no longer holds it in that form; "
+            f"cannot write variable '{printable(name)}' like {source}: the file there no longer holds it in that form; "
             "read the cube again"
         )
-    if kind == "mat5":
-        splice(source, target, [item for item in elements(source) if item.variable.name == name][-1], array)
-    elif kind == "mat73":
-        shutil.copyfile(source, target)
-        with h5py.File(target, "r+") as file:
-            file[name][...] = array.T
+    if kind == "mat73":
+        replace_hdf5(source, target, name, array)
     else:
-        content = {key: value for key, value in scipy.io.loadmat(source).items() if not key.startswith("__")}
-        scipy.io.savemat(target, content | {name: array}, format="4", appendmat=False)
+        element = [item for item in _elements(source, kind) if item.variable.name == name][-1]
+        splice(source, target, element, array)
 
 
 def write_mat(path: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = False) -> None:
@@ -221,7 +219,9 @@ def write_mat(path: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = Fals
     for name, value in arrays.items():
         array = np.asarray(value)
         if array.dtype != np.bool_ and array.dtype.str[1:] not in MATLAB_NAMES:
-            raise ValueError(f"cannot write '{name}' of type {array.dtype} into a .mat file; give it as float32")
+            raise ValueError(
+                f"cannot write '{printable(name)}' of type {array.dtype} into a .mat file; give it as float32"
+            )
         content[name] = array.reshape((-1, 1)) if array.ndim < 2 else array
     if not hdf5:
         scipy.io.savemat(path, content, do_compression=True, appendmat=False)
@@ -229,51 +229,8 @@ def write_mat(path: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = Fals
     with h5py.File(path, "w", userblock_size=512) as file:
         for name, array in content.items():
             stored = array.T.astype(np.uint8) if array.dtype == np.bool_ else array.T
-            # one band a chunk, as MATLAB and the readers of ICVL expect to step through them
-            options = (
-                {"chunks": (1, *stored.shape[1:]), "compression": "gzip", "compression_opts": 3, "shuffle": True}
-                if stored.ndim > 2 and stored.size
-                else {}
-            )
-            dataset = file.create_dataset(name, data=stored, **options)
+            dataset = file.create_dataset(name, data=stored, **storage_options(stored.shape, stored.size))
             kind = "logical" if array.dtype == np.bool_ else MATLAB_NAMES[array.dtype.str[1:]]
             dataset.attrs["MATLAB_class"] = np.bytes_(kind)
     with path.open("r+b") as stream:
         stream.write(b"MATLAB 7.3 MAT-file, Platform: Python, HDF5 schema 1.00 .".ljust(116) + bytes(8) + b"\0\2IM")
-
-
-def _hdf5_variables(group: Any, prefix: str) -> Iterator[Variable]:
-    for name in group:
-        full = prefix + name
-        if full in ("#refs#", "#subsystem#"):  # what cells and objects point to, nothing a person named
-            continue
-        try:
-            node = group[name]
-        except KeyError:
-            yield Variable(full, (), None, "broken link, not read")
-            continue
-        mark = node.attrs.get("MATLAB_class", b"")
-        kind = mark.decode() if isinstance(mark, bytes) else str(mark)
-        if isinstance(node, h5py.Group):
-            if kind or "MATLAB_sparse" in node.attrs:
-                kind = "sparse" if "MATLAB_sparse" in node.attrs else kind
-                yield Variable(full, (), None, f"{kind} array, not read")
-            else:
-                yield from _hdf5_variables(node, f"{full}/")
-        elif isinstance(node, h5py.Dataset):
-            yield _hdf5_variable(full, node, kind)
-
-
-def _hdf5_variable(name: str, node: Any, kind: str) -> Variable:
-    shape = tuple(int(size) for size in reversed(node.shape or ()))
-    if node.attrs.get("MATLAB_empty", 0):  # the dataset then holds the sizes, not the numbers
-        shape = tuple(int(size) for size in np.ravel(node[()]))
-    dtype: np.dtype[Any] = node.dtype
-    if dtype.names in (("real", "imag"), ("r", "i")):
-        dtype = np.dtype(np.complex64 if dtype[0].itemsize == 4 else np.complex128)
-    if kind == "logical" or dtype == np.bool_:
-        return Variable(name, shape, np.dtype(np.bool_), "logical values")
-    if dtype.kind not in "iufc" or (kind and kind not in MATLAB_NAMES.values()):
-        return Variable(name, shape, None, f"{kind or dtype} array, not read")
-    note = "complex numbers" if dtype.kind == "c" else "" if kind else "no MATLAB class"
-    return Variable(name, shape, dtype, note, foreign=not kind)

@@ -14,8 +14,12 @@ import numpy as np
 import skimage.io
 from jaxtyping import Shaped
 
+from hsidenoise.data.layout import RefusedError, check_room, printable
+
 #: Centre wavelengths of CAVE's 31 bands in nm.
 CAVE_WAVELENGTHS = tuple(float(nm) for nm in range(400, 701, 10))
+_MOST_PIXELS = 1 << 27  # of a band: Sentinel-2's tiles of 10980 x 10980 fit
+_MOST_DEFLATED = 1032  # bytes in a byte of deflate
 _BAND_FILE = re.compile(r"(?P<scene>.*?)_?(?P<number>\d+)\.png", re.IGNORECASE)
 
 
@@ -51,18 +55,22 @@ def find_bands(folder: Path, scene: str | None = None) -> tuple[str, list[Path]]
     if not places:
         raise ValueError(f"{folder} is a folder without band images (like scene_01.png); name a file or such a folder")
     if len(places) > 1:
-        names = ", ".join(place.name for place in list(places)[:12])
+        names = ", ".join(printable(place.name) for place in list(places)[:12])
         raise ValueError(f"{folder} holds several scenes ({names}); give the folder of one")
     scenes = next(iter(places.values()))
     if scene is None and len(scenes) > 1:
-        raise ValueError(f"{folder} holds several scenes ({', '.join(sorted(scenes))}); choose one with --key")
+        raise ValueError(
+            f"{folder} holds several scenes ({', '.join(map(printable, sorted(scenes)))}); choose one with --key"
+        )
     if scene is not None and scene not in scenes:
-        raise ValueError(f"{folder} holds no scene '{scene}' but {', '.join(sorted(scenes))}")
+        raise ValueError(
+            f"{folder} holds no scene '{printable(scene)}' but {', '.join(map(printable, sorted(scenes)))}"
+        )
     scene = scene if scene is not None else next(iter(scenes))
     bands = scenes[scene]
     missing = sorted(set(range(min(bands), max(bands) + 1)) - set(bands))
     if missing or min(bands) > 1:
-        raise ValueError(f"band {missing[0] if missing else 1} of scene '{scene}' is missing in {folder}")
+        raise ValueError(f"band {missing[0] if missing else 1} of scene '{printable(scene)}' is missing in {folder}")
     return scene, [bands[number] for number in sorted(bands)]
 
 
@@ -97,6 +105,11 @@ def load_bands(files: list[Path]) -> Shaped[np.ndarray, "bands height width"]:
         ...     load_bands(find_bands(Path(root))[1]).shape
         (3, 4, 2)
     """
+    height, width, depth = _header(files[0])
+    try:
+        check_room(str(files[0].parent), (height, width, len(files)), np.dtype(np.uint16 if depth > 8 else np.uint8))
+    except RefusedError as error:
+        raise ValueError(str(error)) from error
     planes: list[np.ndarray] = []
     alpha = 0
     for file in files:
@@ -113,11 +126,26 @@ def load_bands(files: list[Path]) -> Shaped[np.ndarray, "bands height width"]:
     return np.stack(planes, axis=-1)
 
 
+def _header(file: Path) -> tuple[int, int, int]:
+    """Height, width and bit depth that a PNG promises, checked against its length."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(26)
+    if len(head) == 26 and head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
+        width, height, depth, _ = struct.unpack(">IIBB", head[16:])
+        if width * height * depth // 8 <= _MOST_DEFLATED * size:
+            return height, width, depth
+    raise ValueError(f"cannot read {file}: no PNG, truncated or damaged; copy or download it again")
+
+
 def _load_band(file: Path) -> tuple[np.ndarray, bool]:
+    height, width, depth = _header(file)
+    if height * width > _MOST_PIXELS:
+        raise ValueError(f"{file} has {height} x {width} pixels, more than a band may have ({_MOST_PIXELS:,}); cut it")
     try:
-        with file.open("rb") as stream:
-            depth = stream.read(25)[24]  # bit depth in the IHDR chunk
-        plane = np.asarray(skimage.io.imread(file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a large picture: its size is checked here
+            plane = np.asarray(skimage.io.imread(file))
     except (OSError, ValueError, SyntaxError, IndexError, struct.error) as error:
         raise ValueError(f"cannot read {file}: no PNG, truncated or damaged; copy or download it again") from error
     if plane.ndim == 3 and depth == 16:  # the reader would silently keep only the upper 8 bits

@@ -361,7 +361,7 @@ def test_failures_on_the_way_leave_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("name", "key", "shape", "dtype"),
     [
-        ("remote_sensing/Indian_pines_corrected.mat", "indian_pines_corrected", (200, 145, 145), "u2"),
+        ("remote_sensing/Indian_pines_corrected.mat", "indian_pines_corrected", (200, 145, 145), "f8"),
         ("remote_sensing/jasperRidge2_R198.mat", "Y", (198, 100, 100), "u2"),
         ("remote_sensing/Samson.mat", "SamSon", (156, 95, 95), "f8"),
         ("remote_sensing/MUUFL.mat", "data", (64, 100, 100), "f4"),

@@ -1,4 +1,7 @@
 import struct
+import subprocess
+import sys
+import zlib
 
 import h5py
 import numpy as np
@@ -96,15 +99,16 @@ def header(order, pointer=0):
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_class_and_storage_and_byte_order_stay(tmp_path, order):
+def test_class_decides_and_byte_order_stays(tmp_path, order):
     stored = np.arange(60).reshape(4, 5, 3).astype(f"{order}u2")
     data = header(order) + matrix("cube", stored, order, kind=6, storage=4)
     (tmp_path / "a.mat").write_bytes(data)
     (variable,) = list_mat(tmp_path / "a.mat")
-    assert (variable.dtype, variable.shape) == (np.uint16, (4, 5, 3))
+    assert (variable.dtype, variable.shape) == (np.float64, (4, 5, 3))
     assert variable.note == "double in MATLAB, stored as uint16"
-    replace_variable(tmp_path / "a.mat", tmp_path / "b.mat", "cube", stored.astype(np.uint16)[::-1])
-    assert np.array_equal(load_variable(tmp_path / "b.mat", "cube"), stored[::-1])
+    assert load_variable(tmp_path / "a.mat", "cube").dtype == np.float64
+    replace_variable(tmp_path / "a.mat", tmp_path / "b.mat", "cube", stored[::-1] / 4)
+    assert np.array_equal(load_variable(tmp_path / "b.mat", "cube"), stored[::-1] / 4)
     assert scipy.io.loadmat(tmp_path / "b.mat", mat_dtype=True)["cube"].dtype.str[1:] == "f8"  # what MATLAB sees
     assert (tmp_path / "b.mat").read_bytes()[:128] == data[:128]
 
@@ -128,11 +132,13 @@ def test_v4(tmp_path):
     content = {"Y": np.arange(12, dtype=np.int16).reshape(2, 6), "title": np.array(["abc"]), "n": np.array([[2.0]])}
     scipy.io.savemat(tmp_path / "a.mat", content, format="4")
     assert [variable.shape for variable in list_mat(tmp_path / "a.mat") if variable.is_number] == [(2, 6), (1, 1)]
-    replace_variable(tmp_path / "a.mat", tmp_path / "b.mat", "Y", content["Y"] + np.int16(1))
+    before = load_variable(tmp_path / "a.mat", "Y")
+    assert before.dtype == np.float64  # version 4 knows no other class, whatever it stores
+    replace_variable(tmp_path / "a.mat", tmp_path / "b.mat", "Y", before + 0.25)
     found = scipy.io.loadmat(tmp_path / "b.mat")
     assert mat_format(tmp_path / "b.mat") == "mat4"
-    assert found["Y"].dtype == np.int16
-    assert np.array_equal(found["Y"], content["Y"] + 1)
+    assert np.array_equal(found["Y"], content["Y"] + 0.25)
+    assert found["n"] == 2
     assert found["title"] == content["title"]
 
 
@@ -265,3 +271,74 @@ def test_flipped_bytes_never_cause_another_error(tmp_path, kind):
             complaints.append(str(error))
     assert complaints
     assert not [complaint for complaint in complaints if "\n" in complaint]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_promise_of_gigabytes_in_v5_is_checked_before_anything_is_allocated(tmp_path, packed):
+    honest = matrix("cube", np.arange(60, dtype=np.uint8).reshape(4, 5, 3), "<", kind=9, storage=2)
+    sizes = np.array([1400, 1480, 1490], "<i4").tobytes()
+    element = honest.replace(np.array([4, 5, 3], "<i4").tobytes(), sizes)
+    count = struct.pack("<II", 2, 1400 * 1480 * 1490)
+    for lie in (element, element.replace(struct.pack("<II", 2, 60), count)):
+        content = struct.pack("<I", 14) + struct.pack("<I", 1400 * 1480 * 1490 + 100) + lie[8:] if packed else lie
+        if packed:
+            content = zlib.compress(content)
+            content = struct.pack("<II", 15, len(content)) + content
+        (tmp_path / "a.mat").write_bytes(header("<") + content)
+        with pytest.raises(ValueError, match="'cube' of 1400x1480x1490 promises more or less than the file holds"):
+            list_mat(tmp_path / "a.mat")
+
+
+def test_a_promise_of_gigabytes_in_v4_is_checked_before_anything_is_allocated(tmp_path):
+    data = struct.pack("<5i", 0, 40000, 40000, 0, 2) + b"x\0" + bytes(2000)
+    (tmp_path / "a.mat").write_bytes(data)
+    with pytest.raises(ValueError, match="variable 1 ends beyond the end"):
+        list_mat(tmp_path / "a.mat")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_v4_keeps_every_other_byte(tmp_path, order):
+    def one(code, array, name, imaginary=0):
+        head = struct.pack(f"{order}5i", code + 1000 * (order == ">"), *array.shape, imaginary, len(name) + 1)
+        return head + name.encode() + b"\0" + array.tobytes(order="F")
+
+    stored = np.arange(12).reshape(3, 4).astype(f"{order}i2")
+    text, before = one(1, np.full((1, 3), 65.0), "t"), one(50, np.full((2, 2), 7, np.uint8), "u")
+    phase = (
+        struct.pack(f"{order}5i", 1000 * (order == ">"), 1, 1, 1, 2) + b"z\0" + np.array([1, 2], f"{order}f8").tobytes()
+    )
+    (tmp_path / "a.mat").write_bytes(before + one(30, stored, "Y") + text + phase)
+    assert [item.name for item in list_mat(tmp_path / "a.mat") if item.is_number] == ["u", "Y", "z"]
+    assert np.array_equal(load_variable(tmp_path / "a.mat", "Y"), stored)
+    assert load_variable(tmp_path / "a.mat", "z") == 1 + 2j
+    replace_variable(tmp_path / "a.mat", tmp_path / "b.mat", "Y", stored / 8)
+    assert np.array_equal(scipy.io.loadmat(tmp_path / "b.mat")["Y"], stored / 8)
+    written = (tmp_path / "b.mat").read_bytes()
+    assert written.startswith(before)
+    assert written.endswith(text + phase)
+
+
+def test_more_than_the_memory_at_hand_is_refused(tmp_path):
+    scipy.io.savemat(tmp_path / "a.mat", {"x": np.zeros((300, 400, 500), np.uint8)}, do_compression=True)
+    code = """
+import resource, sys
+from pathlib import Path
+import torch
+from hsidenoise.data.matfile import load_variable
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (100 << 20), -1))
+try:
+    load_variable(Path(sys.argv[1]), "x")
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.mat"], capture_output=True, text=True, check=False)
+    assert "'x' takes 0.3 GiB, more than the 0.1 GiB of memory at hand" in done.stdout, done.stderr
+
+
+def test_of_two_variables_of_one_name_the_same_is_read_and_replaced(tmp_path):
+    first, second = (matrix("cube", np.full((4, 5, 3), n, np.uint8), "<", kind=9, storage=2) for n in (1, 2))
+    (tmp_path / "a.mat").write_bytes(header("<") + first + second)
+    read = load_variable(tmp_path / "a.mat", "cube")
+    replace_variable(tmp_path / "a.mat", tmp_path / "b.mat", "cube", read + np.uint8(1))
+    assert np.array_equal(load_variable(tmp_path / "b.mat", "cube"), read + 1)

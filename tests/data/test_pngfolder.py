@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import skimage.io
@@ -48,13 +51,11 @@ def test_colour_is_refused(tmp_path):
         load_bands(find_bands(tmp_path)[1])
 
 
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def test_sixteen_bit_colour_is_refused(tmp_path):
-    import struct
-    import zlib
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     pixels = zlib.compress(b"".join(b"\0" + bytes(5 * 6) for _ in range(4)))
     header = struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)
     (tmp_path / "a_1.png").write_bytes(
@@ -104,3 +105,22 @@ def test_which_scene(tmp_path, cube):
     assert find_bands(tmp_path / "a", "c")[1][0].name == "c_01.png"
     with pytest.raises(ValueError, match="no scene 'd' but a, c"):
         find_bands(tmp_path / "a", "d")
+
+
+def test_a_picture_of_400_megapixels_is_refused_by_its_header(tmp_path):
+    header = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
+    rows = zlib.compressobj()
+    pixels = b"".join(rows.compress(bytes(20001)) for _ in range(20000)) + rows.flush()
+    for content, message in ((pixels, "more than a band may have"), (pixels[:2000], "truncated or damaged")):
+        (tmp_path / "a_1.png").write_bytes(
+            b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+        )
+        with pytest.raises(ValueError, match=message):
+            load_bands(find_bands(tmp_path)[1])
+
+
+def test_another_picture_by_the_name_of_a_png(tmp_path):
+    skimage.io.imsave(tmp_path / "a.tif", np.eye(40, dtype=np.uint8), check_contrast=False)
+    (tmp_path / "a.tif").rename(tmp_path / "a_1.png")
+    with pytest.raises(ValueError, match="no PNG"):
+        load_bands(find_bands(tmp_path)[1])
