@@ -377,7 +377,9 @@ def test_real_files_as_they_are(tmp_path, name, key, shape, dtype):
     assert (cube.layout.key, cube.values.shape, cube.layout.dtype) == (key, shape, np.dtype(dtype))
     assert (cube.wavelengths is not None) == name.startswith("cave")
     write_cube(target, cube)
-    assert list_variables(target) == list_variables(source)
+    # a class double that MATLAB stored as integers is stored as double by now, which its note says
+    before, after = ([replace(item, note="") for item in list_variables(file)] for file in (source, target))
+    assert before == after
     for variable in list_variables(source):
         if variable.is_number:
             before, after = load_variable(source, variable.name), load_variable(target, variable.name)
