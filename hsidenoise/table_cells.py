@@ -20,7 +20,7 @@ from jaxtyping import Float32
 from hsidenoise.baselines import find_method, run_baseline
 from hsidenoise.code_version import code_version
 from hsidenoise.data.datasets import read_clean
-from hsidenoise.device import find_device
+from hsidenoise.device import find_device, is_out_of_memory
 from hsidenoise.files import replacing, sha256, write_text
 from hsidenoise.inference import denoise
 from hsidenoise.metrics import evaluate
@@ -108,12 +108,14 @@ def compute(job: Job, folder: str, name: str, keep: bool = False) -> None:
     Raises:
         ValueError: If the method fails; the message names it, the scene and the case.
     """
-    given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
     try:
+        given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
         denoised, seconds = _denoised(job, given)
         scores = {name: dataclasses.asdict(evaluate(denoised, given.clean, protocol=name)) for name in job.protocols}
     except (Exception, SystemExit) as error:  # a peer's method may raise anything
         reason = " ".join(str(error).split()) or "no reason given"
+        if is_out_of_memory(error):
+            reason += "; fewer --workers leave more memory to each, a data.crop takes less"
         raise ValueError(f"{job.method} on {job.scene}, {job.case}: {type(error).__name__}: {reason}") from error
     if keep:
         with replacing(Path(folder, f"{name}.npy")) as temporary, temporary.open("wb") as file:
