@@ -13,7 +13,7 @@ def tables(options: argparse.Namespace) -> None:
 
     Args:
         options: ``config``, ``root``, ``methods``, ``cases``, ``protocols``, ``seed``, ``out``, ``workers``,
-            ``device``, ``allow_leaks`` and ``fresh`` as on the command line.
+            ``device``, ``allow_leaks``, ``fresh`` and ``no_code`` as on the command line.
 
     Raises:
         ValueError: If the configuration is wrong, weights were trained on a scene under
@@ -21,10 +21,8 @@ def tables(options: argparse.Namespace) -> None:
         OSError: If a file cannot be read or written.
     """
     from hsidenoise.benchmark_tables import make_tables
-    from hsidenoise.table_config import read_config, with_choice
+    from hsidenoise.table_config import read_config, refuse_code, with_choice
 
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # where a person's own package.module:function lies
     config = with_choice(
         read_config(options.config),
         root=options.root,
@@ -33,6 +31,10 @@ def tables(options: argparse.Namespace) -> None:
         protocols=options.protocols,
         seed=options.seed,
     )
+    if options.no_code:
+        refuse_code(config)
+    elif str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # where a person's own package.module:function lies
     written = make_tables(
         config,
         Path(options.out) / config.name,

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from hsidenoise.baselines import BASELINES
+from hsidenoise.code_version import libraries
 from hsidenoise.data.io import read_cube
 from hsidenoise.device import find_device
 from hsidenoise.files import check_target, commit, write_text
@@ -26,10 +27,11 @@ from hsidenoise.memory import free_memory
 from hsidenoise.published import published_lines
 from hsidenoise.table_cells import (
     COUNTED,
-    code_version,
     operations,
+    package_version,
     read_cell,
     read_given,
+    version_of,
     weights_digest,
 )
 from hsidenoise.table_config import TEST_SET, WEIGHTS, TableConfig
@@ -211,7 +213,8 @@ def _facts(config: TableConfig, plan: Plan, protocol: str, command: str) -> tupl
     facts = [
         ("command", command),
         ("commit", commit()),
-        ("code", f"sha256 {code_version()[:16]} of the modules that scores depend on"),
+        ("code", f"sha256 {package_version()[:16]} of the modules that scores depend on, found by their imports"),
+        ("libraries", ", ".join(f"{name} {number}" for name, number in libraries().items())),
         ("data", f"{data.dataset}, {data.part}: {', '.join(scene.name for scene in plan.scenes)}; {crop}"),
         ("noise", noise),
         ("protocol", protocol),
@@ -224,7 +227,12 @@ def _facts(config: TableConfig, plan: Plan, protocol: str, command: str) -> tupl
             digest_ = weights_digest(method.method)[:16]
             facts.append((method.label, f"{method.method}, sha256 {digest_}{tile}{options}{unknown}"))
         elif ":" in method.method:
-            facts.append((method.label, f"{method.method}; what it was trained on is not known here"))
+            facts.append(
+                (
+                    method.label,
+                    f"{method.method}, code sha256 {version_of(method.method)[:16]}; its training is not known here",
+                )
+            )
     # the threads of this process, which computes nothing, say nothing
     return (*facts, ("machine", f"{describe_machine(threads=1)}; one thread for each cell"))
 

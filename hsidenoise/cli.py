@@ -1,8 +1,8 @@
 """The command line: one thin verb per job.
 
 Nothing heavy is imported before a verb runs, so that ``--help`` answers at once. What the user can mend (ValueError,
-OSError, ImportError) becomes one line on stderr and exit status 2; any other exception is a bug and keeps its
-traceback.
+OSError, ImportError, too little memory) becomes one line on stderr and exit status 2; any other exception is a bug and
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -52,6 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
         except (ValueError, OSError, ImportError) as error:
             _complain(f"error: {_one_line(error)}")
+            return 2
+        except (MemoryError, RuntimeError) as error:
+            from hsidenoise.device import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            print(
+                f"hsidenoise: error: not enough memory ({_one_line(error)}): close other programs, allow this one "
+                "more, or take a smaller cube",
+                file=sys.stderr,
+            )
             return 2
 
 

@@ -241,7 +241,8 @@ def make_parser() -> argparse.ArgumentParser:
         "benchmark",
         "make the table of a paper",
         "Methods x noise cases x scenes, as Markdown, CSV and LaTeX with figures. Finished cells are kept below --out, "
-        "so that a run that was stopped goes on.",
+        "so that a run that was stopped goes on. A method package.module:function is code that is run: run only tables "
+        "that you trust, or with --no-code.",
     )
     sub.set_defaults(module="hsidenoise.benchmark", verb="tables")
     sub.add_argument(
@@ -277,6 +278,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="show weights that were trained on a scene under test, marked and unranked, instead of refusing",
     )
     sub.add_argument("--fresh", action="store_true", help="compute finished cells again")
+    sub.add_argument(
+        "--no-code", action="store_true", help="refuse methods package.module:function, before anything is imported"
+    )
 
     # `train` never reaches argparse (see main): LightningCLI has its own options and its own --help.
     verbs.add_parser("train", add_help=False, help="train a network (LightningCLI over one YAML per run)")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import nn
+
+#: oneDNN says no more when it finds no memory. What it cannot do at all ends in "a primitive descriptor ...".
+_ONEDNN = re.compile(r"could not (create|execute) a (primitive|memory)(?! descriptor)")
 
 Precision = Literal["float32", "bfloat16", "auto"]
 
@@ -134,13 +138,18 @@ def is_out_of_memory(error: BaseException) -> bool:
         True
     """
     text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        phrase in text
-        for phrase in (
-            "can't allocate memory",
-            "failed to allocate memory",
-            "not enough memory",
-            "out of memory",
-            "alloc_failed",
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or any(
+            phrase in text
+            for phrase in (
+                "can't allocate memory",
+                "failed to allocate memory",
+                "not enough memory",
+                "out of memory",
+                "alloc_failed",
+                "bad_alloc",
+            )
         )
+        or (isinstance(error, RuntimeError) and _ONEDNN.search(text) is not None)
     )

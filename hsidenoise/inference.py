@@ -326,8 +326,7 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
                     batch=options.batch,
                     progress=options.progress,
                 )
-                values = further_passes(noisy, values, passes - 1, scaling, device=place)
-                return _Run(values, scaling, tiling, passes, place, tuple(notes))
+                break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -347,6 +346,16 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
             )
             if place.type == "cuda":
                 torch.cuda.empty_cache()
+    try:
+        values = further_passes(noisy, values, passes - 1, scaling, device=place)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"not enough memory on {place} for the second step, which takes the whole cube of {noisy.shape} at once; "
+            "1 pass (--passes 1) does without it"
+        ) from error
+    return _Run(values, scaling, tiling, passes, place, tuple(notes))
 
 
 def _tiling(shape: tuple[int, ...], bands: int, tile: tuple[int, int], overlap: int) -> Tiling:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hsidenoise.device import find_device
+from hsidenoise.device import find_device, is_out_of_memory
+from hsidenoise.models import check_config
 from hsidenoise.models.spectral_wiener import OVERLAP, ROUNDS, spectral_wiener
+from hsidenoise.weights import asked_of, read_json
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -65,12 +66,20 @@ class OnnxNetwork(nn.Module):
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         if self.metadata.get("format") != FORMAT:
             raise ValueError(f"{path}: an ONNX file, but not of hsidenoise; write one with `hsidenoise export`")
-        self.bands = int(self.metadata["bands"])
-        self.mirrors_bands: bool = json.loads(self.metadata["mirrors_bands"])
-        self.passes: int = json.loads(self.metadata.get("passes", "1"))
-        self.tile: int | None = json.loads(self.metadata.get("tile", "null"))
-        self._estimates = len(self._session.get_inputs()) > 1
-        config = json.loads(self.metadata.get("config", "{}"))
+        try:
+            asked = asked_of(self.metadata)
+            self.bands = read_json(self.metadata, "bands", int)
+            self.mirrors_bands = read_json(self.metadata, "mirrors_bands", bool)
+            config = read_json({"config": "{}", **self.metadata}, "config", dict)
+            check_config({**config, "bands": self.bands})
+        except ValueError as error:
+            raise ValueError(f"{path}: its metadata are not those of an export: {error}; export it again") from error
+        self.passes = asked.get("passes", 1)
+        self.tile = asked.get("tile")
+        names = tuple(item.name for item in self._session.get_inputs())
+        if names not in (("noisy",), ESTIMATE_INPUTS):
+            raise ValueError(f"{path}: its inputs are {', '.join(names)}, not those of an export; export it again")
+        self._estimates = names == ESTIMATE_INPUTS
         self._estimate_options = (config.get("wiener_rounds", ROUNDS), config.get("wiener_overlap", OVERLAP))
 
     def forward(self, noisy: Float[Tensor, "batch given height width"]) -> Float[Tensor, "batch given height width"]:
@@ -100,7 +109,8 @@ class OnnxNetwork(nn.Module):
         try:
             denoised = self._session.run(None, feed)[0]
         except Exception as error:  # ONNX Runtime's errors have no class in common
-            raise RuntimeError(f"{self.path}: {_first_line(error)}") from error
+            kind = RuntimeError if is_out_of_memory(error) else ValueError  # the first is tried again in smaller tiles
+            raise kind(f"{self.path}: {_first_line(error)}") from error
         return torch.from_numpy(denoised)[:, :given].to(noisy.device)
 
 

@@ -7,10 +7,9 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ import torch
 from jaxtyping import Float32
 
 from hsidenoise.baselines import find_method, run_baseline
+from hsidenoise.code_version import code_version
 from hsidenoise.data.datasets import read_clean
-from hsidenoise.device import find_device
+from hsidenoise.device import find_device, is_out_of_memory
 from hsidenoise.files import replacing, sha256, write_text
 from hsidenoise.inference import denoise
 from hsidenoise.metrics import evaluate
@@ -34,21 +34,13 @@ from hsidenoise.test_sets import read_pair
 COUNTED = 128
 """Side in pixels of the image whose operations are counted; the networks' cost is linear in the pixels."""
 
-#: Modules that no score depends on: the command line, training, text and figures. Changing others makes old cells void.
-_NO_PART = (
-    "benchmark*", "budget", "callbacks", "checkpoints", "cli*", "compiled_step", "efficiency_figure", "export",
-    "figure_file", "figures", "fresh_process", "losses", "machine", "operations", "peak_memory", "published", "report",
-    "files", "shipped_weights", "table*", "task", "test_set_maker", "throughput", "training",
-    "training_list", "verbs*", "weights", "weights_file", "__main__",
-)  # fmt: skip
-
-
-#: Modules that only scores of networks depend on.
-_NETWORKS = (
-    "models/*", "batches", "compiled", "device", "ensemble", "inference", "memory", "model_choice", "noise_torch",
-    "normalize", "onnx_*", "second_step", "windows", "data/augment", "data/datamodule",
-    "data/loader", "data/patches", "data/synthetic",
-)  # fmt: skip
+#: What is called on the way to every score, to one of a network, and to one of a classical method: the sources of their
+#: modules, and of all that these import, decide it.
+_EVERY, _NETWORK, _CLASSICAL = (
+    (read_clean, read_pair, corrupt, evaluate),
+    (choose_model, denoise),
+    (find_method, run_baseline),
+)
 
 
 @dataclass(frozen=True)
@@ -116,12 +108,14 @@ def compute(job: Job, folder: str, name: str, keep: bool = False) -> None:
     Raises:
         ValueError: If the method fails; the message names it, the scene and the case.
     """
-    given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
     try:
+        given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
         denoised, seconds = _denoised(job, given)
         scores = {name: dataclasses.asdict(evaluate(denoised, given.clean, protocol=name)) for name in job.protocols}
     except (Exception, SystemExit) as error:  # a peer's method may raise anything
         reason = " ".join(str(error).split()) or "no reason given"
+        if is_out_of_memory(error):
+            reason += "; fewer --workers leave more memory to each, a data.crop takes less"
         raise ValueError(f"{job.method} on {job.scene}, {job.case}: {type(error).__name__}: {reason}") from error
     if keep:
         with replacing(Path(folder, f"{name}.npy")) as temporary, temporary.open("wb") as file:
@@ -167,19 +161,34 @@ def read_cell(folder: Path, name: str) -> dict[str, Any] | None:
 def version_of(method: str) -> str:
     """What decides a method's answer beside its input: a hash of the code, and of the weights or module it names.
 
+    The code is that of this package's modules that are run, of the libraries that they compute with, and, of a
+    ``package.module:function``, of all that it imports and that is not installed as a library.
+
     Args:
         method: As in :class:`Job`.
     """
-    if method == "noisy":
-        return code_version(networks=False)
     if method.startswith(WEIGHTS):
-        return f"{code_version()} {weights_digest(method)}"
-    function = find_method(method)
+        extra = ("onnxruntime",) if method.lower().endswith(".onnx") else ()
+        return f"{_version(_NETWORK, extra=extra)} {weights_digest(method)}"
+    if method == "noisy":
+        return _version(())
+    found = find_method(method)
     if ":" not in method:
-        return code_version(networks=False)
-    module = sys.modules[function.name.partition(":")[0]]
-    file = getattr(module, "__file__", None)
-    return f"{code_version()} {sha256(file) if file else module.__name__}"
+        return _version(_CLASSICAL, extra=() if found.extra is None else (found.extra,))
+    module = found.name.partition(":")[0]
+    file = getattr(sys.modules[module], "__file__", None)
+    return f"{_version(_CLASSICAL, module)} {sha256(file) if file else module}"
+
+
+def _version(called: Iterable[Callable[..., Any]], *modules: str, extra: Iterable[str] = ()) -> str:
+    """Hash of this module, of those of what is called, of further ones, and of all that these import."""
+    roots = dict.fromkeys([*(function.__module__ for function in (*_EVERY, *called)), *modules])
+    return hashlib.sha256(f"{sha256(__file__)} {code_version(*roots, extra=extra)}".encode()).hexdigest()
+
+
+def package_version() -> str:
+    """Hash of all code of this package that a score can depend on, for the head of a table."""
+    return _version((*_NETWORK, *_CLASSICAL))
 
 
 def weights_digest(method: str) -> str:
@@ -188,23 +197,6 @@ def weights_digest(method: str) -> str:
 
     name = method.removeprefix(WEIGHTS)
     return sha256(name) if name.lower().endswith(".onnx") else weights.sha256(name)
-
-
-@cache
-def code_version(*, networks: bool = True) -> str:
-    """Hash of this package's modules that scores depend on.
-
-    Args:
-        networks: Whether scores of networks are meant, or only those of classical methods.
-    """
-    package = Path(__file__).parent
-    without = _NO_PART if networks else (*_NO_PART, *_NETWORKS)
-    total = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package).as_posix()
-        if not any(fnmatchcase(name, f"{pattern}.py") for pattern in without):
-            total.update(name.encode() + b"\0" + path.read_bytes())
-    return total.hexdigest()
 
 
 def operations(method: str) -> tuple[int, int] | None:

@@ -6,14 +6,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import yaml
+from reprlib import repr as _short
+from typing import Any, get_args
 
 from hsidenoise.baselines import BASELINES
 from hsidenoise.data.datasets import DATASETS
+from hsidenoise.device import Precision
+from hsidenoise.normalize import NORMALIZE_MODES
 from hsidenoise.protocols import PROTOCOLS
 from hsidenoise.table_data import NOISY
+from hsidenoise.weights import ASKED, said
+from hsidenoise.yaml_text import read_yaml
 
 TEST_SET = "testset"
 """Name of the data set of noisy cubes in the published layout (:mod:`hsidenoise.test_sets`)."""
@@ -23,15 +26,18 @@ WEIGHTS = "weights:"
 
 PARTS = ("test", "validation", "train", "all")
 
-#: Options of :func:`hsidenoise.denoise` that a method with weights may set.
-OPTIONS: dict[str, type] = {
-    "passes": int,
-    "ensemble": int,
-    "tile": int,
-    "overlap": int,
-    "join": bool,
-    "precision": str,
-    "normalize": str,
+MOST = 2**20
+"""Largest number of pixels along an axis, or of bands, that a configuration may name."""
+
+#: Options of :func:`hsidenoise.denoise` that a method with weights may set: type, and the values that are taken.
+OPTIONS: dict[str, tuple[type, Sequence[Any]]] = {
+    "passes": (int, ASKED["passes"]),
+    "ensemble": (int, (1, 2, 4, 8)),
+    "tile": (int, ASKED["tile"]),
+    "overlap": (int, range(ASKED["tile"].stop - 1)),
+    "join": (bool, (True, False)),
+    "precision": (str, get_args(Precision)),
+    "normalize": (str, NORMALIZE_MODES),
 }
 
 
@@ -149,10 +155,7 @@ def read_config(path: str | Path) -> TableConfig:
         ('two', ['noisy', 'svd-tv'])
     """
     path = Path(path)
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    found = read_yaml(path)
     try:
         return _config(path.stem, found)
     except (TypeError, ValueError) as error:
@@ -208,11 +211,31 @@ def with_choice(
     return dataclasses.replace(config, **changes)
 
 
+def refuse_code(config: TableConfig) -> None:
+    """Refuse a table with a method that is code of somebody's: before it is imported.
+
+    Args:
+        config: What the table is of.
+
+    Raises:
+        ValueError: If a method is a ``package.module:function``.
+    """
+    for method in config.methods:
+        if ":" in method.method and not method.method.startswith(WEIGHTS):
+            raise ValueError(
+                f"the method '{method.method}' is code, which --no-code refuses; leave it out by --methods, or run the "
+                "table without --no-code if you trust it"
+            )
+
+
 def _config(name: str, found: Any) -> TableConfig:
     values = _mapping(found, TableConfig, "a table", without=("name",))
     for key in ("title", "data", "methods"):
         if not values.get(key):
             raise ValueError(f"'{key}' is missing")
+    for key in ("title", "efficiency"):
+        if not isinstance(values.get(key), str | None):
+            raise ValueError(f"{key} is {_short(values[key])}; it is a text")
     data = _data(values["data"])
     cases = values.get("cases")
     if cases is None and data.dataset != TEST_SET:
@@ -230,7 +253,7 @@ def _config(name: str, found: Any) -> TableConfig:
     _check_seed(seed)
     return TableConfig(
         name=name,
-        title=str(values["title"]),
+        title=values["title"],
         data=data,
         cases=cases,
         methods=methods,
@@ -249,10 +272,10 @@ def _data(found: Any) -> Data:
         values["scenes"] = tuple(_different(_names(values["scenes"], "data.scenes"), "scene"))
     for key in ("dataset", "root", "split", "part", "key", "missing"):
         if key in values and not isinstance(values[key], str) and not (values[key] is None and key in ("split", "key")):
-            raise ValueError(f"data.{key} is {values[key]!r}; it is a name")
+            raise ValueError(f"data.{key} is {_short(values[key])}; it is a name")
     crop = values.get("crop")
-    if crop is not None and (type(crop) is not int or crop < 1):
-        raise ValueError(f"data.crop is {crop!r}; it is a number of pixels, or left out")
+    if crop is not None and (type(crop) is not int or not 1 <= crop <= MOST):
+        raise ValueError(f"data.crop is {_short(crop)}; it is a number of pixels, or left out")
     data = Data(**values)
     if data.dataset not in (*DATASETS, TEST_SET):
         raise ValueError(f"unknown data set '{data.dataset}'; known: {', '.join((*DATASETS, TEST_SET))}")
@@ -273,7 +296,7 @@ def _shown(found: Any, labels: Sequence[str], cases: Sequence[str] | None) -> Sh
     if values.get("methods") is not None:
         values["methods"] = tuple(_different(_names(values["methods"], "figure.methods"), "method"))
     if not isinstance(values.get("scene"), str | None):
-        raise ValueError(f"figure: scene is {values['scene']!r}; it is a name")
+        raise ValueError(f"figure: scene is {_short(values['scene'])}; it is a name")
     if values.get("band") is not None:
         (values["band"],) = _counts([values["band"]], 1, "figure: band is {}; it is a number, 0 or more")
     if values.get("pixel") is not None:
@@ -293,7 +316,7 @@ def _method(given: Any, others: Sequence[str] | Mapping[str, Any] = ()) -> Metho
     """A method as it is written down, its name checked as far as possible without loading anything."""
     values = {"method": given} if isinstance(given, str) else given
     if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
-        raise ValueError(f"{given!r} is no method: write its name, or a mapping with 'method'")
+        raise ValueError(f"{_short(given)} is no method: write its name, or a mapping with 'method'")
     method = values["method"]
     options = {key: value for key, value in values.items() if key not in ("method", "label")}
     if method != NOISY and method not in BASELINES and ":" not in method:
@@ -302,9 +325,14 @@ def _method(given: Any, others: Sequence[str] | Mapping[str, Any] = ()) -> Metho
     for key, value in options.items():
         if key not in OPTIONS or not method.startswith(WEIGHTS):
             raise ValueError(f"method '{method}' has no option '{key}'; weights have {', '.join(OPTIONS)}")
-        if type(value) is not OPTIONS[key]:
-            raise ValueError(f"method '{method}': {key} is {value!r}, not of type {OPTIONS[key].__name__}")
-    label = str(values.get("label", method))
+        of, taken = OPTIONS[key]
+        if type(value) is not of:
+            raise ValueError(f"method '{method}': {key} is {_short(value)}, not of type {of.__name__}")
+        if value not in taken:
+            raise ValueError(f"method '{method}': {key} is {_short(value)}; it is {said(taken)}")
+    label = values.get("label", method)
+    if not isinstance(label, str):
+        raise ValueError(f"method '{method}': label is {_short(label)}; it is a name")
     if not label.strip() or label == "clean" or (label == NOISY) != (method == NOISY):
         # the input is shown beside the others and never ranked: by its label
         raise ValueError(f"method '{method}' cannot be labelled '{label}'; '{NOISY}' and 'clean' are taken")
@@ -323,26 +351,30 @@ def _mapping(found: Any, of: type, what: str, without: Sequence[str] = ()) -> di
 
 def _list(found: Any, what: str) -> list[Any]:
     if not isinstance(found, list):
-        raise ValueError(f"'{what}' is to be a list, not {found!r}")
+        raise ValueError(f"'{what}' is to be a list, not {_short(found)}")
     return found
 
 
 def _names(found: Any, what: str) -> tuple[str, ...]:
     for each in _list(found, what):
         if not isinstance(each, str) or not each.strip():
-            raise ValueError(f"'{what}' is to be a list of names; {each!r} is none")
+            raise ValueError(f"'{what}' is to be a list of names; {_short(each)} is none")
     return tuple(found)
 
 
 def _counts(found: Any, number: int, message: str) -> Any:
-    if not isinstance(found, list) or len(found) != number or any(type(each) is not int or each < 0 for each in found):
-        raise ValueError(message.format(found[0] if number == 1 else found))
+    if (
+        not isinstance(found, list)
+        or len(found) != number
+        or any(type(each) is not int or not 0 <= each <= MOST for each in found)
+    ):
+        raise ValueError(message.format(_short(found[0]).strip("'") if number == 1 else _short(found)))
     return tuple(found)
 
 
 def _check_seed(seed: Any) -> None:
-    if type(seed) is not int or seed < 0:
-        raise ValueError(f"seed is {seed!r}; it is a whole number, 0 or more")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {_short(seed)}; it is a whole number, 0 or more")
 
 
 def _protocols(names: Sequence[str]) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ def leaks(methods: Sequence[Method], scenes: Sequence[Scene], allow: bool) -> di
 def trained_on(method: str) -> bool:
     """Whether weights say what they were trained on."""
     name = method.removeprefix(WEIGHTS)
-    return name.lower().endswith(".onnx") or bool(scenes_seen(read_header(name)))
+    return name.lower().endswith(".onnx") or bool(scenes_seen(read_header(name)))  # :func:`leaks` has read both
 
 
 def marked(label: str, marks: Mapping[str, tuple[str, ...]]) -> str:

@@ -22,7 +22,7 @@ from hsidenoise.losses import DataTerm, DenoisingLoss, Form
 from hsidenoise.metrics import evaluate_batch
 from hsidenoise.models import create_model
 from hsidenoise.second_step import second_step_batch, strides
-from hsidenoise.weights import start_from
+from hsidenoise.weights import ASKED, start_from
 
 METRICS = ("psnr", "ssim", "sam")
 MOST_SKIPPED = 20  # steps in a row without a finite gradient after which a run is given up
@@ -88,14 +88,17 @@ class DenoisingTask(pl.LightningModule):
         compile: CompileWhen = "off",
     ) -> None:
         super().__init__()
-        if learning_rate <= 0 or weight_decay < 0 or warmup_steps < 0 or not 0 <= final_share <= 1:
+        if not (0 < learning_rate < math.inf and weight_decay >= 0 and warmup_steps >= 0 and 0 <= final_share <= 1):
             raise ValueError(
                 "learning_rate must be above 0, weight_decay and warmup_steps at least 0, final_share in [0, 1]"
             )
         if not 0 <= second_step_weight <= 1:
             raise ValueError(f"second_step_weight={second_step_weight:g} must be in [0, 1]")
-        if passes < 2 or (tile is not None and tile < 1):
-            raise ValueError(f"passes={passes} must be at least 2, and tile={tile} at least 1")
+        if passes < 2 or passes not in ASKED["passes"] or (tile is not None and tile not in ASKED["tile"]):
+            most, tiles = ASKED["passes"].stop - 1, ASKED["tile"]
+            raise ValueError(
+                f"passes={passes} must be from 2 to {most}, and tile={tile} from {tiles.start} to {tiles.stop - 1}"
+            )
         self.save_hyperparameters()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         network = self.create_network()

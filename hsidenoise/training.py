@@ -21,7 +21,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -45,6 +46,7 @@ from hsidenoise.files import write_text
 from hsidenoise.task import DenoisingTask
 from hsidenoise.throughput import Throughput
 from hsidenoise.weights_file import WeightsFile
+from hsidenoise.yaml_text import check_yaml
 
 __all__ = ["DenoisingTask", "TrainCLI", "main", "run_folder"]
 
@@ -89,7 +91,7 @@ class TrainCLI(LightningCLI):
         """Parse what was handed over; Lightning would warn that sys.argv has arguments too."""
         try:
             self.config = parser.parse_args(args)
-        except ArgumentError as error:
+        except (ArgumentError, yaml.YAMLError) as error:
             raise ValueError(f"{' '.join(str(error).split())} (see `{parser.prog} --help`)") from error
 
     def before_instantiate_classes(self) -> None:
@@ -198,7 +200,7 @@ def main(args: list[str]) -> None:
         OSError: If the disk is full; the last checkpoint that was written is whole.
         KeyboardInterrupt: If the run was interrupted or told to end; ``last.ckpt`` holds where it stopped.
     """
-    with _quiet():
+    with _quiet(), _bounded_yaml():
         cli = TrainCLI(
             DenoisingTask,
             CubeDataModule,
@@ -267,6 +269,25 @@ def _no_room(error: BaseException | None) -> str | None:
             return error.strerror
         error = error.__cause__ or error.__context__
     return None
+
+
+@contextmanager
+def _bounded_yaml() -> Iterator[None]:
+    """Have jsonargparse refuse what :func:`hsidenoise.yaml_text.check_yaml` refuses."""
+    load = get_loader("yaml")
+
+    def load_bounded(text: str) -> Any:
+        check_yaml(text)
+        try:
+            return load(text)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise yaml.YAMLError(f"a value does not fit its tag (!!bool, !!int, ...): {error}") from error
+
+    set_loader("yaml", load_bounded, exceptions=(yaml.YAMLError,))
+    try:
+        yield
+    finally:
+        set_loader("yaml", load, exceptions=(yaml.YAMLError,))
 
 
 @contextmanager

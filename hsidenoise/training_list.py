@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from reprlib import repr as short
 
 from hsidenoise.data.datasets import scene_name
 from hsidenoise.onnx_network import OnnxNetwork
-from hsidenoise.weights import read_header
+from hsidenoise.weights import read_header, read_json
 
 #: Header keys of the scenes that weights have seen: JSON lists of names as ``scene_name`` gives them.
 TRAINING_SCENES, VALIDATION_SCENES = "training_scenes", "validation_scenes"
@@ -24,12 +24,18 @@ def scenes_seen(header: Mapping[str, str], key: str = TRAINING_SCENES) -> list[s
     Returns:
         Sorted names; of an older file, which has no such list, those that it describes in words.
 
+    Raises:
+        ValueError: If the list is none; it names the key.
+
     Example:
         >>> scenes_seen({"data": "folder: balloons_ms, beads"})
         ['balloons', 'beads']
     """
     if key in header:
-        return sorted(json.loads(header[key]))
+        names = read_json(header, key, list)
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{key} is {short(header[key])}: a JSON list of names is expected")
+        return sorted(names)
     words = header.get("data", "").partition(": ")[2] if key == TRAINING_SCENES else header.get("validation", "")
     return sorted({scene_name(name.strip()) for name in words.split(",") if name.strip()})
 
@@ -49,11 +55,17 @@ def overlap(source: str | Path, scenes: Collection[str]) -> tuple[list[str], lis
         >>> overlap("hcanet-bra", ["balloons", "beads", "superballs"])
         (['balloons'], ['superballs'])
     """
-    if str(source).lower().endswith(".onnx"):
-        header = json.loads(OnnxNetwork(source).metadata.get("weights", "{}"))
-    else:
-        header = read_header(source)
-    trained, chosen = (
-        [name for name in scenes_seen(header, key) if name in scenes] for key in (TRAINING_SCENES, VALIDATION_SCENES)
-    )
+    exported = OnnxNetwork(source).metadata if str(source).lower().endswith(".onnx") else None
+    header: Mapping[str, str] = read_header(source) if exported is None else {}
+    try:
+        if exported is not None:
+            header = {
+                name: str(text) for name, text in read_json({"weights": "{}", **exported}, "weights", dict).items()
+            }
+        trained, chosen = (
+            [name for name in scenes_seen(header, key) if name in scenes]
+            for key in (TRAINING_SCENES, VALIDATION_SCENES)
+        )
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     return trained, chosen

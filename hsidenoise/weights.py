@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from reprlib import repr as short
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,14 @@ from hsidenoise.models.released import load_released
 from hsidenoise.shipped_weights import DEFAULT_WEIGHTS, WEIGHTS
 
 FORMAT = "hsidenoise-weights-1"
+
+#: What weights may ask :func:`hsidenoise.denoise` to take by default, and the values that are taken.
+ASKED: dict[str, range] = {"tile": range(16, 4097), "passes": range(1, 17)}
+
+LARGEST_HEADER, LARGEST_FIELD = 10_000_000, 1_000_000
+"""Bytes of a file's header, and characters of JSON in a field of it, at most; those that ship have 20,000 and 400."""
+
+_Kind = TypeVar("_Kind")
 
 _RESERVED = ("format", "model", "config")
 
@@ -97,7 +106,15 @@ def load_model(source: str | Path = DEFAULT_WEIGHTS, *, device: torch.device | s
     path = _find(source)
     header = read_header(path)
     try:
-        config: dict[str, Any] = json.loads(header["config"])
+        config = read_json(header, "config", dict)
+        asked = asked_of(header)
+        with torch.device("meta"):  # nothing is allocated: a header may say what its file does not hold
+            wanted = create_model(header["model"], **config).state_dict()
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: cannot build the network it names: {reason}") from error
+    _check_shapes(header["model"], wanted, path)
+    try:
         # Building a network draws its random start, which is overwritten at once: the caller's stream of
         # random numbers shall not depend on whether a network was loaded in between.
         with torch.random.fork_rng(devices=[]):
@@ -107,11 +124,9 @@ def load_model(source: str | Path = DEFAULT_WEIGHTS, *, device: torch.device | s
         raise ValueError(f"{path}: cannot build the network it names: {reason}") from error
     with safe_open(path, framework="pt", device="cpu") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    _check_state(model, state, path)
     model.load_state_dict(state)
-    for name in ("tile", "passes"):  # with which these weights are fast and good: denoise() takes them by default
-        if name in header:
-            setattr(model, name, int(header[name]))
+    for name, value in asked.items():  # with which these weights are fast and good: denoise() takes them by default
+        setattr(model, name, value)
     return model.to(device or "cpu").eval()
 
 
@@ -149,6 +164,12 @@ def read_header(source: str | Path) -> dict[str, str]:
         FileNotFoundError: If the file does not exist.
     """
     path = _find(source)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if LARGEST_HEADER < length <= path.stat().st_size:
+        raise ValueError(
+            f"{path}: its header has {length} bytes, more than {LARGEST_HEADER}: not a weights file of ours"
+        )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = dict(file.metadata() or {})
@@ -166,6 +187,69 @@ def read_header(source: str | Path) -> dict[str, str]:
         )
     header["parameters"] = str(sum(math.prod(shape) for shape in shapes))
     return header
+
+
+def asked_of(facts: Mapping[str, str]) -> dict[str, int]:
+    """What weights ask :func:`hsidenoise.denoise` to take by default.
+
+    Args:
+        facts: Header of a weights file, or the metadata of an exported one (``null``: not asked for).
+
+    Raises:
+        ValueError: If a value is none of :data:`ASKED`; it names the field.
+
+    Example:
+        >>> asked_of({"passes": "3", "seed": "0"})
+        {'passes': 3}
+    """
+    found = {}
+    for name, taken in ASKED.items():
+        text = facts.get(name, "null")
+        if text == "null":
+            continue
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) in taken):
+            raise ValueError(f"{name} is {short(text)}: {said(taken)} is expected")
+        found[name] = int(text)
+    return found
+
+
+def said(taken: Sequence[Any]) -> str:
+    """Values that are taken, in words.
+
+    Example:
+        >>> said(range(1, 17)), said(("a", "b"))
+        ('a whole number from 1 to 16', 'one of a, b')
+    """
+    if isinstance(taken, range):
+        return f"a whole number from {taken.start} to {taken.stop - 1}"
+    return f"one of {', '.join(str(each) for each in taken)}"
+
+
+def read_json(facts: Mapping[str, str], name: str, kind: type[_Kind]) -> _Kind:
+    """A field of a header that holds JSON, refused unless it is short, plain and of the kind that is expected.
+
+    Args:
+        facts: Header, or metadata.
+        name: Field.
+        kind: Such as ``dict``.
+
+    Raises:
+        ValueError: If it is not; it names the field.
+
+    Example:
+        >>> read_json({"scenes": '["a"]'}, "scenes", list)
+        ['a']
+    """
+    text = facts.get(name, "")
+    if len(text) > LARGEST_FIELD:
+        raise ValueError(f"{name} has {len(text)} characters, more than {LARGEST_FIELD}")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is {short(text)}: a JSON {kind.__name__} is expected") from error
+    if not isinstance(found, kind):
+        raise ValueError(f"{name} is {short(text)}: a JSON {kind.__name__} is expected")
+    return found
 
 
 def sha256(source: str | Path) -> str:
@@ -220,20 +304,21 @@ def _to_store(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _check_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """One line instead of load_state_dict's many."""
-    wanted = model.state_dict()
+def _check_shapes(name: str, wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Compare what a header implies with what its file holds: one line instead of load_state_dict's many."""
+    with safe_open(path, framework="pt", device="cpu") as file:
+        state = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
     problems = []
     if missing := sorted(wanted.keys() - state.keys()):
         problems.append(f"{len(missing)} missing (first: {missing[0]})")
     if unknown := sorted(state.keys() - wanted.keys()):
         problems.append(f"{len(unknown)} unknown (first: {unknown[0]})")
-    other = [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
+    other = [key for key in wanted.keys() & state.keys() if tuple(wanted[key].shape) != state[key]]
     if other:
         key = min(other)
-        problems.append(f"{len(other)} of another shape (first: {key} {tuple(state[key].shape)})")
+        problems.append(f"{len(other)} of another shape (first: {key} {state[key]})")
     if problems:
         raise ValueError(
-            f"{path}: its tensors do not fit {type(model).__name__} as its header describes it: "
+            f"{path}: its tensors do not fit {name} as its header describes it: "
             f"{', '.join(problems)}; it was changed or written by another version: export it again"
         )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import lightning.pytorch as pl
@@ -31,6 +33,9 @@ def origin_of(source: str | Path | None) -> dict[str, str]:
         For the header: ``initial_weights``, their ``initial_weights_sha256``, ``steps_before`` and ``minutes_before``
         (those of their own ancestors included), and the scenes they have seen.
 
+    Raises:
+        ValueError: If the header says what cannot be; it names the file and the field.
+
     Example:
         >>> origin_of(None)["steps_before"]
         '0'
@@ -38,16 +43,31 @@ def origin_of(source: str | Path | None) -> dict[str, str]:
     if source is None:
         return dict(_NO_ORIGIN)
     header = read_header(source)
-    steps = int(header.get("steps", 0)) + int(header.get("steps_before", 0))
-    minutes = float(header.get("minutes", 0)) + float(header.get("minutes_before", 0))
+    try:
+        steps = sum(_spent(header, name, int) for name in ("steps", "steps_before"))
+        minutes = sum(_spent(header, name, float) for name in ("minutes", "minutes_before"))
+        seen = {key: json.dumps(scenes_seen(header, key)) for key in (TRAINING_SCENES, VALIDATION_SCENES)}
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     return {
         "initial_weights": str(source),
         "initial_weights_sha256": sha256(source),
         "steps_before": str(steps),
         "minutes_before": f"{minutes:.1f}",
-        TRAINING_SCENES: json.dumps(scenes_seen(header)),
-        VALIDATION_SCENES: json.dumps(scenes_seen(header, VALIDATION_SCENES)),
+        **seen,
     }
+
+
+def _spent(header: Mapping[str, str], name: str, kind: type[int] | type[float]) -> float:
+    """What a header says that weights took."""
+    text = header.get(name, "0")
+    try:
+        value = kind(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1e12:
+        raise ValueError(f"{name} is {short(text)}: a number, 0 or more, is expected")
+    return value
 
 
 class WeightsFile(pl.Callback):

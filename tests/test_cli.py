@@ -739,3 +739,26 @@ class TestTrain:
         message = call("train", "--data.root", "nowhere", "--trainer.logger", "false", cwd=tmp_path, code=2)
         assert message.splitlines()[-1].startswith("hsidenoise: error: ")
         assert "nowhere" in message.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is that of Linux")
+def test_too_little_memory_is_one_line(tmp_path):
+    script = """
+import resource, sys
+import numpy
+from hsidenoise.cli import main
+from hsidenoise.data.io import write_arrays
+cube = numpy.random.default_rng(0).random((300, 300, 40), dtype=numpy.float32)
+write_arrays(sys.argv[1], {"cube": cube})
+write_arrays(sys.argv[2], {"cube": cube[:32, :32]})
+assert main(["evaluate", sys.argv[2], sys.argv[2]]) == 0
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 3 * cube.nbytes,) * 2)
+raise SystemExit(main(["evaluate", sys.argv[1], sys.argv[1]]))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "a.mat"), str(tmp_path / "b.mat")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("hsidenoise: error: not enough memory")
+    assert "take a smaller cube" in done.stderr

@@ -46,6 +46,21 @@ def test_a_network_is_given_back_as_it_was():
     assert home(nn.Identity()) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "memory"),
+    [
+        ("could not create a primitive", True),
+        ("could not create a memory object", True),
+        ("could not execute a primitive", True),
+        ("std::bad_alloc", True),
+        # what oneDNN cannot do: smaller tiles would not help
+        ("could not create a primitive descriptor for a convolution forward propagation primitive", False),
+    ],
+)
+def test_what_onednn_says_without_memory(text, memory):
+    assert is_out_of_memory(RuntimeError(text)) == memory
+
+
 def test_errors_of_memory_are_known():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)

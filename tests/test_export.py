@@ -16,7 +16,7 @@ from hsidenoise.cli import main
 from hsidenoise.export import export_onnx
 from hsidenoise.inference import denoise, denoise_file
 from hsidenoise.models import create_model
-from hsidenoise.onnx_network import OnnxNetwork
+from hsidenoise.onnx_network import FORMAT, OnnxNetwork
 from hsidenoise.weights import load_model, read_header, save_weights
 
 ROOT = Path(__file__).parents[1]
@@ -197,6 +197,39 @@ def test_files_that_are_none(tmp_path):
     opset = onnx.helper.make_opsetid("", 20)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), tmp_path / "other.onnx")
     with pytest.raises(ValueError, match="an ONNX file, but not of hsidenoise"):
+        OnnxNetwork(tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("bands", "1e9"), ("bands", "1000000000"), ("bands", "-5"), ("bands", "x"), ("bands", None), ("bands", "true"),
+        ("mirrors_bands", "3"), ("mirrors_bands", None), ("passes", "-5"), ("passes", "NaN"), ("tile", "1"),
+        ("tile", "[" * 3000), ("config", "[1]"), ("config", "[" * 3000), ("config", '{"wiener_rounds": 1000000000}'),
+        ("config", '{"wiener_overlap": "a"}'),
+    ],
+)  # fmt: skip
+def test_wild_metadata(hcanet, tmp_path, field, text):
+    says = next((name for name in ("wiener_rounds", "wiener_overlap") if name in (text or "")), field)
+    proto = onnx.load(hcanet[1])
+    facts = {item.key: item.value for item in proto.metadata_props} | {field: text}
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, {key: value for key, value in facts.items() if value is not None})
+    onnx.save(proto, tmp_path / "wild.onnx")
+    with pytest.raises(ValueError, match=rf"wild\.onnx: its metadata are not those of an export: .*{says}") as caught:
+        OnnxNetwork(tmp_path / "wild.onnx")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_inputs_of_another_network(tmp_path):
+    one = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    two = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [one], [two])
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    onnx.helper.set_model_props(proto, {"format": FORMAT, "bands": "3", "mirrors_bands": "false"})
+    onnx.save(proto, tmp_path / "other.onnx")
+    with pytest.raises(ValueError, match=r"other\.onnx: its inputs are x, not those of an export"):
         OnnxNetwork(tmp_path / "other.onnx")
 
 

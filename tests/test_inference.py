@@ -228,6 +228,7 @@ def test_mode_is_restored_after_a_failure():
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
+        RuntimeError("could not create a primitive"),
         MemoryError(),
     ],
 )
@@ -282,6 +283,30 @@ def test_memory_that_never_suffices_is_an_error_of_one_line():
     ):
         denoise(noisy, Limited(0, torch.OutOfMemoryError("out of memory")))
     assert "\n" not in str(caught.value)
+
+
+def test_a_second_step_without_memory_names_the_way_out():
+    """It takes the whole cube: smaller tiles would not help it."""
+    script = """
+import hsidenoise, numpy, resource, torch
+class Same(torch.nn.Identity):
+    bands = 40
+noisy = numpy.random.default_rng(0).random((40, 500, 500), dtype=numpy.float32)
+hsidenoise.denoise(noisy[:, :64, :64], Same(), passes=2)  # OpenBLAS ends the program if it finds no memory to begin
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 7 * noisy.nbytes // 2,) * 2)
+hsidenoise.denoise(noisy, Same(), tile=100, batch=1)
+try:
+    hsidenoise.denoise(noisy, Same(), tile=100, batch=1, passes=2)
+except ValueError as error:
+    print(error)
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("not enough memory on cpu for the second step")
+    assert "--passes 1" in done.stdout
 
 
 def test_other_runtime_errors_are_not_swallowed():

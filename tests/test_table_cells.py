@@ -1,18 +1,24 @@
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from hsidenoise import corrupt, denoise, evaluate
+import hsidenoise
+from hsidenoise import code_version, corrupt, denoise, evaluate, table_cells
 from hsidenoise.baselines import BASELINES, Baseline, run_baseline
 from hsidenoise.data.datasets import read_clean
 from hsidenoise.data.io import write_arrays
 from hsidenoise.data.matfile import write_mat
 from hsidenoise.files import sha256
 from hsidenoise.models import create_model
-from hsidenoise.table_cells import Job, code_version, compute, main, operations, read_cell, version_of
+from hsidenoise.table_cells import Job, compute, main, operations, read_cell, version_of
 from hsidenoise.test_sets import published_arrays
 from hsidenoise.weights import save_weights
 
@@ -93,6 +99,34 @@ class TestIdentity:
         assert dataclasses.replace(first, seed=5, crop=8, key="gt").identity("v", "d") == first.identity("v", "d")
 
 
+CHANGES = {
+    "weights.py": "n", "model_choice.py": "n", "second_step.py": "n", "models/bra.py": "n", "sliding_dct.py": "c",
+    "ssim.py": "nci", "noise_rules.py": "nci", "table_cells.py": "nci", "data/mat5.py": "nci", "table_figures.py": "",
+    "task.py": "", "cli_options.py": "",
+}  # fmt: skip
+"""File of the package -> which cells are others once it has changed: of a network, a classical method, the input."""
+
+CHANGE_EACH = r"""
+import sys
+from pathlib import Path
+import hsidenoise
+from hsidenoise.table_cells import version_of
+
+def versions():
+    return [version_of(method) for method in ("weights:hcanet-bra-small", "svd-dct", "noisy")]
+
+before = versions()
+assert len(set(before)) == 3
+for name in sys.argv[1:]:
+    path = Path(hsidenoise.__file__).parent / name
+    kept = path.read_bytes()
+    path.write_bytes(kept + b"\n# more\n")
+    print(name, "".join(kind for kind, a, b in zip("nci", versions(), before) if a != b), sep=":")
+    path.write_bytes(kept)
+assert versions() == before
+"""
+
+
 class TestVersion:
     def test_weights_that_change_under_their_name(self, tmp_path, weights):
         before = version_of(weights)
@@ -100,19 +134,82 @@ class TestVersion:
         assert version_of(make_weights(tmp_path / "own.safetensors", 1)) != before
         (tmp_path / "own.safetensors").write_bytes(kept)
         assert version_of(weights) == before
-        assert before.startswith(f"{code_version()} ")
 
     def test_a_peers_module_that_changes(self, tmp_path, peer):
         before = version_of(f"{peer}:half")
-        assert before.startswith(f"{code_version()} ")
         (tmp_path / "peer_of_cells.py").write_text(PEER + "# more")
         assert version_of(f"{peer}:half") != before
 
-    def test_our_own(self):
-        assert version_of("noisy") == version_of("svd-tv") == code_version(networks=False)
-        assert code_version() != code_version(networks=False)
-        with pytest.raises(ValueError, match="unknown method"):
-            version_of("nothing")
+    def test_and_what_it_imports(self, tmp_path, monkeypatch):
+        """At the top, inside a function, relative, from a folder without __init__.py; not what it leaves alone."""
+        (tmp_path / "peers_lab" / "deep").mkdir(parents=True)
+        for name, text in {
+            "peers_lab/net.py": "from .deep import part\ndef run(noisy):\n    import peers_tool\n    return noisy",
+            "peers_lab/deep/part.py": "import numpy",
+            "peers_tool.py": "",
+            "peers_other.py": "",
+        }.items():
+            (tmp_path / name).write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        before = version_of("peers_lab.net:run")
+        for name, counts in {
+            "peers_lab/net.py": True, "peers_lab/deep/part.py": True, "peers_tool.py": True, "peers_other.py": False,
+        }.items():  # fmt: skip
+            kept = (tmp_path / name).read_text()
+            (tmp_path / name).write_text(kept + "\n# more")
+            assert (version_of("peers_lab.net:run") != before) == counts, name
+            (tmp_path / name).write_text(kept)
+        assert version_of("peers_lab.net:run") == before
+
+    def test_a_peers_method_in_a_library_and_without_a_file(self):
+        assert version_of("numpy:positive") != version_of("scipy.ndimage:gaussian_filter")
+        assert version_of("builtins:abs") != version_of("numpy:positive")
+
+    def test_a_changed_module_makes_other_cells_of_those_that_run_it(self, tmp_path):
+        package = Path(hsidenoise.__file__).parent
+        shutil.copytree(package, tmp_path / "hsidenoise", ignore=shutil.ignore_patterns("__pycache__"))
+        command, there = [sys.executable, "-c", CHANGE_EACH, *CHANGES], os.environ | {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True, check=True)
+        assert dict(line.split(":") for line in done.stdout.split()) == CHANGES
+
+    def test_libraries_count(self, monkeypatch):
+        before = [version_of(method) for method in ("noisy", "svd-tv", "weights:hcanet-bra")]
+        real = code_version.version
+        monkeypatch.setattr(code_version, "version", lambda name: "0" if name == "scipy" else real(name))
+        assert not set(before) & {version_of(method) for method in ("noisy", "svd-tv", "weights:hcanet-bra")}
+
+    @pytest.mark.parametrize(
+        "method", ["noisy", "weights", "nlm", "tv", "mnf", "svd-dct-robust", "rpca", "3dtv", "pair"]
+    )
+    def test_no_code_of_this_package_runs_that_is_not_hashed(self, tmp_path, scene, weights, monkeypatch, method):
+        """The roots are named in one place: this catches a module that a cell runs and that nothing there leads to."""
+        ran = set()
+        what = job(
+            weights if method == "weights" else method, scene, crop=12, protocols=("standard", "sert"), case="mixture"
+        )
+        if method == "pair":
+            clean = read_clean(scene)
+            write_mat(tmp_path / "a.mat", published_arrays(clean, clean, np.full(5, 0.1, np.float32)))
+            what = job("svd-dct", tmp_path / "a.mat", pair=True)
+        kind = {"weights": table_cells._NETWORK, "noisy": ()}.get(method, table_cells._CLASSICAL)
+        roots = {function.__module__ for function in (*table_cells._EVERY, *kind)}
+        table_cells.read_given.cache_clear()
+        table_cells._network.cache_clear()
+        package = str(Path(hsidenoise.__file__).parent)
+
+        def watch(frame, event, argument):
+            # what is executed while a module is imported is not part of the answer
+            if frame.f_code.co_filename.startswith(package) and frame.f_code.co_name != "<module>":
+                ran.add(frame.f_code.co_filename)
+
+        sys.setprofile(watch)
+        try:
+            compute(what, str(tmp_path), "cell")
+        finally:
+            sys.setprofile(None)
+        hashed = {str(path) for path in code_version.imported_files(*roots)[0].values()}
+        # the cell itself, hashed too, and how it is written
+        assert {Path(name).stem for name in ran - hashed} <= {"table_cells", "files"}
 
     def test_a_folder_counts_with_names_and_contents(self, tmp_path):
         (tmp_path / "a").mkdir()

@@ -1,8 +1,10 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hsidenoise.cli import main
 from hsidenoise.noise import noise_case
 from hsidenoise.published import published_lines
 from hsidenoise.table_config import OPTIONS, read_config, with_choice
@@ -69,13 +71,43 @@ def test_what_is_left_out_has_its_default(tmp_path):
 
 def test_every_option_of_weights_is_taken(tmp_path):
     values = {int: 2, bool: False, str: "auto"}
-    options = {name: values[of] for name, of in OPTIONS.items()}
+    options = {name: {"tile": 64}.get(name, values[of]) for name, (of, _) in OPTIONS.items()}
     config = read_config(write(tmp_path, FULL | {"methods": [{"method": "weights:a", **options}], "figure": None}))
     assert config.methods[0].options == options
 
 
+LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghi"))
+
 WRONG = [
     ("{a: [", "not a YAML file"),
+    (LAUGHS, "more than 10 references"),
+    ("title: &a [*a]", "*a lies in what it refers to"),
+    ("title: " + "[" * 3000, "not a YAML file"),
+    ("- " * 3000, "more than 20 levels"),
+    ("title: " + "x" * 200_000, "more than 100000 characters"),
+    ("title: !!bool x", "does not fit its tag"),
+    ("title: !!timestamp x", "does not fit its tag"),
+    ("title: !!int x", "not a YAML file: invalid literal"),
+    ("title: 2020-99-99", "not a YAML file: month must be"),
+    ("title: 1" + "0" * 5000, "not a YAML file: Exceeds the limit"),
+    ("title: !!python/object/apply:os.system ['true']", "could not determine a constructor for the tag"),
+    ({"title": ["a"]}, "title is ['a']; it is a text"),
+    ({"title": 3}, "title is 3; it is a text"),
+    ({"efficiency": ["mixture"]}, "efficiency is ['mixture']; it is a text"),
+    ({"data": {"crop": 10**9}}, "data.crop is 1000000000"),
+    ({"seed": 2**64}, "seed is 18446744073709551616"),
+    ({"figure": {"case": "mixture", "pixel": [1, 10**12]}}, "figure: pixel is [1, 1000000000000]"),
+    ({"methods": [{"method": "tv", "label": [1]}]}, "label is [1]; it is a name"),
+    (
+        {"methods": [{"method": "weights:a", "passes": 10**9}]},
+        "passes is 1000000000; it is a whole number from 1 to 16",
+    ),
+    ({"methods": [{"method": "weights:a", "passes": -5}]}, "passes is -5; it is a whole number from 1 to 16"),
+    ({"methods": [{"method": "weights:a", "tile": 1}]}, "tile is 1; it is a whole number from 16 to 4096"),
+    ({"methods": [{"method": "weights:a", "ensemble": 3}]}, "ensemble is 3; it is one of 1, 2, 4, 8"),
+    ({"methods": [{"method": "weights:a", "precision": "half"}]}, "precision is 'half'; it is one of float32"),
+    ({"methods": [{"method": "weights:a", "normalize": "x" * 9999}]}, "it is one of auto"),
+    ({"methods": ["x" * 9999]}, "unknown method"),
     ("", "a table is to be a mapping"),
     ("[1, 2]", "a table is to be a mapping"),
     ({"titel": "t"}, "a table has no 'titel'; known: title"),
@@ -151,6 +183,22 @@ def test_no_text_and_no_file(tmp_path):
         read_config(tmp_path / "a.yaml")
     with pytest.raises(OSError, match=r"b\.yaml"):
         read_config(tmp_path / "b.yaml")
+
+
+def test_code_is_refused_before_it_is_imported(tmp_path, monkeypatch, capsys):
+    (tmp_path / "stranger.py").write_text("open('ran', 'w')\ndef method(noisy): return noisy")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(tmp_path, FULL | {"methods": ["noisy", "stranger:method"], "figure": None})
+    for more in ([], ["--methods", "tv", "stranger:method"]):
+        assert main(["benchmark", "--config", str(path), "--no-code", *more]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("hsidenoise: error: the method 'stranger:method' is code, which --no-code refuses")
+        assert message.count("\n") == 1
+        assert sorted(each.name for each in tmp_path.iterdir()) == ["stranger.py", "trees.yaml"]
+    # a table without code goes on: to its data
+    assert main(["benchmark", "--config", str(path), "--no-code", "--methods", "tv"]) == 2
+    assert "cubes" in capsys.readouterr().err
 
 
 class TestChoice:

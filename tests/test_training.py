@@ -21,6 +21,7 @@ from torch import nn
 
 from hsidenoise import training
 from hsidenoise.callbacks import AverageWeights
+from hsidenoise.cli import main as cli_main
 from hsidenoise.data.datamodule import CubeDataModule
 from hsidenoise.data.datasets import DATASETS, read_split
 from hsidenoise.data.io import write_arrays
@@ -592,6 +593,47 @@ def test_the_gpu_script_wants_minutes_and_output():
     assert "--minutes (of this call) and --output" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [x, x]\nb: [" + ", ".join(["*a"] * 99) + "]", "more than 10 references"),
+        ("model: &a [*a]", "*a lies in what it refers to"),
+        ("model: " + "[" * 3000, "nesting depth"),
+        ("- " * 3000, "more than 20 levels"),
+        ("model: " + "x" * 200_000, "more than 100000 characters"),
+        ("model: !!bool x", "does not fit its tag"),
+        ("model: !!python/object/apply:os.system ['true']", "could not determine a constructor for the tag"),
+        ("model: {model_config: {dim: 20000}}", "dim is 20000"),
+        ("model: {model_config: {wiener_rounds: 1000000000}}", "wiener_rounds is 1000000000"),
+        ("model: {model_config: {heads: x}}", "heads is 'x'"),
+        ("model: {tile: 1}", "tile=1 from 16"),
+        ("model: {learning_rate: .nan}", "learning_rate must be above 0"),
+        ("data: {bands: 100000000}", "bands is 100000000"),
+        ("data: {patch_size: 100000000}", "data.patch_size is 100000000"),
+        ("data: {batch_size: 100000000}", "data.batch_size is 100000000"),
+        ("data: {workers: 100000000}", "data.workers is 100000000"),
+        ("data: {patches_per_epoch: -3}", "data.patches_per_epoch is -3"),
+    ],
+)
+def test_a_wild_configuration_is_one_line(tmp_path, capsys, text, message):
+    (tmp_path / "wild.yaml").write_text(text)
+    command = [
+        "train",
+        "--config",
+        str(tmp_path / "wild.yaml"),
+        "--data.root",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert cli_main(command) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hsidenoise: error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert len(lines[0]) < 400
+    assert not (tmp_path / "o").exists()
+
+
 def test_the_loss_behind_the_second_step(rng):
     torch.manual_seed(0)
     task = DenoisingTask(bands=6, model_config={"dim": 16, "num_blocks": [1, 1, 1]}, second_step_weight=0.25)
@@ -618,5 +660,5 @@ def test_the_loss_behind_the_second_step(rng):
         torch.testing.assert_close(task.validation_step(batch, 0), third.detach())
     with pytest.raises(ValueError, match=r"second_step_weight=1\.5 must be in \[0, 1\]"):
         DenoisingTask(second_step_weight=1.5)
-    with pytest.raises(ValueError, match=r"passes=1 must be at least 2, and tile=None at least 1"):
+    with pytest.raises(ValueError, match=r"passes=1 must be from 2 to 16, and tile=None from 16 to 4096"):
         DenoisingTask(passes=1)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 
 import numpy as np
 import pytest
@@ -149,10 +150,51 @@ class TestBadFiles:
         rewrite(file, model="no-such-net")
         self.check(file, "cannot build the network")
 
-    @pytest.mark.parametrize("config", ["{", '{"no_such_argument": 3}', "[1]"])
+    @pytest.mark.parametrize(
+        "config", ["{", '{"no_such_argument": 3}', "[1]", "[" * 3000, '{"a":' * 3000, "[" * 2000000]
+    )
     def test_bad_config(self, file, config):
         rewrite(file, config=config)
         self.check(file, "cannot build the network")
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("dim", 20000), ("dim", -8), ("dim", "16"), ("dim", 16.5), ("dim", True), ("dim", None), ("dim", 10**400),
+            ("bands", 0), ("bands", [7]), ("heads", 4), ("heads", [1, 2]), ("heads", [1, 2, "4"]),
+            ("heads", [1, 2, 10**9]),
+            ("num_blocks", [1, 1, 10**9]), ("num_blocks", {"a": 1}), ("num_refinement_blocks", 10**9),
+            ("region_size", 10**9), ("topk", 0), ("expansion", float("nan")), ("expansion", 1e9), ("expansion", -1.0),
+            ("wiener_rounds", 10**9), ("wiener_rounds", -1), ("wiener_overlap", 0.9999),
+            ("wiener_overlap", float("inf")),
+            ("skip", ["wiener"]), ("attention", {}), ("local", 3),
+        ],
+    )  # fmt: skip
+    @pytest.mark.usefixtures("unchecked")
+    def test_wild_config(self, file, name, value):
+        rewrite(file, config=json.dumps(json.loads(read_header(file)["config"]) | {name: value}))
+        self.check(file, f"cannot build the network it names: .*{name}")
+
+    def test_a_network_that_the_file_does_not_hold_is_never_allocated(self, file):
+        """20 GB of weights that are all within the bounds."""
+        large = {"bands": 4096, "dim": 1024, "num_blocks": [8, 64, 64], "heads": [1, 2, 4]}
+        rewrite(file, config=json.dumps(large))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.check(file, "do not fit hcanet-bra as its header describes it")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+
+    @pytest.mark.parametrize("name", ["tile", "passes"])
+    @pytest.mark.parametrize(
+        "value", ["-5", "0", "1e9", "1000000000", "two", "", "2.0", "nan", "9" * 5000, "[" * 3000, "²"]
+    )
+    def test_wild_wishes(self, file, name, value):
+        rewrite(file, **{name: value})
+        self.check(file, f"cannot build the network it names: {name} is '")
+
+    def test_a_header_larger_than_any_of_ours(self, tmp_path):
+        path = tmp_path / "w.safetensors"
+        path.write_bytes((20_000_000).to_bytes(8, "little") + b"{" * 20_000_001)
+        self.check(path, "its header has 20000000 bytes")
 
     def test_tensors_of_another_network(self, file):
         state = safetensors.torch.load_file(file)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from hsidenoise.models import create_model
-from hsidenoise.training_list import TRAINING_SCENES, VALIDATION_SCENES, scenes_seen
+from hsidenoise.training_list import TRAINING_SCENES, VALIDATION_SCENES, overlap, scenes_seen
 from hsidenoise.weights import save_weights, sha256
 from hsidenoise.weights_file import origin_of
 
@@ -40,3 +40,21 @@ def test_origin_adds_up_over_generations(tmp_path, network):
 
 def test_without_initial_weights_nothing_came_before():
     assert origin_of(None) == {"initial_weights": "none", "steps_before": "0", "minutes_before": "0.0"}
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("steps", "many"), ("steps", "-5"), ("steps_before", "9" * 5000), ("minutes", "nan"), ("minutes_before", "inf"),
+        ("training_scenes", "[" * 3000), ("training_scenes", '{"oak": 1}'), ("validation_scenes", "[3]"),
+    ],
+)  # fmt: skip
+def test_a_wild_header_is_one_line_that_names_file_and_field(tmp_path, network, field, text):
+    path = tmp_path / "wild.safetensors"
+    save_weights(path, network, name="hcanet-bra", metadata={field: text})
+    with pytest.raises(ValueError, match=rf"wild\.safetensors: {field} is ") as caught:
+        origin_of(path)
+    assert "\n" not in str(caught.value)
+    if field.endswith("scenes"):
+        with pytest.raises(ValueError, match=rf"wild\.safetensors: {field} is "):
+            overlap(path, ["oak"])

@@ -132,8 +132,18 @@ class CubeDataModule(pl.LightningDataModule):
         self.save_hyperparameters(logger=False)  # for checkpoints: a resumed run compares
         if dataset not in DATASETS:
             raise ValueError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
-        if batch_size < 1 or bands < 1 or seed < 0:
-            raise ValueError("batch_size and bands must be at least 1 and seed at least 0")
+        for name, value, least, most in (
+            ("batch_size", batch_size, 1, 2**16),
+            ("bands", bands, 1, 4096),
+            ("patch_size", patch_size, 1, 4096),
+            ("patches_per_epoch", patches_per_epoch, 1, 2**40),
+            ("train_crop", train_crop, 1, 2**20),
+            ("validation_crop", validation_crop, 1, 2**20),
+            ("workers", workers, 0, 1024),
+            ("seed", seed, 0, 2**63 - 1),
+        ):
+            if isinstance(value, int) and not least <= value <= most:
+                raise ValueError(f"data.{name} is {value}: a whole number from {least} to {most} is expected")
         self.root, self.dataset, self.split, self.missing = Path(root), dataset, split, missing
         self.bands, self.patch_size, self.batch_size = bands, patch_size, batch_size
         self.patches_per_epoch, self.scales, self.train_crop = patches_per_epoch, tuple(scales), train_crop
