@@ -10,10 +10,12 @@ import pytest
 from fuzz_inputs import INPUTS
 
 SCRIPT = Path(__file__).with_name("fuzz.py")
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts on fork, /proc and limits of Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="counts on fork, /proc and limits of Linux"),
+]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("reader", INPUTS)
 def test_damaged_files_are_read_or_refused_in_one_line(reader, tmp_path):
     # in a process of its own: without the checks of annotations, which a user does not have either
@@ -37,12 +39,13 @@ def bad(path):
     if number == 1: raise KeyError
     if number == 2: os.kill(os.getpid(), signal.SIGSEGV)
     if number == 3: bytearray(8 << 30)
-    if number == 4: bytearray(b"x") * (600 << 20)
+    if number == 4: bytearray(b"x") * (90 << 20)
     if number == 5: raise ValueError
     while number == 6: time.sleep(0.01)
     if number == 7: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM]), time.sleep(99)
 
-fuzz.SECONDS, fuzz.READERS["v4"], fuzz.mutated = 3, bad, lambda reader, seed: {"a": b"%d" % seed}
+fuzz.SECONDS, fuzz.RESIDENT = 2, 60 << 20
+fuzz.READERS["v4"], fuzz.mutated = bad, lambda reader, seed: {"a": b"%d" % seed}
 with tempfile.TemporaryDirectory() as folder:
     print(json.dumps([kind for _, kind, _ in fuzz.outcomes("v4", range(9), Path(folder))]))
 """
