@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from fuzz_inputs import Files, mutated, seeds_of
 
@@ -76,32 +77,35 @@ def _read_table(path: Path) -> None:
 
 
 @cache
-def _training_parser() -> tuple[Any, Any]:
-    """The parser of `train`, built once, and the method that `train` gives the arguments to."""
-    from hsidenoise import training
+def _parse_only() -> type:
+    """The class of `train`, which builds its parser once and stops when it has parsed."""
+    from hsidenoise.training import TrainCLI
 
-    class ReadyError(Exception):
-        """Raised where the parser is ready."""
+    parsers: list[Any] = []
 
-    class Parser(training.TrainCLI):
+    class ParseOnly(TrainCLI):
+        def setup_parser(self, *args: Any) -> None:
+            if not parsers:
+                super().setup_parser(*args)
+                parsers.append(self.parser)
+            self.parser = parsers[0]
+
         def parse_arguments(self, parser: Any, args: Any) -> None:
-            raise ReadyError(parser, self)
+            super().parse_arguments(parser, args)
+            raise ParsedError
 
-    try:
-        training.TrainCLI = Parser  # main() itself builds the parser, so with main's own options
-        training.main([])
-    except ReadyError as ready:
-        return ready.args
-    finally:
-        training.TrainCLI = Parser.__base__
-    raise AssertionError("the parser of `train` was not built")
+    return ParseOnly
+
+
+class ParsedError(Exception):
+    """Raised where `train` would begin to build what the file describes."""
 
 
 def _read_training(path: Path) -> None:
-    from hsidenoise.training import TrainCLI
+    from hsidenoise import training
 
-    parser, cli = _training_parser()
-    TrainCLI.parse_arguments(cli, parser, ["--config", str(path), "--data.root", "cubes"])
+    with mock.patch.object(training, "TrainCLI", _parse_only()), contextlib.suppress(ParsedError):
+        training.main(["--config", str(path), "--data.root", "cubes"])
 
 
 READERS: dict[str, Callable[[Path], None]] = {
