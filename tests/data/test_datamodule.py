@@ -7,6 +7,7 @@ import torch
 
 from hsidenoise.data.datamodule import CubeDataModule
 from hsidenoise.data.io import write_arrays
+from hsidenoise.weights import read_header
 
 
 @pytest.fixture
@@ -125,3 +126,8 @@ def test_a_resumed_run_hears_of_other_scenes(root):
     data.load_state_dict({"scenes": ["a", "b"]})
     with pytest.warns(UserWarning, match=r"other scenes: 1 gone, 1 new \(b, d\)"):
         data.load_state_dict({"scenes": ["a", "d"]})
+
+
+@pytest.mark.parametrize("name", ["hcanet-bra", "hcanet-bra-small"])
+def test_the_default_noise_is_what_the_shipped_weights_were_trained_on(name):
+    assert CubeDataModule(root="cubes").description()["noise"] == read_header(name)["noise"]
