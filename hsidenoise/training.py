@@ -14,7 +14,7 @@ import threading
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -244,20 +244,18 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+", encoding="utf-8", errors="replace") as file:
+    with (folder / ".lock").open("a+b", buffering=0) as file:
         try:
             if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the other processes of a run come with the first
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by worker processes
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}")
-                file.flush()
+                with suppress(OSError):  # only said to others; a full disk is told when the run writes
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {platform.node()}".encode())
         except (BlockingIOError, PermissionError) as error:
             file.seek(0)
-            owner = "".join(filter(str.isprintable, file.read(200))) or "another process"
+            owner = "".join(filter(str.isprintable, file.read(200).decode(errors="replace"))) or "another process"
             raise ValueError(f"{folder}: {owner} trains here: let it end, or name another folder (--output)") from error
         except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise
             rank_zero_warn(f"{folder}: cannot be locked ({error.strerror}): let no other training run in it")
         yield
 

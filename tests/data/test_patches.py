@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.io
 
 from hsidenoise.data import patches
 from hsidenoise.data.augment import BandChoice
@@ -141,7 +142,7 @@ def test_another_cube_of_the_same_name_size_and_time_is_read_anew(tmp_path, rng,
             save_bands(source, "s", rng.integers(0, 2**16, (12, 14, 3), dtype=np.uint16))
             written = sorted(source.iterdir())
         else:
-            write_arrays(source, {"cube": rng.random((12, 14, 3), dtype=np.float32)})
+            scipy.io.savemat(source, {"cube": rng.random((12, 14, 3), dtype=np.float32)})  # not compressed: one size
             written = [source]
         for path in written:
             os.utime(path, ns=(10**18, 10**18))
