@@ -79,6 +79,7 @@ def main() -> None:
             denoised = denoise(
                 noisy,
                 model,
+                normalize="none",  # the clean scene is on [0, 1]
                 tile=options.tile,
                 precision=options.precision,
                 ensemble=options.ensemble,

@@ -25,7 +25,6 @@ import torch
 from measure_quality import EstimateAlone, clean_scene
 
 from hsidenoise import corrupt, denoise, evaluate, load_model
-from hsidenoise.normalize import fit_scaling
 
 CASES = ["gaussian-30", "gaussian-50", "non-iid", "stripe", "deadline", "impulse", "mixture"]
 OURS = ["noisy", "model", "one-step", "blended", "blended-again", "estimate", "estimate-all"]
@@ -36,21 +35,20 @@ Method = Callable[[np.ndarray], np.ndarray]
 
 def all_bands(noisy: np.ndarray) -> np.ndarray:
     """The spectral Wiener estimate of all bands of a cube at once."""
-    scaling = fit_scaling(noisy, "auto")
-    scaled = torch.from_numpy(scaling.apply(noisy))[None]
-    return scaling.invert(EstimateAlone()(scaled)[0].numpy())
+    return EstimateAlone()(torch.from_numpy(noisy)[None])[0].numpy()
 
 
 def methods(names: list[str] | None, weights: str | None, ensemble: int) -> dict[str, Method]:
     """The methods by name; every baseline there is if none are named."""
     model, estimate = (load_model(weights) if weights else load_model()), EstimateAlone()
+    scaled = {"normalize": "none"}  # each cube is on [0, 1]
     found: dict[str, Method] = {
         "noisy": lambda noisy: noisy,
-        "model": lambda noisy: denoise(noisy, model, ensemble=ensemble),
-        "one-step": lambda noisy: denoise(noisy, model, ensemble=ensemble, passes=1),
-        "blended": lambda noisy: denoise(noisy, model, ensemble=ensemble, join=False, passes=1),
-        "blended-again": lambda noisy: denoise(noisy, model, ensemble=ensemble, join=False, passes=2),
-        "estimate": lambda noisy: denoise(noisy, estimate, join=False),
+        "model": lambda noisy: denoise(noisy, model, ensemble=ensemble, **scaled),
+        "one-step": lambda noisy: denoise(noisy, model, ensemble=ensemble, passes=1, **scaled),
+        "blended": lambda noisy: denoise(noisy, model, ensemble=ensemble, join=False, passes=1, **scaled),
+        "blended-again": lambda noisy: denoise(noisy, model, ensemble=ensemble, join=False, passes=2, **scaled),
+        "estimate": lambda noisy: denoise(noisy, estimate, join=False, **scaled),
         "estimate-all": all_bands,
     }
     if names is None or set(names) - set(found):

@@ -47,6 +47,7 @@ def main() -> None:
         denoise(
             noisy,
             model,
+            normalize="none",
             tile=options.tile,
             batch=options.batch,
             precision=options.precision,
