@@ -8,13 +8,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Real
+from jaxtyping import Float, Float32, Real
 from torch import nn
 from tqdm.auto import tqdm
 
 from hsidenoise.device import autocast, is_out_of_memory
 from hsidenoise.memory import USABLE_SHARE, fitting_batch, free_memory
-from hsidenoise.normalize import Scaling
+from hsidenoise.normalize import Scaling, floating
 from hsidenoise.tiling import Blend, Tile, Tiling, reflect_bands
 from hsidenoise.windows import join_windows
 
@@ -35,7 +35,7 @@ def run_tiles(
     precision: Literal["float32", "bfloat16"] = "float32",
     batch: int | None = None,
     progress: bool = False,
-) -> Float32[np.ndarray, "bands height width"]:
+) -> Float[np.ndarray, "bands height width"]:
     """One pass over all tiles of a cube.
 
     Tiles of one tiling have one size, so any number of them goes through the network together. The values are scaled
@@ -57,7 +57,7 @@ def run_tiles(
         progress: Show a bar on standard error.
 
     Returns:
-        The denoised cube, in the unit of ``noisy``.
+        The denoised cube, in the unit of ``noisy`` and in the floating type that holds its values.
 
     Raises:
         ValueError: If the network changes the shape or answers with values that are not finite.
@@ -105,7 +105,7 @@ def run_tiles(
                 at_once = max(1, min(MOST_AT_ONCE, int(room / taken)))
             first += len(some)
             bar.update(len(some))
-    return scaling.invert(places.blend.result())
+    return scaling.invert(places.blend.result(), floating(noisy.dtype))
 
 
 class _Places:

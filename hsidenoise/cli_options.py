@@ -10,7 +10,7 @@ from hsidenoise import __version__
 
 # Options offered by --help without importing torch; a test holds them equal to the tables they repeat.
 PROTOCOLS = ("standard", "qrnn3d", "hsir", "sert", "t3sc", "mafnet")
-NORMALIZE = ("auto", "none", "minmax", "percentile")
+NORMALIZE = ("auto", "none", "minmax")
 PRECISIONS = ("float32", "bfloat16", "auto")
 ENSEMBLES = (1, 2, 4, 8)
 DEFAULT_WEIGHTS = "hcanet-bra"

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float, Shaped
 from torch import nn
 
 from hsidenoise.batches import run_tiles
 from hsidenoise.compiled import Compiled
 from hsidenoise.device import Precision, find_precision, in_use, is_out_of_memory
 from hsidenoise.ensemble import Ensemble, mirrorings
+from hsidenoise.mask import find_extremes
 from hsidenoise.memory import SMALLEST_TILE, fitting_tile, free_memory
 from hsidenoise.model_choice import bands_of, choose_model, name_of
 from hsidenoise.normalize import Scaling, fit_scaling
@@ -88,7 +89,7 @@ class _Options:
 class _Run:
     """A denoised array and how it came about."""
 
-    values: Float32[np.ndarray, "bands height width"]
+    values: Float[np.ndarray, "bands height width"]
     scaling: Scaling
     tiling: Tiling
     passes: int
@@ -111,7 +112,7 @@ def denoise(
     join: bool = True,
     passes: int | None = None,
     progress: bool = False,
-) -> Float32[np.ndarray, "bands height width"]:
+) -> Float[np.ndarray, "bands height width"]:
     """Denoise a cube of any size and any number of bands.
 
     The cube is scaled to about [0, 1] as a whole, cut into overlapping tiles, and the network's answers are blended
@@ -157,7 +158,13 @@ def denoise(
         progress: Show a progress bar on standard error.
 
     Returns:
-        The denoised cube, in the unit of ``noisy``.
+        The denoised cube, in the unit of ``noisy``: float64 if ``noisy`` is float64 or has integers of 32 bits or more,
+        else float32. The network computes in float32 on values from which the offset is subtracted, so that an offset
+        costs no digits.
+
+    Warns:
+        RuntimeWarning: If values are no measurement (:func:`hsidenoise.mask.find_extremes`). The network does not see
+            them and they come back as they are, unless ``normalize`` is not ``auto``.
 
     Raises:
         ValueError: If the array is not a cube of real, finite and not all equal numbers, if an option is out of
@@ -170,7 +177,7 @@ def denoise(
         >>> noisy = np.random.default_rng(0).normal(0.5, 0.1, (40, 30, 20))
         >>> denoised = denoise(noisy, Mean3x3(3, stride=1, padding=1, count_include_pad=False))
         >>> denoised.shape, denoised.dtype, bool(denoised.std() < 0.5 * noisy.std())
-        ((40, 30, 20), dtype('float32'), True)
+        ((40, 30, 20), dtype('float64'), True)
     """
     options = _Options(tile, overlap, batch, normalize, device, precision, compile, ensemble, join, passes, progress)
     return _denoise(_as_cube(noisy), model, options).values
@@ -229,7 +236,8 @@ def denoise_file(
         ValueError: As :func:`denoise` and :func:`hsidenoise.read_cube`, or if the target is the source.
         OSError: If the source cannot be read or the target cannot be written.
     """
-    from hsidenoise.data.io import check_cube_target, read_cube, write_cube
+    from hsidenoise.data.io import check_cube_target, check_values, read_cube, write_cube
+    from hsidenoise.data.layout import printable
     from hsidenoise.files import check_source, check_target
 
     options = _Options(tile, overlap, batch, normalize, device, precision, compile, ensemble, join, passes, progress)
@@ -238,7 +246,9 @@ def denoise_file(
     source, target = Path(source), Path(target)
     if target.exists() and source.samefile(target):
         raise ValueError(f"{target} is the noisy file itself and would be lost; choose another output name")
-    cube = read_cube(source, key=key, axes=axes, size=size, allow_external=allow_external)
+    cube = read_cube(source, key=key, axes=axes, size=size, allow_external=allow_external, exact=True)
+    name = "the cube" if cube.layout is None else f"'{printable(cube.layout.key)}'"
+    check_values(cube.values, f"{source}: {name}")
     check_cube_target(target, cube)
     start = time.perf_counter()
     run = _denoise(_as_cube(cube.values), model, options)
@@ -285,7 +295,8 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
     if options.passes is not None and options.passes < 1:
         raise ValueError(f"{options.passes} passes are too few; choose 1 (the network alone) or more, or leave it out")
     mirrorings(options.ensemble)  # refused before anything is read or loaded
-    scaling = fit_scaling(noisy, options.normalize)
+    extremes = find_extremes(noisy)
+    scaling = fit_scaling(noisy, options.normalize, extremes)
     size, overlap = tile_size(noisy.shape[1], noisy.shape[2], options.tile, options.overlap)
     network, place = choose_model(model, options.device, options.precision, options.compile)
     usual = getattr(network, "tile", None)  # what its weights ask for
@@ -303,6 +314,9 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
         notes.append(text)
         warnings.warn(text, RuntimeWarning, stacklevel=4)
 
+    for found in extremes.found:
+        advice = "kept from the network and left as it is" if scaling.mode == "auto" else "harms what is around it"
+        note(f"{found}: no measurement, it seems; {advice}. Replace it, or leave out these bands or pixels, to be sure")
     if options.tile is None:
         wanted = min(size[0], noisy.shape[1]), min(size[1], noisy.shape[2])
         size = fitting_tile(run, bands, wanted, free_memory(place))
@@ -355,6 +369,8 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
             f"not enough memory on {place} for the second step, which takes the whole cube of {noisy.shape} at once; "
             "1 pass (--passes 1) does without it"
         ) from error
+    hidden = scaling.hides(noisy)
+    values[hidden] = noisy[hidden]
     return _Run(values, scaling, tiling, passes, place, tuple(notes))
 
 

@@ -25,7 +25,7 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hsidenoise.protocols import PROTOCOLS, Normalisation, Protocol, Scores, Window
@@ -98,6 +98,7 @@ def bandwise_ssim(
     data_range: float,
     window: Window = "uniform",
     normalisation: Normalisation = "sample",
+    mask: Bool[Tensor, "height width"] | None = None,
 ) -> Float[Tensor, "*batch bands"]:
     """Structural similarity of every band; arguments and errors as in :func:`ssim`.
 
@@ -110,7 +111,7 @@ def bandwise_ssim(
     data_range = _checked_range(data_range)
     # Band by band: the local statistics of a large cube never lie in memory all at once.
     pairs = zip(denoised.unbind(-3), clean.unbind(-3), strict=True)
-    return torch.stack([ssim_of_images(x, y, data_range, window, normalisation) for x, y in pairs], dim=-1)
+    return torch.stack([ssim_of_images(x, y, data_range, window, normalisation, mask) for x, y in pairs], dim=-1)
 
 
 def ssim(
@@ -120,6 +121,7 @@ def ssim(
     data_range: float,
     window: Window = "uniform",
     normalisation: Normalisation = "sample",
+    mask: Bool[Tensor, "height width"] | None = None,
 ) -> Float[Tensor, "*batch"]:
     """Structural similarity, mean over the bands.
 
@@ -133,9 +135,11 @@ def ssim(
         window: "uniform" (7x7), "gaussian" (11x11, sigma 1.5) or "band" (one window, the whole band).
         normalisation: "sample" (n - 1), "population" (n), or "mixed": variances by n and covariance by n - 1, as
             ``np.var`` next to ``np.cov`` gives them.
+        mask: Pixels that count: a window that touches another one is left out. All if None.
 
     Raises:
-        ValueError: If the shapes differ, the data range is not positive, or the image is smaller than the window.
+        ValueError: If the shapes differ, the data range is not positive, the image is smaller than the window, or no
+            window is left.
 
     Example:
         >>> clean = torch.arange(2 * 8 * 9.0).reshape(2, 8, 9)
@@ -145,9 +149,9 @@ def ssim(
     References:
         Wang et al., IEEE TIP 2004, equation 13. doi:10.1109/TIP.2003.819861
     """
-    return bandwise_ssim(denoised, clean, data_range=data_range, window=window, normalisation=normalisation).mean(
-        dim=-1
-    )
+    return bandwise_ssim(
+        denoised, clean, data_range=data_range, window=window, normalisation=normalisation, mask=mask
+    ).mean(dim=-1)
 
 
 def sam(
@@ -231,21 +235,27 @@ def evaluate_batch(
     *,
     data_range: float = 1.0,
     protocol: str = "standard",
+    lowest: float | None = None,
+    mask: Bool[Tensor, "height width"] | None = None,
 ) -> dict[str, Float[Tensor, "*batch"]]:
     """Score every cube of a batch where the tensors lie, without gradient: what validation during training logs.
 
     Args:
         denoised: Estimates, in the unit of ``clean``; float32 suffices for logging, float64 for publishing.
         clean: Truths.
-        data_range: Largest possible value, > 0; the smallest is 0.
+        data_range: Largest minus smallest possible value, > 0.
         protocol: Row of :data:`PROTOCOLS`.
+        lowest: Smallest possible value, for cubes in a unit of their own: PSNR and SSIM are of what is above it, SAM
+            and ERGAS of the values as they are, never clipped. If None it is 0, and the protocol's clip is for all.
+        mask: Pixels that count; all if None. SSIM leaves out windows that touch another one.
 
     Returns:
         "psnr", "ssim", "sam" and "ergas", one value per cube.
 
     Raises:
-        ValueError: If the shapes differ, the data range is not positive, the protocol is unknown, or an image is
-            smaller than the SSIM window.
+        ValueError: If the shapes differ, the data range is not positive, the protocol is unknown, an image is smaller
+            than the SSIM window, no such window is valid, or pixels are to be left out of a protocol that reads rows
+            as bands.
 
     Example:
         >>> clean = torch.arange(3 * 2 * 8 * 9.0).reshape(3, 2, 8, 9) / 432
@@ -259,16 +269,35 @@ def evaluate_batch(
     data_range = _checked_range(data_range)
     # All four scores are invariant to scaling both cubes, but the clip and sam_eps are meant on [0, 1].
     denoised, clean = denoised / data_range, clean / data_range
+    stored = None if lowest is None else (denoised, clean)
+    if lowest is not None:
+        denoised, clean = denoised - lowest / data_range, clean - lowest / data_range
     if row.clipped:
         denoised = denoised.clamp(0.0, 1.0)
-    scores = {"ergas": ergas(denoised, clean)}
+    x, y = denoised, clean
+    u, v = stored or (x, y)
+    if mask is not None and not mask.all():
+        if row.rows_as_bands:
+            raise ValueError(
+                f"protocol {protocol!r} reads image rows as bands and cannot leave out pixels; take another protocol, "
+                "or crop both cubes to what is valid"
+            )
+        x, y, u, v = (cube[..., mask][..., None] for cube in (x, y, u, v))
+    else:
+        mask = None
+    scores = {"ergas": ergas(u, v)}
     if row.rows_as_bands:
-        denoised, clean = denoised.movedim(-3, -1), clean.movedim(-3, -1)
-    scores["psnr"] = psnr(denoised, clean, data_range=1.0)
+        x, y, u, v, denoised, clean = (cube.movedim(-3, -1) for cube in (x, y, u, v, denoised, clean))
+    scores["psnr"] = psnr(x, y, data_range=1.0)
     scores["ssim"] = ssim(
-        denoised, clean, data_range=row.ssim_range, window=row.window, normalisation=row.normalisation
+        denoised,
+        clean,
+        data_range=row.ssim_range,
+        window=row.window,
+        normalisation=row.normalisation,
+        mask=mask,
     )
-    angle = sam(denoised, clean, eps=row.sam_eps)
+    angle = sam(u, v, eps=row.sam_eps)
     scores["sam"] = torch.rad2deg(angle) if row.sam_unit == "degrees" else angle
     return scores
 
@@ -279,18 +308,24 @@ def evaluate(
     *,
     data_range: float = 1.0,
     protocol: str = "standard",
+    lowest: float | None = None,
+    mask: np.ndarray | Tensor | None = None,
 ) -> Scores:
     """Score one denoised cube against the clean one, in float64.
 
     Args:
         denoised: Estimate (bands, height, width), of any real type, in the unit of ``clean``.
         clean: Truth, of the same shape.
-        data_range: Largest possible value, > 0; the smallest is 0. 1 for cubes scaled to [0, 1].
+        data_range: Largest minus smallest possible value, > 0. 1 for cubes scaled to [0, 1].
         protocol: Row of :data:`PROTOCOLS`; "standard" unless numbers of a certain paper are to be met.
+        lowest: Smallest possible value, for cubes in a unit of their own: PSNR and SSIM are of what is above it, SAM
+            and ERGAS of the values as they are, never clipped. If None it is 0, and the protocol's clip is for all.
+        mask: True where a pixel (height, width) counts, whose values must be finite; all if None.
 
     Raises:
         ValueError: If a cube is not three-dimensional, not real, empty or has non-finite values, the shapes differ,
-            the data range is not positive, the protocol is unknown, or the images are smaller than the SSIM window.
+            the data range is not positive, the protocol is unknown, the images are smaller than the SSIM window, or
+            the valid pixels are none, hold no such window, or do not go with the protocol.
 
     Example:
         >>> clean = np.linspace(0.0, 0.9, 2 * 8 * 9).reshape(2, 8, 9)
@@ -298,11 +333,10 @@ def evaluate(
         >>> round(scores.psnr, 3), scores.protocol
         (20.0, 'standard')
     """
-    x, y = _checked(_cube(denoised, "denoised"), _cube(clean, "clean"))
-    scores = {
-        name: float(value) for name, value in evaluate_batch(x, y, data_range=data_range, protocol=protocol).items()
-    }
-    return Scores(**scores, protocol=protocol)
+    pixels = None if mask is None else torch.as_tensor(mask, dtype=torch.bool, device="cpu")
+    x, y = _checked(_cube(denoised, "denoised", pixels), _cube(clean, "clean", pixels))
+    found = evaluate_batch(x, y, data_range=data_range, protocol=protocol, lowest=lowest, mask=pixels)
+    return Scores(**{name: float(value) for name, value in found.items()}, protocol=protocol)
 
 
 def _checked(denoised: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
@@ -324,8 +358,8 @@ def _checked_range(data_range: float) -> float:
     return float(data_range)
 
 
-def _cube(values: np.ndarray | Tensor, name: str) -> Tensor:
-    """A private float64 copy of one finite, real cube on the CPU."""
+def _cube(values: np.ndarray | Tensor, name: str, mask: Tensor | None) -> Tensor:
+    """A private float64 copy of one finite, real cube on the CPU; 0 where it is not mask."""
     if isinstance(values, Tensor):
         if values.is_complex():
             raise ValueError(f"{name} is complex: pass its real part or its magnitude")
@@ -337,6 +371,13 @@ def _cube(values: np.ndarray | Tensor, name: str) -> Tensor:
         cube = torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
     if cube.ndim != 3:
         raise ValueError(f"{name} has shape {tuple(cube.shape)}: evaluate takes one cube (bands, height, width)")
+    if mask is not None:
+        if mask.shape != cube.shape[1:] or not mask.any():
+            raise ValueError(
+                f"mask has shape {tuple(mask.shape)} and {int(mask.sum())} pixels that count: pass at least one, as "
+                f"(height, width) of {name}, {tuple(cube.shape[1:])}"
+            )
+        cube = torch.where(mask, cube, 0.0)
     unusable = ~torch.isfinite(cube)
     if unusable.any():
         first = tuple(int(i) for i in unusable.nonzero()[0])

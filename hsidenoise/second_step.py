@@ -187,12 +187,12 @@ def _filter_rows(noisy: Tensor, pilot: Tensor, found: _Found, height: int, strid
 
 def further_passes(
     noisy: Real[np.ndarray, "bands height width"],
-    denoised: Float32[np.ndarray, "bands height width"],
+    denoised: Float[np.ndarray, "bands height width"],
     count: int,
     scaling: Scaling,
     *,
     device: torch.device | str = "cpu",
-) -> Float32[np.ndarray, "bands height width"]:
+) -> Float[np.ndarray, "bands height width"]:
     """Make the second step some times, each with the last result as the pilot, on cubes in a unit of their own.
 
     Args:
@@ -212,10 +212,10 @@ def further_passes(
         True
     """
     if count:
-        noisy, denoised = scaling.apply(noisy), scaling.apply(denoised)
+        scaled, pilot = scaling.apply(noisy), scaling.apply(denoised)
         for stride in strides(count):
-            denoised = second_step(noisy, denoised, stride=stride, device=device)
-        denoised = scaling.invert(denoised)
+            pilot = second_step(scaled, pilot, stride=stride, device=device)
+        denoised = scaling.invert(pilot, denoised.dtype)
     return denoised
 
 

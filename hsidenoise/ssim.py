@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hsidenoise.protocols import Normalisation, Window
@@ -28,6 +29,7 @@ def ssim_of_images(
     data_range: float,
     window: Window,
     norm: Normalisation,
+    mask: Bool[Tensor, "height width"] | None = None,
 ) -> Float[Tensor, "*batch"]:
     """Structural similarity of every pair of images.
 
@@ -37,12 +39,12 @@ def ssim_of_images(
         data_range: Largest minus smallest possible value, > 0.
         window: "uniform" (7x7), "gaussian" (11x11, sigma 1.5) or "band" (one window, the whole image).
         norm: Divisor of variances and covariance: "sample" (n - 1), "population" (n) or "mixed" (n and n - 1).
+        mask: Pixels that count: a window that touches another one is left out. All if None.
 
     Raises:
-        ValueError: If the window is unknown, or larger than the images.
+        ValueError: If the window is unknown, or larger than the images, or none is left.
 
     Example:
-        >>> import torch
         >>> image = torch.arange(8 * 9.0).reshape(8, 9)
         >>> ssim_of_images(image, image, 72.0, "uniform", "sample")
         tensor(1.)
@@ -50,6 +52,9 @@ def ssim_of_images(
     References:
         Wang et al., IEEE TIP 2004, equation 13. doi:10.1109/TIP.2003.819861
     """
+    keep = None
+    if window == "band" and mask is not None:
+        x, y = (image[..., mask][..., None] for image in (x, y))
     if window == "band":
         count = x.shape[-2] * x.shape[-1]
         mean_x, mean_y = x.mean(dim=(-2, -1), keepdim=True), y.mean(dim=(-2, -1), keepdim=True)
@@ -64,6 +69,11 @@ def ssim_of_images(
                 f"an image of {x.shape[-2]}x{x.shape[-1]} is smaller than the {len(weights)}x{len(weights)} window of "
                 "SSIM: pass a larger crop, or take protocol 'sert', which has no window"
             )
+        if mask is not None:
+            x, y = (torch.where(mask, image, 0.0) for image in (x, y))
+            keep = _smooth((~mask).to(x.dtype), weights) == 0  # no invalid pixel has a share in the window
+            if not keep.any():
+                raise ValueError(f"no SSIM window of {len(weights)}x{len(weights)} pixels lies in the valid pixels")
         mean_x, mean_y = _smooth(x, weights), _smooth(y, weights)
         var_x = _smooth(x * x, weights) - mean_x.square()
         var_y = _smooth(y * y, weights) - mean_y.square()
@@ -77,7 +87,7 @@ def ssim_of_images(
     similarity = ((2.0 * mean_x * mean_y + c1) * (2.0 * cov + c2)) / (
         (mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2)
     )
-    return similarity.mean(dim=(-2, -1))
+    return similarity.mean(dim=(-2, -1)) if keep is None else similarity[..., keep].mean(dim=-1)
 
 
 def _window_weights(window: Window) -> list[float]:

@@ -222,7 +222,8 @@ def _denoised(job: Job, given: Given) -> tuple[np.ndarray, float]:
     if job.method.startswith(WEIGHTS):
         network = _network(job.method.removeprefix(WEIGHTS), job.device)
         start = time.perf_counter()
-        return denoise(given.noisy, network, **job.options), time.perf_counter() - start
+        # scenes are scaled to [0, 1] before their noise is added
+        return denoise(given.noisy, network, **{"normalize": "none"} | dict(job.options)), time.perf_counter() - start
     method = find_method(job.method)
     if given.sigma is None and not method.blind:
         raise ValueError("it has to be told sigma, which this test set does not hold")

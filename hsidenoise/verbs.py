@@ -64,10 +64,11 @@ def denoise(options: argparse.Namespace) -> None:
     if options.picture:
         from hsidenoise.report import before_after
 
+        clean = _clean_of(source, done.cube)
         before_after(
-            done.cube.values,
-            done.denoised.values,
-            _clean_of(source, done.cube),
+            _single(done.cube.values),
+            _single(done.denoised.values),
+            None if clean is None else _single(clean),
             wavelengths=done.cube.wavelengths,
             band=options.band,
             path=options.picture,
@@ -107,6 +108,8 @@ def inspect(options: argparse.Namespace) -> None:
     print(f"cube         {facts['variable']}, {facts['bands']} bands, height {facts['height']}, width {facts['width']}")
     print(f"axes         {facts['axes']}: {facts['reason']}")
     print(f"range        {low:g} to {high:g}")
+    for found in facts["not_data"]:
+        print(f"no data?     {found}")
     print("wavelengths  " + ("not in the file" if first is None else f"{first:g} to {last:g} nm"))
     level, bad = facts["noise"], facts["bad_bands"]
     if level is None:
@@ -167,16 +170,18 @@ def corrupt(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure a denoised cube against the clean one."""
+    from hsidenoise.mask import scorable, spans
     from hsidenoise.metrics import PROTOCOLS, evaluate
 
     denoised_path, clean_path = Path(options.denoised), Path(options.clean)
     key = options.key or _preferred(denoised_path, NOISY_KEY)
+    external = options.allow_external
     denoised = read_cube(
-        denoised_path, key=key, axes=options.axes, size=options.size, allow_external=options.allow_external
+        denoised_path, key=key, axes=options.axes, size=options.size, allow_external=external, exact=True
     )
     key = options.clean_key or _preferred(clean_path, CLEAN_KEY)
     clean = read_cube(
-        clean_path, key=key, axes=options.clean_axes, size=options.clean_size, allow_external=options.allow_external
+        clean_path, key=key, axes=options.clean_axes, size=options.clean_size, allow_external=external, exact=True
     )
     # The clean cube that the denoised file itself carries, if it came from `corrupt` or a published test set.
     carried = _clean_of(denoised_path, denoised)
@@ -187,27 +192,71 @@ def evaluate(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{denoised_path} is {_sizes(denoised)}, but {clean_path} is {_sizes(clean)}; was one cropped? {hint}"
         )
-    ours, truth, data_range, rule = _common_scale(denoised.values, clean, carried, options.data_range)
-    spread = float(ours.std() / (truth.std() or 1.0))
+    left = scorable(denoised.values, clean.values)
+    bands = np.flatnonzero(left.bands)
+    ours, truth = denoised.values[bands], clean.values[bands]
+    if carried is not None:
+        carried = carried[bands][:, left.pixels]
+    truth, lowest, data_range, rule = _common_scale(truth, left.pixels, clean, carried, options.data_range)
+    spread = float(ours[:, left.pixels].std() / (truth[:, left.pixels].std() or 1.0))
     if not 0.05 < spread < 20:
         warnings.warn(
             f"the denoised values spread {spread:.2g} times as wide as the clean ones: are both in the same unit?",
             stacklevel=1,
         )
-    scores = dataclasses.asdict(evaluate(ours, truth, data_range=data_range, protocol=options.protocol))
+    protocol = PROTOCOLS[options.protocol]
+    mask = None if left.pixels.all() else left.pixels
+    scores = dataclasses.asdict(
+        evaluate(ours, truth, data_range=data_range, protocol=options.protocol, lowest=lowest, mask=mask)
+    )
+    same: list[int] = []
+    dark: list[int] = []
+    floor = lowest or 0.0
+    clip = (floor, floor + data_range) if protocol.clipped else None
+    if not protocol.rows_as_bands:  # there, its scores are not of bands
+        same, dark = _beyond_scores(ours, truth, left.pixels, clip, lowest is not None)
+    infinite = [int(band) for band in bands[same]]
+    undefined = [int(band) for band in bands[dark]]
+    others = np.setdiff1d(np.arange(len(bands)), same)
+    if infinite and len(others):  # of a cube that is the same as a whole, an infinite PSNR says it
+        rest = evaluate(
+            ours[others], truth[others], data_range=data_range, protocol=options.protocol, lowest=lowest, mask=mask
+        )
+        warnings.warn(
+            f"the PSNR is infinite: both cubes are the same in {_bands(infinite)}; PSNR over the {len(others)} others "
+            f"is {rest.psnr:.2f} dB",
+            stacklevel=1,
+        )
+    if undefined:
+        warnings.warn(f"the ERGAS is infinite: the clean mean is 0 in {_bands(undefined)}", stacklevel=1)
     names = {
         "denoised": f"{denoised_path} ({_variable(denoised)})",
         "clean": f"{clean_path} ({_variable(clean)})",
     }
+    away = [int(band) for band in np.flatnonzero(~left.bands)]
     if options.json:
         # JSON has no word for the infinite PSNR of identical cubes
         finite = {name: None if score in (np.inf, -np.inf) else score for name, score in scores.items()}
-        print(json.dumps({**finite, "data_range": data_range, "scaling": rule, **names}, indent=2, allow_nan=False))
+        facts = {
+            "data_range": data_range,
+            "scaling": rule,
+            "pixels_scored": int(left.pixels.sum()),
+            "pixels": left.pixels.size,
+            "bands_left_out": away,
+            "not_data": list(left.reasons),
+            "bands_of_infinite_psnr": infinite,
+            "bands_of_infinite_ergas": undefined,
+        }
+        print(json.dumps({**finite, **facts, **names}, indent=2, allow_nan=False))
         return
     print(f"denoised  {names['denoised']}, {_sizes(denoised)}")
     print(f"clean     {names['clean']}")
     print(f"scaling   {rule}")
-    protocol = PROTOCOLS[options.protocol]
+    for reason in left.reasons:
+        print(f"no data   {reason}")
+    if mask is not None or away:
+        without = f", without band{'s' * (len(away) != 1)} {spans(away)}" if away else ""
+        print(f"scored    {int(left.pixels.sum())} of {left.pixels.size} pixels{without}")
     print(f"protocol  {protocol.name} ({protocol.source})")
     print(
         f"PSNR {scores['psnr']:.2f} dB   SSIM {scores['ssim']:.4f}   SAM {scores['sam']:.4f} {protocol.sam_unit}   "
@@ -215,9 +264,36 @@ def evaluate(options: argparse.Namespace) -> None:
     )
 
 
+def _beyond_scores(
+    denoised: np.ndarray, clean: np.ndarray, pixels: np.ndarray, clip: tuple[float, float] | None, stored: bool
+) -> tuple[list[int], list[int]]:
+    """Bands that are the same in both cubes (after the clip), and bands of clean mean 0 that are not (before it)."""
+    same: list[int] = []
+    dark: list[int] = []
+    for index, (ours, truth) in enumerate(zip(denoised, clean, strict=True)):
+        estimate, wanted = ours[pixels].astype(np.float64), truth[pixels].astype(np.float64)
+        clipped = estimate if clip is None else estimate.clip(*clip)
+        if np.array_equal(clipped, wanted):
+            same.append(index)
+        if wanted.mean() == 0 and not np.array_equal(estimate if stored else clipped, wanted):
+            dark.append(index)
+    return same, dark
+
+
+def _single(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32, copy=False)
+
+
+def _bands(bands: list[int]) -> str:
+    from hsidenoise.mask import spans
+
+    return f"band{'s' * (len(bands) != 1)} {spans(bands)} (0-based)"
+
+
 def _facts(cube: Cube) -> dict[str, Any]:
     """What `inspect` says of the cube, JSON-able."""
     from hsidenoise.estimate import bad_bands, noise_level
+    from hsidenoise.mask import find_extremes
 
     bands, height, width = cube.values.shape
     low, high = float(cube.values.min()), float(cube.values.max())
@@ -241,6 +317,7 @@ def _facts(cube: Cube) -> dict[str, Any]:
         "axes": "" if cube.layout is None else cube.layout.axes,
         "reason": "" if cube.layout is None else cube.layout.reason,
         "range": [low, high],
+        "not_data": [str(found) for found in find_extremes(cube.values).found],
         "wavelengths": None if waves is None else [float(waves[0]), float(waves[-1])],
         "noise": noise,
         "bad_bands": [] if noise is None else np.flatnonzero(bad_bands(cube.values)).tolist(),
@@ -268,31 +345,32 @@ def _published(
 
 
 def _common_scale(
-    denoised: np.ndarray, clean: Cube, carried: np.ndarray | None, data_range: float | None
-) -> tuple[np.ndarray, np.ndarray, float, str]:
-    """Bring both cubes to the scale the metrics are defined on: [0, 1] unless the user says a range."""
-    truth = clean.values
+    truth: np.ndarray, pixels: np.ndarray, clean: Cube, carried: np.ndarray | None, data_range: float | None
+) -> tuple[np.ndarray, float | None, float, str]:
+    """The clean cube in the denoised one's unit, the ends of the range that PSNR and SSIM go by, and why."""
     if data_range is not None:
-        return denoised, truth, data_range, f"none; data range {data_range:g} as given"
-    low, high = float(truth.min()), float(truth.max())
+        return truth, None, data_range, f"none; data range {data_range:g} as given"
+    valid = truth[:, pixels]
+    low, high = float(valid.min()), float(valid.max())
     floats = clean.layout is None or np.issubdtype(clean.layout.dtype, np.floating)
     if floats and low >= 0 and high <= 1:
-        return denoised, truth, 1.0, "none; clean values are floats in [0, 1], data range 1"
+        return truth, None, 1.0, "none; clean values are floats in [0, 1], data range 1"
     if low == high:
         raise ValueError(f"{clean.path}: every clean value is {low:g}; say the range with --data-range")
-    offset, scale = np.float32(low), np.float32(high - low)
-    truth = (truth - offset) / scale
     span = f"by the clean cube's range ({low:g} .. {high:g}) to (0 .. 1), data range 1"
-    if carried is not None and np.allclose(carried, truth, atol=1e-3):
-        return denoised, truth, 1.0, f"clean {span}; the denoised cube was made from that"
-    return (denoised - offset) / scale, truth, 1.0, f"both cubes {span}"
+    if carried is not None:
+        scaled = (valid.astype(np.float64) - low) / (high - low)
+        if np.allclose(carried, scaled, atol=1e-3):
+            truth = (truth.astype(np.float64) - low) / (high - low)
+            return truth, None, 1.0, f"clean {span}; the denoised cube was made from that"
+    return truth, low, high - low, f"PSNR and SSIM {span}; SAM and ERGAS of the values as stored"
 
 
 def _clean_of(source: Path, noisy: Cube) -> np.ndarray | None:
     """The clean cube that a file of `corrupt` or a published test set carries beside the noisy one."""
     if _variable(noisy) != NOISY_KEY or _preferred(source, CLEAN_KEY) is None:
         return None
-    clean = read_cube(source, key=CLEAN_KEY).values
+    clean = read_cube(source, key=CLEAN_KEY, exact=True).values
     return clean if clean.shape == noisy.values.shape else None
 
 

@@ -665,6 +665,43 @@ class TestEvaluate:
         assert given["data_range"] == 2000
         assert given["psnr"] > scores["psnr"] + 5
 
+    @pytest.mark.parametrize("value", [-9999.0, np.nan, 1e20])
+    def test_what_both_mark_as_no_data_is_left_out_and_said(self, capsys, tmp_path, real_crop, value):
+        clean = 0.1 + 0.5 * real_crop.transpose(1, 2, 0).astype(np.float64)
+        denoised = clean + np.random.default_rng(0).normal(0, 0.01, clean.shape)
+        for name, cube in (("d", denoised), ("c", clean)):
+            cube[:, :20] = cube[..., 3:5] = value
+            scipy.io.savemat(tmp_path / f"{name}.mat", {"cube": cube})
+            scipy.io.savemat(tmp_path / f"{name}0.mat", {"cube": np.delete(cube[:, 20:], [3, 4], axis=2)})
+        alone = self.scores(capsys, tmp_path / "d0.mat", tmp_path / "c0.mat")
+        scores = self.scores(capsys, tmp_path / "d.mat", tmp_path / "c.mat")
+        for name in ("psnr", "ssim", "sam", "ergas"):
+            assert scores[name] == pytest.approx(alone[name], rel=1e-9)
+        assert (scores["pixels_scored"], scores["pixels"], scores["bands_left_out"]) == (48 * 44, 48 * 64, [3, 4])
+        assert main(["evaluate", str(tmp_path / "d.mat"), str(tmp_path / "c.mat")]) == 0
+        said = capsys.readouterr().out
+        assert "no data   " + ("NaN or infinite" if np.isnan(value) else f"{value:.6g} in both cubes") in said
+        assert "scored    2112 of 3072 pixels, without bands 3-4" in said
+
+    def test_bands_beyond_the_scores_are_named(self, tmp_path, real_crop):
+        clean = real_crop.transpose(1, 2, 0).copy()
+        clean[..., 9] = 0
+        denoised = clean + np.float32(0.01)
+        for value, name, said in (
+            (
+                0,
+                "bands_of_infinite_psnr",
+                "the PSNR is infinite: both cubes are the same in band 9 (0-based); PSNR over",
+            ),
+            (1e-4, "bands_of_infinite_ergas", "the ERGAS is infinite: the clean mean is 0 in band 9 (0-based)"),
+        ):
+            denoised[..., 9] = value
+            for path, cube in (("d.mat", denoised), ("c.mat", clean)):
+                scipy.io.savemat(tmp_path / path, {"cube": cube})
+            done = run("evaluate", "d.mat", "c.mat", "--json", cwd=tmp_path)
+            assert json.loads(done.stdout)[name] == [9]
+            assert said in done.stderr
+
     def test_axes_and_sizes_of_either_side(self, capsys, tmp_path, rng):
         cube = rng.random((9, 11, 5))
         scipy.io.savemat(tmp_path / "cube.mat", {"cube": cube})

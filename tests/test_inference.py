@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from hsidenoise.data.io import write_arrays
 from hsidenoise.inference import denoise, denoise_file
 from hsidenoise.models import create_model
+from hsidenoise.noise import corrupt
 from hsidenoise.tiling import plan
 from hsidenoise.weights import load_model, save_weights
 
@@ -174,8 +176,73 @@ def test_values_reach_the_network_on_unit_range_and_come_back_in_their_unit():
 def test_every_real_dtype(dtype):
     noisy = (np.random.default_rng(0).random((4, 9, 11)) * 200).astype(dtype)
     denoised = denoise(noisy, Identity(5))
-    assert denoised.dtype == np.float32
+    assert denoised.dtype == (np.float64 if dtype in ("int32", "int64", "float64") else np.float32)
     assert denoised == pytest.approx(noisy.astype(np.float32), abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset"), [("float64", 1e6), ("float64", -1e9), ("int32", 2**30), ("uint32", 2**31)]
+)
+def test_a_large_offset_costs_no_digits_in_arrays_and_files(dtype, offset, tmp_path):
+    small = np.random.default_rng(0).random((4, 19, 31)) * (1 if dtype == "float64" else 1000)
+    noisy = (small + offset).astype(dtype)
+    tolerance = 1e-4 if dtype == "float64" else 0.01
+    assert np.abs(denoise(noisy, Identity(4)) - noisy.astype(np.float64)).max() < tolerance
+    write_arrays(tmp_path / "a.mat", {"cube": noisy.transpose(1, 2, 0)})
+    denoise_file(tmp_path / "a.mat", tmp_path / "b.mat", Identity(4))
+    written = scipy.io.loadmat(tmp_path / "b.mat")["cube"].transpose(2, 0, 1)
+    assert written.dtype == dtype
+    assert np.abs(written.astype(np.float64) - noisy).max() < tolerance
+
+
+@given(
+    exponent=st.floats(-9, 9),
+    shift=st.floats(-1e3, 1e3),
+    seed=st.integers(0, 99),
+    case=st.sampled_from(["gaussian-30", "non-iid", "mixture"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_units_do_not_matter(structured_cube, exponent, shift, seed, case):
+    noisy = corrupt(structured_cube[::3], case, seed=seed).noisy.astype(np.float64)
+    scale = 10**exponent
+    plain = denoise(noisy, Local(5), tile=32)
+    again = denoise(scale * (noisy + shift), Local(5), tile=32) / scale - shift
+    assert np.abs(again - plain).max() < 1e-4 * np.ptp(noisy)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-9, 0.0), (1e9, -7e9), (2.1, 955.0)])
+@pytest.mark.parametrize("case", ["gaussian-50", "mixture"])
+def test_units_do_not_matter_to_the_shipped_weights(real_crop, case, scale, shift):
+    noisy = corrupt(real_crop, case, seed=0).noisy.astype(np.float64)
+    plain = denoise(noisy, "hcanet-bra-small")
+    again = (denoise(scale * noisy + shift, "hcanet-bra-small") - shift) / scale
+    assert np.abs(again - plain).max() < 1e-4 * np.ptp(noisy)
+
+
+@pytest.mark.parametrize("value", [1e6, -9999.0, 1e20, 3e38])
+def test_what_is_no_measurement_is_named_kept_and_harms_nothing(real_crop, value):
+    noisy = corrupt(real_crop, "gaussian-30", seed=0).noisy
+    plain = denoise(noisy, "hcanet-bra-small")
+    hot = noisy.copy()
+    hot[:, 20, 30] = value
+    with pytest.warns(
+        RuntimeWarning, match=r"in 1 pixel of bands 0-30: no measurement, it seems; kept from the network"
+    ):
+        denoised = denoise(hot, "hcanet-bra-small")
+    assert (denoised[:, 20, 30] == hot[:, 20, 30]).all()
+    others = np.ones(noisy.shape[1:], dtype=bool)
+    others[20, 30] = False
+    assert np.sqrt(np.square((denoised - plain)[:, others]).mean()) < 0.005
+
+
+@pytest.mark.parametrize("normalize", ["auto", "none", "minmax"])
+@pytest.mark.parametrize("values", [[1e6], [1e6, -1e5, 3e4, 1e3], [1e9, 1e7]])
+def test_large_values_are_no_crash(real_crop, values, normalize):
+    noisy = corrupt(real_crop, "gaussian-30", seed=0).noisy
+    for number, value in enumerate(values):
+        noisy[:, 5 + 9 * number, 30] = value
+    with pytest.warns(RuntimeWarning, match="no measurement, it seems"):
+        assert np.isfinite(denoise(noisy, "hcanet-bra-small", normalize=normalize)).all()
 
 
 def test_odd_memory_layouts_and_read_only_arrays():
@@ -376,7 +443,7 @@ def test_not_a_number_names_its_tile_in_any_batch():
             return torch.where(noisy.amax(dim=(1, 2, 3), keepdim=True) > 5, torch.nan, noisy)
 
     noisy = cube(3, 48, 48)
-    noisy[1, 40, 20] = 9.0
+    noisy[1, 40, 20:22] = 5.5, 3.0
     for batch in (1, 4, 9):
         with pytest.raises(ValueError, match="at bands 0-2, rows 32-47, columns 16-31; "):
             denoise(noisy, Broken(3), tile=16, overlap=0, batch=batch, normalize="none")
@@ -559,7 +626,7 @@ def test_file_keeps_its_layout(noisy_file, tmp_path):
     assert np.array_equal(done.cube.values, values)
     assert (done.tile, done.overlap, done.windows) == ((16, 16), 4, 3)
     assert (done.device, done.model, done.warnings) == ("cpu", "Local", ())
-    assert done.scaling.mode == "percentile"
+    assert done.scaling.mode == "auto"
     assert done.seconds > 0
 
 

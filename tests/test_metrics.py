@@ -356,3 +356,41 @@ def test_tensor_functions_refuse_different_shapes():
     for metric in (ergas, sam, lambda x, y: psnr(x, y, data_range=1.0), lambda x, y: ssim(x, y, data_range=1.0)):
         with pytest.raises(REFUSED):
             metric(torch.ones(2, 8, 9), torch.ones(3, 8, 9))
+
+
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if not PROTOCOLS[name].rows_as_bands])
+def test_a_mask_scores_as_if_the_rest_were_cut_off(protocol):
+    denoised, clean = pair()
+    wide = [
+        np.pad(cube, ((0, 0), (3, 0), (0, 5)), constant_values=value) for cube, value in ((denoised, 7), (clean, -9))
+    ]
+    mask = np.pad(np.ones(clean.shape[1:], dtype=bool), ((3, 0), (0, 5)))
+    wide[0][:, 0, 0] = np.nan
+    wanted, found = (
+        evaluate(denoised, clean, protocol=protocol),
+        evaluate(*wide, protocol=protocol, mask=mask),
+    )
+    for name in ("psnr", "ssim", "sam", "ergas"):
+        assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-12)
+
+
+def test_a_mask_that_cannot_be_scored_is_refused():
+    denoised, clean = pair()
+    holes = torch.ones(17, 23, dtype=torch.bool)
+    holes[::5, ::5] = False
+    with pytest.raises(ValueError, match="no SSIM window of 7x7 pixels lies in the valid pixels"):
+        evaluate(denoised, clean, mask=holes)
+    with pytest.raises(ValueError, match="reads image rows as bands and cannot leave out pixels"):
+        evaluate(denoised, clean, mask=holes, protocol="mafnet")
+    for bad in (torch.zeros(17, 23, dtype=torch.bool), torch.ones(17, 22, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="pixels that count: pass at least one"):
+            evaluate(denoised, clean, mask=bad)
+
+
+def test_angle_and_error_are_of_the_values_as_stored():
+    denoised, clean = (torch.as_tensor(cube).double() * 8000 + 1000 for cube in pair())
+    scores = evaluate(denoised, clean, data_range=8000, lowest=1000)
+    assert scores.sam == pytest.approx(sam(denoised, clean).item())
+    assert scores.ergas == pytest.approx(ergas(denoised, clean).item())
+    above = evaluate(denoised - 1000, clean - 1000, data_range=8000)
+    assert (scores.psnr, scores.ssim) == pytest.approx((above.psnr, above.ssim))

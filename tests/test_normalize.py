@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hsidenoise.noise import corrupt
 from hsidenoise.normalize import NORMALIZE_MODES, Scaling, fit_scaling
 
 
@@ -20,54 +21,46 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("sigma", [0, 5, 30, 75])
-def test_auto_leaves_unit_range_alone_whatever_the_noise(rng, sigma):
-    clean = scene(rng)
-    noisy = clean + rng.normal(0, sigma / 255, clean.shape)
-    scaling = fit_scaling(noisy.astype(np.float32))
-    assert (scaling.mode, scaling.offset, scaling.scale) == ("none", 0.0, 1.0)
+@pytest.mark.parametrize("case", ["gaussian-5", "gaussian-30", "gaussian-50", "gaussian-70", "non-iid", "stripe"])
+@pytest.mark.parametrize(("low", "width"), [(0, 1), (0, 2.1), (955, 8000), (-1, 2), (0, 1e-3)])
+def test_auto_finds_the_range_of_the_clean_cube_whatever_the_noise_and_the_unit(real_crop, case, low, width):
+    noisy = low + width * corrupt(real_crop, case, seed=0).noisy.astype(np.float64)
+    scaling = fit_scaling(noisy)
+    assert (scaling.offset - low) / width == pytest.approx(0, abs=0.05)
+    assert 0.6 < scaling.scale / width < 1.1  # a thousandth of this cube's values is above 0.85
 
 
-def test_auto_leaves_unit_range_alone_with_impulses_and_dead_columns(rng):
-    noisy = scene(rng) + rng.normal(0, 70 / 255, (9, 40, 30))
-    noisy[1:4, :, ::9] = 0
-    hit = rng.random((3, 40, 30)) < 0.7
-    noisy[5:8][hit] = rng.integers(0, 2, hit.sum())
-    assert fit_scaling(noisy).mode == "none"
+@pytest.mark.parametrize("case", ["impulse", "mixture"])
+def test_impulses_say_what_the_range_is_in_counts_too(real_crop, case):
+    noisy = corrupt(real_crop, case, seed=0).noisy
+    for low, width, dtype in ((0, 1, np.float32), (1000, 8000, np.int16), (-1e6, 3, np.float64)):
+        values = low + width * noisy.astype(np.float64)
+        scaling = fit_scaling((np.rint(values) if dtype == np.int16 else values).astype(dtype))
+        assert (scaling.offset, scaling.scale) == pytest.approx((low, width))
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "dtype"),
-    [
-        (0, 65535, np.uint16),
-        (0, 1023, np.uint16),
-        (955, 9604, np.uint16),
-        (0, 255, np.uint8),
-        (-300, 12000, np.int16),
-        (0, 10000, np.float32),
-        (0, 0.05, np.float32),
-        (-1, 1, np.float64),
-    ],
-)
-def test_auto_brings_every_other_range_to_about_unit(rng, low, high, dtype):
-    cube = (low + scene(rng) * (high - low)).astype(dtype)
-    scaling = fit_scaling(cube)
-    assert scaling.mode == "percentile"
-    scaled = scaling.apply(cube)
-    assert np.percentile(scaled, 0.1) == pytest.approx(0, abs=1e-3)
-    assert np.percentile(scaled, 99.9) == pytest.approx(1, abs=1e-3)
-    assert "0.1 and 99.9 percentiles" in scaling.reason
+def test_range_and_its_double_are_scaled_alike(rng):
+    noisy = scene(rng) + rng.normal(0, 0.05, (9, 40, 30))
+    one, more = fit_scaling(2.0 * noisy), fit_scaling(2.1 * noisy)
+    assert one.mode == more.mode == "auto"
+    assert more.scale / one.scale == pytest.approx(1.05)
 
 
-def test_hot_and_dead_pixels_set_no_range_and_are_not_clipped(rng):
-    cube = 1000 + 3000 * scene(rng)
+def test_hot_pixels_marks_and_bands_of_noise_set_no_range(rng):
+    cube = 1000 + 3000 * scene(rng, (30, 48, 42)) + rng.normal(0, 30, (30, 48, 42))
     plain = fit_scaling(cube)
-    cube[4, 7, 11], cube[2, 3, 5] = 65535, 0
-    scaling = fit_scaling(cube)
-    assert scaling.scale == pytest.approx(plain.scale, rel=0.02)
-    scaled = scaling.apply(cube)
-    assert scaled[4, 7, 11] > 15
-    assert scaled[2, 3, 5] < -0.2
+    bad = cube.copy()
+    bad[:, :, :9], bad[20:22], bad[:, 7, 11], bad[2, 3, 5] = -9999, -9999, 1e6, -3e7
+    scaling = fit_scaling(bad)
+    assert scaling.offset == pytest.approx(plain.offset, abs=0.03 * plain.scale)
+    assert scaling.scale == pytest.approx(plain.scale, rel=0.3)
+    assert np.array_equal(scaling.hides(bad), bad != cube)
+    assert np.abs(scaling.apply(bad)).max() < 2
+    bad = cube.copy()
+    bad[10:12] = rng.normal(0, 1e5, (2, 48, 42))
+    scaling = fit_scaling(bad)
+    assert scaling.offset == pytest.approx(plain.offset, abs=0.03 * plain.scale)
+    assert 0.9 < scaling.scale / plain.scale < 2.1
 
 
 def test_scaling_is_one_for_the_whole_cube(rng):
@@ -108,15 +101,17 @@ def test_invert_undoes_apply_to_rounding(exponent, shift, outlier, mode, seed):
     before = cube.copy()
     back = scaling.invert(scaling.apply(cube))
     assert np.array_equal(cube, before)
+    seen = ~scaling.hides(cube)
     bound = 2.0**-23 * np.maximum(np.abs(cube), np.abs(cube - scaling.offset)) + np.finfo(np.float32).tiny
-    assert (np.abs(back.astype(np.float64) - cube) <= bound).all()
+    assert (np.abs(back.astype(np.float64) - cube) <= bound)[seen].all()
 
 
 def test_nearly_empty_cube_falls_back_to_minmax():
     cube = np.zeros((5, 40, 60), dtype=np.float32)
     cube[2, 3, 4] = 80
     scaling = fit_scaling(cube)
-    assert (scaling.mode, scaling.scale) == ("minmax", 80)
+    assert (scaling.mode, scaling.scale) == ("auto", 80)
+    assert not scaling.hides(cube).any()
 
 
 def test_half_precision_and_big_endian_are_read_right(rng):

@@ -1,7 +1,7 @@
 """Cubes from and to files: the only place that knows another axis order than (bands, height, width).
 
-Everything is computed in float32. Integers beyond 24 bits and float64 lose their last digits on the way in; the
-stored type comes back on the way out, integers rounded and clipped to its range.
+A cube is float32. Integers beyond 24 bits and float64 lose their last digits on the way in, unless they are asked for
+as they are; the stored type comes back on the way out, integers rounded and clipped to its range.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float64
 
 from hsidenoise.data.layout import Layout, Variable, find_layout, find_wavelengths, printable
 from hsidenoise.data.matfile import list_mat, load_variable, mat_format, replace_variable, write_mat
 from hsidenoise.data.pngfolder import CAVE_WAVELENGTHS, find_bands, load_bands, save_bands
 from hsidenoise.files import check_source, check_target, replacing
+from hsidenoise.normalize import floating
 
 __all__ = [
     "ABOUT",
@@ -42,7 +43,7 @@ class Cube:
     """A hyperspectral cube and where it came from.
 
     Attributes:
-        values: (bands, height, width), in the unit of the file.
+        values: (bands, height, width), in the unit of the file; float32, or float64 if read with ``exact``.
         wavelengths: Centre of each band in nm, None if unknown.
         layout: How it lay in its file; None for a cube that was computed.
         path: The file or folder it was read from.
@@ -52,7 +53,7 @@ class Cube:
         (3, 4, 5)
     """
 
-    values: Float32[np.ndarray, "bands height width"]
+    values: Float[np.ndarray, "bands height width"]
     wavelengths: Float64[np.ndarray, " bands"] | None = None
     layout: Layout | None = None
     path: Path | None = None
@@ -65,6 +66,7 @@ def read_cube(
     axes: str | None = None,
     size: tuple[int, int] | None = None,
     allow_external: bool = False,
+    exact: bool = False,
 ) -> Cube:
     """Read a cube from a .mat file (v4, v5, v7.3; told apart by content) or a folder of one PNG per band.
 
@@ -79,14 +81,16 @@ def read_cube(
         size: (height, width) in pixels, of an unfolded matrix.
         allow_external: Whether the numbers may lie in other files, as a v7.3 file can say (external links, external
             storage, virtual data sets): it can name any file that you may read. What it names is never written.
+        exact: Whether to keep the values as they are stored: as float64 where float32 would round them (float64,
+            integers of 32 bits or more), and with those that are not finite.
 
     Returns:
-        The cube, its values float32 and finite.
+        The cube, its values float32 and finite, unless ``exact``.
 
     Raises:
         OSError: If the file is missing or cannot be opened.
         ValueError: If it is truncated or of another kind; if no variable or several could be the cube; if the cube is
-            complex, empty, constant, or has a value that is not finite.
+            complex, empty or constant, or has a value that is not finite and ``exact`` is not asked for.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -119,19 +123,20 @@ def read_cube(
             raise ValueError(f"{path}: {error}") from error
         stored = load(layout.key)
         wavelengths = None
+    dtype = floating(stored.dtype) if exact else np.dtype(np.float32)
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is refused here or below
-        values = np.require(layout.to_bands_first(stored), np.float32, ["C", "W"])
-    if np.isinf(values).any() and np.isfinite(stored).all():
-        raise ValueError(
-            f"{path}: '{printable(layout.key)}' has values beyond single precision (3.4e38); save it in another unit"
-        )
-    check_values(values, f"{path}: '{printable(layout.key)}'")
+        values = np.require(layout.to_bands_first(stored), dtype, ["C", "W"])
+    name = printable(layout.key)
+    if not exact:
+        if np.isinf(values).any() and np.isfinite(stored).all():
+            raise ValueError(f"{path}: '{name}' has values beyond single precision (3.4e38); save it in another unit")
+        check_values(values, f"{path}: '{name}'")
     if layout.format != "png":
         wavelengths = find_wavelengths(variables, load, values.shape[0])
     return Cube(values, wavelengths, layout, path)
 
 
-def check_values(values: Float32[np.ndarray, "bands height width"], name: str = "the cube") -> None:
+def check_values(values: Float[np.ndarray, "bands height width"], name: str = "the cube") -> None:
     """Refuse values that no denoiser can use.
 
     Args:

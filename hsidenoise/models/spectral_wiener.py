@@ -343,7 +343,11 @@ def _fit_in_subspace(noisy: Tensor, estimate: Tensor, dead: Tensor) -> Tensor:
     # the prior of the scaled coefficients is the identity, which also keeps the system well conditioned
     system = (precision @ products).unflatten(2, (rank, rank)) + torch.eye(rank, device=noisy.device)
     right = (precision * (noisy.flatten(2) - mean).mT) @ basis  # (batch, pixels, rank)
-    fitted: Tensor = mean + basis @ torch.linalg.solve(system, right).mT
+    solved, singular = torch.linalg.solve_ex(system, right)
+    coefficients = torch.where(
+        (singular == 0)[..., None], solved, 0.0
+    )  # values beyond all bounds: nothing but the mean
+    fitted: Tensor = mean + basis @ coefficients.mT
     return fitted.reshape(noisy.shape)
 
 
@@ -356,7 +360,12 @@ def _wiener(noisy: Tensor) -> tuple[Tensor, Tensor]:
     floor = SIGMA_FLOOR**2
     # a floor on the diagonal: constant or repeated bands leave the covariance singular
     ridge = 1e-3 * floor * torch.eye(bands, dtype=torch.float64, device=noisy.device)
-    unexplained = 1.0 / torch.linalg.inv(covariance + ridge).diagonal(dim1=1, dim2=2)
+    inverse, singular = torch.linalg.inv_ex(covariance + ridge)
+    if singular.any():  # a value so large that beside its square the ridge is nothing
+        scale = covariance.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
+        wider = torch.linalg.inv_ex(covariance + ridge + 1e-9 * scale * torch.eye(bands, device=noisy.device)).inverse
+        inverse = torch.where((singular != 0)[:, None, None], wider, inverse)
+    unexplained = 1.0 / inverse.diagonal(dim1=1, dim2=2)
     variance = unexplained
     if height > 1 and width > 1:
         even = noisy[:, :, : height // 2 * 2, : width // 2 * 2]
