@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from hsidenoise.efficiency_figure import COLOURS
 from hsidenoise.figure_file import save_figure
+from hsidenoise.files import replacing
 from hsidenoise.weights import read_header
 
 FIELDS = ["name", "part", "passes", "step", "minutes", "psnr"]
@@ -86,7 +87,7 @@ def main() -> None:
         if not pairs or not all(name and folders for name, _, folders in pairs):
             sys.exit("draw_learning_curves: give at least one NAME=RUN[,RUN...]")
         rows = [row for name, _, folders in pairs for row in curve(name, [Path(run) for run in folders.split(",")])]
-        with table.open("w", newline="", encoding="utf-8") as file:
+        with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

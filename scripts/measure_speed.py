@@ -31,7 +31,7 @@ from as_released import HCANetAsReleased, RoutingAttentionAsReleased
 
 from hsidenoise import BiLevelRoutingAttention, denoise, load_model
 from hsidenoise.device import autocast, find_device
-from hsidenoise.files import commit
+from hsidenoise.files import commit, write_text
 from hsidenoise.losses import DenoisingLoss
 from hsidenoise.machine import describe_machine
 from hsidenoise.models.released import load_released
@@ -208,7 +208,7 @@ def main() -> None:
                     rows.append(row)
     print(NOTES)
     if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import random
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -177,7 +176,8 @@ def make_place(place: Path) -> dict[str, Verb]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return [str(path.relative_to(folder)) for path in folder.rglob(".*")]
+    """Hidden files, but for the lock of a training's folder, which is made to stay."""
+    return [str(path.relative_to(folder)) for path in folder.rglob(".*") if path.name != ".lock"]
 
 
 def inputs(folder: Path) -> dict[str, str]:
@@ -250,16 +250,14 @@ def main() -> int:
     torch.set_num_threads(1)
     assert TrainCLI  # imported: what a run would import first is there
     place = Path(tempfile.mkdtemp(prefix="hsidenoise-kills-"))
-    verbs, dice, rows = make_place(place), random.Random(options.seed), []
-    for name in options.verbs:
-        rows.append(check(name, verbs[name], options.kills, place, dice))
-        print(f"{name}: done", file=sys.stderr, flush=True)
-    shutil.rmtree(place)
+    verbs, dice, total = make_place(place), random.Random(options.seed), 0
     print("| verb | seconds of a run | kills | output as before | output new | in between | with a leftover | reruns |")
-    print("|---|" + "---:|" * 7)
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
-    total = sum(row["kills"] for row in rows)
+    print("|---|" + "---:|" * 7, flush=True)
+    for name in options.verbs:
+        row = check(name, verbs[name], options.kills, place, dice)
+        print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+        total += row["kills"]
+    shutil.rmtree(place)
     print(f"\n{total} kills: nothing lost, nothing torn, every rerun as a run never stopped, no leftover after it")
     return 0
 
