@@ -15,16 +15,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hsidenoise.data.datamodule import CubeDataModule
+    from hsidenoise.training.datamodule import CubeDataModule
     from hsidenoise.data.io import Cube, read_cube, write_cube
-    from hsidenoise.inference import denoise, denoise_file
-    from hsidenoise.metrics import evaluate
+    from hsidenoise.inference.denoise import denoise, denoise_file
+    from hsidenoise.metrics.functional import evaluate
     from hsidenoise.models import create_model
-    from hsidenoise.models.biformer import BiFormerBlock
-    from hsidenoise.models.bra import BiLevelRoutingAttention
-    from hsidenoise.noise import NOISE_CASES, corrupt
-    from hsidenoise.training import DenoisingTask
-    from hsidenoise.weights import load_model
+    from hsidenoise.models.attention.biformer import BiFormerBlock
+    from hsidenoise.models.attention.bra import BiLevelRoutingAttention
+    from hsidenoise.noise.cases import NOISE_CASES, corrupt
+    from hsidenoise.training.task import DenoisingTask
+    from hsidenoise.models.weights import load_model
 
 __version__ = "0.1.0"
 
@@ -47,18 +47,18 @@ __all__ = [
 ]
 
 _HOME = {
-    "BiFormerBlock": "models.biformer",
-    "BiLevelRoutingAttention": "models.bra",
+    "BiFormerBlock": "models.attention.biformer",
+    "BiLevelRoutingAttention": "models.attention.bra",
     "Cube": "data.io",
-    "CubeDataModule": "data.datamodule",
-    "DenoisingTask": "training",
-    "NOISE_CASES": "noise",
-    "corrupt": "noise",
+    "CubeDataModule": "training.datamodule",
+    "DenoisingTask": "training.task",
+    "NOISE_CASES": "noise.cases",
+    "corrupt": "noise.cases",
     "create_model": "models",
-    "denoise": "inference",
-    "denoise_file": "inference",
-    "evaluate": "metrics",
-    "load_model": "weights",
+    "denoise": "inference.denoise",
+    "denoise_file": "inference.denoise",
+    "evaluate": "metrics.functional",
+    "load_model": "models.weights",
     "read_cube": "data.io",
     "write_cube": "data.io",
 }

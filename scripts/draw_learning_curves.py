@@ -17,10 +17,10 @@ from pathlib import Path
 import yaml
 from matplotlib.figure import Figure
 
-from hsidenoise.efficiency_figure import COLOURS
-from hsidenoise.figure_file import save_figure
-from hsidenoise.files import replacing
-from hsidenoise.weights import read_header
+from hsidenoise.benchmark.efficiency_figure import COLOURS
+from hsidenoise.figures.file import save_figure
+from hsidenoise.system.files import replacing
+from hsidenoise.models.weights import read_header
 
 FIELDS = ["name", "part", "passes", "step", "minutes", "psnr"]
 

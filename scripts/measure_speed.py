@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from as_released import HCANetAsReleased, RoutingAttentionAsReleased
 
 from hsidenoise import BiLevelRoutingAttention, denoise, load_model
-from hsidenoise.device import autocast, find_device
-from hsidenoise.files import commit, write_text
-from hsidenoise.losses import DenoisingLoss
-from hsidenoise.machine import describe_machine
+from hsidenoise.system.device import autocast, find_device
+from hsidenoise.system.files import commit, write_text
+from hsidenoise.training.losses import DenoisingLoss
+from hsidenoise.system.machine import describe_machine
 from hsidenoise.models.released import load_released
 
 NETWORKS = ("hcanet", "hcanet-bra", "denoise", "bra", "bra-1-head")

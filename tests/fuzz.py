@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 10  # that a read may take
 SPACE = 4 << 30  # bytes of address space beyond what the process has before it reads
 RESIDENT = 512 << 20  # bytes in memory beyond that: no input here is larger than 300 kB
-FINE = (ValueError, OSError, ImportError)  # what hsidenoise.cli turns into one line
+FINE = (ValueError, OSError, ImportError)  # what hsidenoise.cli.main turns into one line
 ROUND = 4000  # reads of one child: what leaks in a library must not add up
 
 
@@ -62,8 +62,8 @@ def _read_weights(path: Path) -> None:
     import numpy as np
 
     from hsidenoise import denoise, load_model
-    from hsidenoise.training_list import VALIDATION_SCENES, scenes_seen
-    from hsidenoise.weights import read_header
+    from hsidenoise.benchmark.seen_scenes import VALIDATION_SCENES, scenes_seen
+    from hsidenoise.models.weights import read_header
 
     header = read_header(path)
     scenes_seen(header)
@@ -73,7 +73,7 @@ def _read_weights(path: Path) -> None:
 
 
 def _read_table(path: Path) -> None:
-    from hsidenoise.table_config import read_config
+    from hsidenoise.benchmark.config import read_config
 
     read_config(path)
 
@@ -81,7 +81,7 @@ def _read_table(path: Path) -> None:
 @cache
 def _parse_only() -> type:
     """The class of `train`, which builds its parser once and stops when it has parsed."""
-    from hsidenoise.training import TrainCLI
+    from hsidenoise.training.run import TrainCLI
 
     parsers: list[Any] = []
 
@@ -104,7 +104,7 @@ class ParsedError(Exception):
 
 
 def _read_training(path: Path) -> None:
-    from hsidenoise import training
+    from hsidenoise.training import run as training
 
     with mock.patch.object(training, "TrainCLI", _parse_only()), contextlib.suppress(ParsedError):
         training.main(["--config", str(path), "--data.root", "cubes"])

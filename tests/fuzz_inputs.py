@@ -178,7 +178,7 @@ def _weights() -> list[Files]:
     import torch
 
     from hsidenoise.models import create_model
-    from hsidenoise.weights import save_weights
+    from hsidenoise.models.weights import save_weights
 
     found = []
     for name, options, metadata in (

@@ -28,12 +28,12 @@ import scipy.io
 import torch
 import yaml
 
-from hsidenoise import cli
+from hsidenoise.cli import main as cli
 from hsidenoise.data.io import write_arrays
-from hsidenoise.files import sha256
+from hsidenoise.system.files import sha256
 from hsidenoise.models import create_model
-from hsidenoise.training import TrainCLI
-from hsidenoise.weights import load_model, save_weights
+from hsidenoise.training.run import TrainCLI
+from hsidenoise.models.weights import load_model, save_weights
 
 NETWORK = {"dim": 8, "num_blocks": (1, 0, 0), "num_refinement_blocks": 0}
 

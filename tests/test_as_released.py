@@ -8,7 +8,7 @@ import pytest
 import torch
 from as_released import HCANetAsReleased, RoutingAttentionAsReleased
 
-from hsidenoise.models.bra import BiLevelRoutingAttention
+from hsidenoise.models.attention.bra import BiLevelRoutingAttention
 from hsidenoise.models.released import load_released
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hsidenoise.models import create_model
-from hsidenoise.weights import save_weights
+from hsidenoise.models.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
 

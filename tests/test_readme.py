@@ -13,11 +13,11 @@ import h5py
 import numpy as np
 import pytest
 
-from hsidenoise.data.datasets import read_split
+from hsidenoise.data.scenes import read_split
 from hsidenoise.data.io import write_arrays
 from hsidenoise.models import create_model
-from hsidenoise.shipped_weights import WEIGHTS
-from hsidenoise.weights import save_weights
+from hsidenoise.models.shipped import WEIGHTS
+from hsidenoise.models.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

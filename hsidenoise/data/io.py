@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from hsidenoise.data.layout import Layout, Variable, find_layout, find_wavelengths, printable
-from hsidenoise.data.matfile import list_mat, load_variable, mat_format, replace_variable, write_mat
-from hsidenoise.data.pngfolder import CAVE_WAVELENGTHS, find_bands, load_bands, save_bands
-from hsidenoise.files import check_source, check_target, replacing
-from hsidenoise.normalize import floating
+from hsidenoise.data.mat import list_mat, load_variable, mat_format, replace_variable, write_mat
+from hsidenoise.data.png import CAVE_WAVELENGTHS, find_bands, load_bands, save_bands
+from hsidenoise.system.files import check_source, check_target, replacing
+from hsidenoise.signal.scaling import floating
 
 __all__ = [
     "ABOUT",

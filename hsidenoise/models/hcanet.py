@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hsidenoise.models.blocks import Downsample, LayerNorm2d, Upsample, pad_to_multiple
-from hsidenoise.models.cafm import ConvAttentionFusion
+from hsidenoise.models.fusion import ConvAttentionFusion
 from hsidenoise.models.feed_forward import FEED_FORWARD_EXPANSION, MultiScaleFeedForward
 
 LAYER_NORMS = {"WithBias": True, "BiasFree": False}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hsidenoise.data.io import list_variables, read_cube, write_cube
-from hsidenoise.data.matfile import list_mat, load_variable, write_mat
+from hsidenoise.data.mat import list_mat, load_variable, write_mat
 
 STORED = np.random.default_rng(0).random((5, 7, 6)).astype(np.float32)  # (bands, width, height) as HDF5 shows it
 VALUES = STORED.transpose(0, 2, 1)

@@ -23,8 +23,8 @@ from hsidenoise.data.io import (
     write_arrays,
     write_cube,
 )
-from hsidenoise.data.matfile import load_variable, write_mat
-from hsidenoise.files import check_target
+from hsidenoise.data.mat import load_variable, write_mat
+from hsidenoise.system.files import check_target
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"

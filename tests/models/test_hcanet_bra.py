@@ -11,7 +11,7 @@ from torch import nn
 
 from hsidenoise.models.hcanet_bra import SKIPS, SWITCHES, HCANetBRA, mirrored_bands
 from hsidenoise.models.spectral_conv import LocalBranch, SpectralConv
-from hsidenoise.models.spectral_wiener import spectral_wiener
+from hsidenoise.signal.spectral_wiener import spectral_wiener
 
 SMALL = {"dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)}
 

@@ -1,0 +1,1 @@
+"""Tables of papers: methods x noise cases x scenes."""

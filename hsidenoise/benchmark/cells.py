@@ -1,0 +1,257 @@
+"""One cell of a table: one method on one scene under one noise case, kept under a hash of all that decides it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from hsidenoise.classical.methods import find_method, run_baseline
+from hsidenoise.benchmark.code_version import code_version
+from hsidenoise.data.scenes import read_clean
+from hsidenoise.system.device import find_device, is_out_of_memory
+from hsidenoise.system.files import replacing, sha256, write_text
+from hsidenoise.inference.denoise import denoise
+from hsidenoise.metrics.functional import evaluate
+from hsidenoise.inference.network import choose_model
+from hsidenoise.noise.cases import corrupt
+from hsidenoise.system.operations import count_operations
+from hsidenoise.system.peak_memory import PeakMemory
+from hsidenoise.benchmark.config import WEIGHTS
+from hsidenoise.data.noisy_sets import read_pair
+
+COUNTED = 128
+"""Side in pixels of the image whose operations are counted; the networks' cost is linear in the pixels."""
+
+#: What is called on the way to every score, to one of a network, and to one of a classical method: the sources of their
+#: modules, and of all that these import, decide it.
+_EVERY, _NETWORK, _CLASSICAL = (
+    (read_clean, read_pair, corrupt, evaluate),
+    (choose_model, denoise),
+    (find_method, run_baseline),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to compute.
+
+    Attributes:
+        method: As :class:`hsidenoise.benchmark.config.Method` names it.
+        options: Options of :func:`hsidenoise.denoise`, for weights.
+        scene: Name of the scene.
+        source: File or folder of the clean cube, or of a pair of noisy and clean.
+        pair: Whether it is a pair; the noise is in it, and nothing is cropped or scaled.
+        case: Noise case.
+        seed: Seed of the noise.
+        crop: Side of the centre square in pixels, or None.
+        key: Variable of the clean cube, or None.
+        protocols: Protocols of the scores.
+        device: Where a network runs, or None.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    scene: str
+    source: str
+    pair: bool
+    case: str
+    seed: int
+    crop: int | None
+    key: str | None
+    protocols: tuple[str, ...]
+    device: str | None = None
+
+    def identity(self, version: str, data: str) -> str:
+        """Hash of all that decides the scores.
+
+        Args:
+            version: :func:`version_of` the method.
+            data: :func:`hsidenoise.system.files.sha256` of the source.
+        """
+        facts = dataclasses.asdict(self) | {"version": version, "data": data}
+        del facts["source"]  # the same file elsewhere is the same
+        if self.pair:
+            del facts["seed"], facts["crop"], facts["key"]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a cell starts from; sigma is None where a test set does not say."""
+
+    noisy: Float32[np.ndarray, "bands height width"]
+    clean: Float32[np.ndarray, "bands height width"]
+    sigma: Float32[np.ndarray, " bands"] | None
+
+
+def compute(job: Job, folder: str, name: str, keep: bool = False) -> None:
+    """Compute a cell and write ``<name>.json`` to the folder, and with ``keep`` the denoised cube as ``<name>.npy``.
+
+    Args:
+        job: The cell.
+        folder: An existing folder.
+        name: Name of the files, :meth:`Job.identity`.
+        keep: Whether the figures need the cube.
+
+    Raises:
+        ValueError: If the method fails; the message names it, the scene and the case.
+    """
+    try:
+        given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
+        denoised, seconds = _denoised(job, given)
+        scores = {name: dataclasses.asdict(evaluate(denoised, given.clean, protocol=name)) for name in job.protocols}
+    except (Exception, SystemExit) as error:  # a peer's method may raise anything
+        reason = " ".join(str(error).split()) or "no reason given"
+        if is_out_of_memory(error):
+            reason += "; fewer --workers leave more memory to each, a data.crop takes less"
+        raise ValueError(f"{job.method} on {job.scene}, {job.case}: {type(error).__name__}: {reason}") from error
+    if keep:
+        with replacing(Path(folder, f"{name}.npy")) as temporary, temporary.open("wb") as file:
+            np.save(file, denoised)
+    cell = {"scores": scores, "seconds": seconds, "method": job.method, "scene": job.scene, "case": job.case}
+    write_text(Path(folder, f"{name}.json"), json.dumps(cell, indent=1) + "\n")
+
+
+@lru_cache(maxsize=1)
+def read_given(source: str, pair: bool, case: str, seed: int, crop: int | None, key: str | None) -> Given:
+    """Read a scene and add its noise, or read both as a test set has them.
+
+    Args:
+        source: As in :class:`Job`, like all that follow.
+        pair: Whether the noise is in the file.
+        case: Noise case.
+        seed: Seed of the noise.
+        crop: Side of the centre square.
+        key: Variable of the clean cube.
+    """
+    if pair:
+        found = read_pair(source)
+        return Given(found.noisy, found.clean, found.sigma)
+    clean = read_clean(source, key=key, crop=crop)
+    corruption = corrupt(clean, case, seed=seed)
+    return Given(corruption.noisy, clean, corruption.sigma)
+
+
+def read_cell(folder: Path, name: str) -> dict[str, Any] | None:
+    """A finished cell, or None.
+
+    Args:
+        folder: Folder of the cells.
+        name: :meth:`Job.identity`.
+    """
+    try:
+        found = json.loads(Path(folder, f"{name}.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def version_of(method: str) -> str:
+    """What decides a method's answer beside its input: a hash of the code, and of the weights or module it names.
+
+    The code is that of this package's modules that are run, of the libraries that they compute with, and, of a
+    ``package.module:function``, of all that it imports and that is not installed as a library.
+
+    Args:
+        method: As in :class:`Job`.
+    """
+    if method.startswith(WEIGHTS):
+        extra = ("onnxruntime",) if method.lower().endswith(".onnx") else ()
+        return f"{_version(_NETWORK, extra=extra)} {weights_digest(method)}"
+    if method == "noisy":
+        return _version(())
+    found = find_method(method)
+    if ":" not in method:
+        return _version(_CLASSICAL, extra=() if found.extra is None else (found.extra,))
+    module = found.name.partition(":")[0]
+    file = getattr(sys.modules[module], "__file__", None)
+    return f"{_version(_CLASSICAL, module)} {sha256(file) if file else module}"
+
+
+def _version(called: Iterable[Callable[..., Any]], *modules: str, extra: Iterable[str] = ()) -> str:
+    """Hash of this module, of those of what is called, of further ones, and of all that these import."""
+    roots = dict.fromkeys([*(function.__module__ for function in (*_EVERY, *called)), *modules])
+    return hashlib.sha256(f"{sha256(__file__)} {code_version(*roots, extra=extra)}".encode()).hexdigest()
+
+
+def package_version() -> str:
+    """Hash of all code of this package that a score can depend on, for the head of a table."""
+    return _version((*_NETWORK, *_CLASSICAL))
+
+
+def weights_digest(method: str) -> str:
+    """SHA-256 of the weights file of a method ``weights:NAME|FILE``."""
+    from hsidenoise.models import weights
+
+    name = method.removeprefix(WEIGHTS)
+    return sha256(name) if name.lower().endswith(".onnx") else weights.sha256(name)
+
+
+def operations(method: str) -> tuple[int, int] | None:
+    """Number of weights of a network, and of operations for one pixel of one pass; None if the method is no network.
+
+    Args:
+        method: As in :class:`Job`.
+    """
+    if not method.startswith(WEIGHTS) or method.lower().endswith(".onnx"):
+        return None
+    network, _ = choose_model(method.removeprefix(WEIGHTS), "cpu")
+    bands: int = network.bands  # type: ignore[assignment]
+    cube = torch.rand(1, bands, COUNTED, COUNTED, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        count = count_operations(lambda: network(cube))
+    return sum(weight.numel() for weight in network.parameters()), round(count / COUNTED**2)
+
+
+def _denoised(job: Job, given: Given) -> tuple[np.ndarray, float]:
+    """The answer, and the seconds that it took."""
+    if job.method == "noisy":
+        return given.noisy, 0.0
+    if job.method.startswith(WEIGHTS):
+        network = _network(job.method.removeprefix(WEIGHTS), job.device)
+        start = time.perf_counter()
+        # scenes are scaled to [0, 1] before their noise is added
+        return denoise(given.noisy, network, **{"normalize": "none"} | dict(job.options)), time.perf_counter() - start
+    method = find_method(job.method)
+    if given.sigma is None and not method.blind:
+        raise ValueError("it has to be told sigma, which this test set does not hold")
+    start = time.perf_counter()
+    denoised = run_baseline(method, given.noisy, None if method.blind else given.sigma)
+    return denoised, time.perf_counter() - start
+
+
+@lru_cache(maxsize=2)
+def _network(name: str, device: str | None) -> torch.nn.Module:
+    return choose_model(name, device)[0]
+
+
+def main(arguments: list[str]) -> int:
+    """Measure one method alone in this process: seconds, the better of two runs, and the memory that it adds.
+
+    Args:
+        arguments: A :class:`Job` as JSON, and the file to write.
+    """
+    values = json.loads(arguments[0])
+    job = Job(**values | {"protocols": tuple(values["protocols"])})
+    given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
+    memory = PeakMemory(find_device(job.device) if job.device else torch.device("cpu"))
+    seconds = min(_denoised(job, given)[1] for _ in range(2))
+    result = {"seconds": seconds, "memory_mb": memory.read()[1] / 1e6}
+    Path(arguments[1]).write_text(json.dumps(result), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,149 @@
+"""The scenes of a table: which files, and under which noise cases each is tested."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsidenoise.data.scenes import DATASETS, Split, cubes_in, read_split, scene_name, scenes_under
+from hsidenoise.benchmark.config import TEST_SET, Data
+from hsidenoise.data.noisy_set_maker import is_gaussian
+from hsidenoise.data.noisy_sets import find_test_set
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene.
+
+    Attributes:
+        name: Its name, without ending.
+        files: Noise case -> file or folder of the clean cube, or of the pair; a case that it is not tested under is
+            absent.
+    """
+
+    name: str
+    files: Mapping[str, Path]
+
+
+def find_table_scenes(data: Data, cases: Sequence[str] | None) -> tuple[Scene, ...]:
+    """Find the scenes that a table is of.
+
+    Where a published split has one test list for Gaussian noise and another for complex noise (ICVL of QRNN3D), each
+    case takes its own.
+
+    Args:
+        data: Where they are. A folder is read from its sub-folder named like the part if there is one, else whole.
+        cases: Noise cases; None, of a test set, for all that it has.
+
+    Returns:
+        Scenes in the order of the published list, else sorted by name.
+
+    Raises:
+        ValueError: If there is none, a scene of a split is missing, or a test set lacks a case.
+        FileNotFoundError: If there is no such folder.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as root:
+        ...     for name in ("oak.mat", "fir.mat"):
+        ...         Path(root, name).touch()
+        ...     [scene.name for scene in find_table_scenes(Data(root=root), ["blind"])]
+        ['fir', 'oak']
+    """
+    root = Path(data.root).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; --data.root names the folder of the cubes")
+    found = _found(root, data, cases)
+    if data.scenes is None:
+        return found
+    known = {scene_name(scene.name): scene for scene in found}
+    for name in data.scenes:
+        if scene_name(name) not in known:
+            raise ValueError(f"{root}: there is no scene '{name}'; there are {', '.join(known)}")
+    return tuple(known[scene_name(name)] for name in data.scenes)
+
+
+def _found(root: Path, data: Data, cases: Sequence[str] | None) -> tuple[Scene, ...]:
+    if data.dataset == TEST_SET:
+        return _of_test_set(root, cases)
+    if not cases:
+        raise ValueError("no noise case is named; only a test set says itself which it has")
+    splits = DATASETS[data.dataset].splits
+    if not splits:
+        if data.split is not None:
+            raise ValueError(f"data set '{data.dataset}' has no published splits; leave out split '{data.split}'")
+        return _of_folder(root, data.part, cases)
+    name = next(iter(splits)) if data.split is None else data.split
+    if name not in splits:
+        raise ValueError(f"data set '{data.dataset}' has no split '{name}'; known: {', '.join(splits)}")
+    return _of_split(root, splits[name], data, cases)
+
+
+def _of_test_set(root: Path, cases: Sequence[str] | None) -> tuple[Scene, ...]:
+    found = dict(find_test_set(root))
+    for case in cases or ():
+        if case not in found:
+            raise ValueError(f"{root}: this test set has no case '{case}'; it has {', '.join(found)}")
+    files: dict[str, dict[str, Path]] = {}
+    for case in cases or found:
+        for path in found[case]:
+            files.setdefault(path.stem, {})[case] = path
+    return tuple(Scene(name, files[name]) for name in sorted(files))
+
+
+def _of_folder(root: Path, part: str, cases: Sequence[str]) -> tuple[Scene, ...]:
+    names = {"validation": ("validation", "val")}.get(part, (part,))
+    folders = [root / name for name in names if (root / name).is_dir()]
+    if part == "all":
+        folders = [root / name for name in ("train", "validation", "val", "test") if (root / name).is_dir()]
+    # other systems leave hidden files (._oak.mat) beside the cubes
+    found = [path for folder in folders or [root] for path in cubes_in(folder) if path.name[0] != "."]
+    paths = sorted(found, key=lambda path: (path.name, path))
+    if not paths:
+        raise ValueError(f"{root}: no cube found in it; .mat files or folders of PNG bands are needed")
+    return _scenes([(path, cases) for path in paths], root)
+
+
+def _of_split(root: Path, split: Split, data: Data, cases: Sequence[str]) -> tuple[Scene, ...]:
+    train = list(read_split(split.train))
+    validation = list(read_split(split.validation)) if split.validation else train[len(train) - split.held_out :]
+    held = {scene_name(name) for name in validation}
+    lists: list[tuple[list[str], Sequence[str]]] = []
+    if data.part in ("train", "all"):
+        lists.append(([name for name in train if scene_name(name) not in held], cases))
+    if data.part in ("validation", "all"):
+        lists.append((validation, cases))
+    if data.part in ("test", "all"):
+        for file in split.test:
+            own = [case for case in cases if len(split.test) == 1 or is_gaussian(case) == ("gaussian" in file)]
+            lists.append((list(read_split(file)), own))
+    known = scenes_under(root)
+    wanted = [(name, own) for names, own in lists for name in names if own]
+    if data.scenes is not None:  # the others need not be there
+        only = {scene_name(name) for name in data.scenes}
+        wanted = [(name, own) for name, own in wanted if scene_name(name) in only] or wanted
+    names = list(dict.fromkeys(name for name, _ in wanted))
+    absent = [name for name in names if scene_name(name) not in known]
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        text = (
+            f"{root}: {len(absent)} scene(s) of the split of {split.source} are missing ({', '.join(absent[:3])}{more})"
+        )
+        if len(absent) == len(names):
+            raise ValueError(f"{text}, and no other is there; --data.root names the folder of the cubes")
+        if data.missing == "error":
+            raise ValueError(f"{text}; get them, or write `missing: skip` under `data` of the table to leave them out")
+        warnings.warn(f"{text} and left out", stacklevel=3)
+    return _scenes([(known[scene_name(name)], own) for name, own in wanted if scene_name(name) in known], root)
+
+
+def _scenes(found: Sequence[tuple[Path, Sequence[str]]], root: Path) -> tuple[Scene, ...]:
+    files: dict[str, dict[str, Path]] = {}
+    for path, cases in found:
+        name = path.stem if path.suffix.lower() == ".mat" else path.name
+        for case in cases:
+            if files.setdefault(name, {}).setdefault(case, path) != path:
+                raise ValueError(f"{root}: {path.name} is there twice; keep one")
+    return tuple(Scene(name, of_scene) for name, of_scene in files.items())

@@ -1,0 +1,1 @@
+"""Methods without weights, under the same signature as networks."""

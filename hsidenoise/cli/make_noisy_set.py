@@ -1,0 +1,26 @@
+"""The verb of the command line that makes test sets. `cli` parses its options."""
+
+import argparse
+import sys
+
+
+def make_testset(options: argparse.Namespace) -> None:
+    """Write a test set in the published layout from a folder of clean cubes."""
+    from hsidenoise.data.noisy_set_maker import make_test_set
+
+    folders = make_test_set(
+        options.source,
+        options.target,
+        cases=options.cases,
+        crop=options.crop or None,
+        seed=options.seed,
+        prefix=options.prefix,
+        dataset=options.dataset,
+        split=options.split,
+        missing=options.missing,
+        progress=sys.stderr is not None and sys.stderr.isatty(),
+    )
+    for folder in folders:
+        count = folder.written + folder.kept
+        kept = f", {folder.kept} of them there already" if folder.kept else ""
+        print(f"{folder.path}: {folder.case}, seed {options.seed}, {count} scene{'s' * (count != 1)}{kept}")

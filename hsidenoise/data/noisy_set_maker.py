@@ -1,0 +1,339 @@
+"""Making a test set in the published layout from clean cubes, so that it can be stopped, gone on with and trusted.
+
+Every file carries in its header, and the set in ``testset.json``, what it was made from and how. A set therefore never
+mixes two seeds, crops, versions or collections of scenes without anybody noticing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32, Float64
+from tqdm.auto import tqdm
+
+from hsidenoise.data.scenes import DATASETS, centre_crop, cubes_in, read_split, scene_name, scenes_under
+from hsidenoise.data.io import ABOUT, list_variables, read_cube, write_arrays
+from hsidenoise.data.layout import times
+from hsidenoise.system.files import check_source, check_target, sha256, write_text
+from hsidenoise.noise.cases import corrupt, noise_case
+from hsidenoise.noise.rules import SameSigma
+from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, pair_files, published_arrays
+
+#: File in the folder of a set that says how it was made.
+MANIFEST = "testset.json"
+
+# by name: to import-linter, importing from the package itself is importing all that it offers
+_VERSION: str = import_module("hsidenoise").__version__
+_SUFFIXES = {case: suffix for suffix, case in PUBLISHED_CASES.items()}
+_Sources = dict[Path, tuple[str, ...]]  # clean cubes and the noise cases that each is for
+_PARTS = ("train", "validation", "val", "test")
+
+
+@dataclass(frozen=True)
+class CaseFolder:
+    """One folder of a test set that was made.
+
+    Attributes:
+        case: Name of the noise case.
+        path: The folder.
+        written: Number of files written now.
+        kept: Number of finished files that were there already.
+    """
+
+    case: str
+    path: Path
+    written: int
+    kept: int
+
+
+def make_test_set(
+    source: str | Path,
+    target: str | Path,
+    *,
+    cases: Sequence[str] | None = None,
+    crop: int | None = 512,
+    seed: int = 0,
+    prefix: str | None = None,
+    dataset: str = "folder",
+    split: str | None = None,
+    missing: Literal["error", "skip"] = "error",
+    progress: bool = False,
+) -> tuple[CaseFolder, ...]:
+    """Write a test set in the published layout from a folder of clean cubes.
+
+    Each file holds what ``hsidenoise corrupt`` writes for that scene, case, seed and crop: the centre of the scene,
+    scaled to [0, 1] by its smallest and largest value, and the noise not clipped. A file appears whole or not at all,
+    and a second call goes on where the first was interrupted; equal calls give equal bytes. ``testset.json`` in
+    the target says how the set was made, and a call that would mix it with anything else is refused.
+
+    Args:
+        source: Folder of clean cubes.
+        target: Folder to write to; made if missing.
+        cases: Names of noise cases (or what a published folder ends in, such as ``30``); by default the nine
+            published ones. A later call may add cases.
+        crop: Side of the centre square in pixels; None for whole scenes.
+        seed: Seed of the noise, the same for every file.
+        prefix: What the folders' names begin with; by default the data set's (of ``folder``: the source folder's)
+            name and the crop, ``cave_512``.
+        dataset: Row of ``hsidenoise.data.scenes.DATASETS``. ``folder`` takes every cube that lies directly in
+            the source (or in its sub-folder ``test``); the others take the test scenes of a published split, wherever
+            they lie under the source. QRNN3D's split has other scenes for Gaussian than for complex noise.
+        split: Name of the published split; the data set's first by default.
+        missing: What to do about test scenes that are not under the source: fail, or warn and leave them out.
+        progress: Show a bar on stderr.
+
+    Returns:
+        The folders, in the order of ``cases``.
+
+    Raises:
+        ValueError: If a name is unknown, a scene cannot be used or is smaller than the crop, scenes are missing, or
+            the target holds a set that was made otherwise. Nothing is written then.
+        OSError: If a folder is missing or a file cannot be read or written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as name:
+        ...     source, target = Path(name, "trees"), Path(name, "sets")
+        ...     source.mkdir()
+        ...     write_arrays(source / "oak.mat", {"cube": np.arange(360.0).reshape(9, 10, 4)})
+        ...     folders = make_test_set(source, target, cases=["gaussian-30", "non-iid"], crop=8)
+        ...     [str(path.relative_to(target)) for path in sorted(target.rglob("*.mat"))]
+        ['trees_8_30/oak.mat', 'trees_8_noniid/oak.mat']
+    """
+    source, target = Path(source).expanduser(), Path(target).expanduser()
+    if crop is not None and crop < 1:
+        raise ValueError(f"crop {crop}: give the side of the square in pixels, or None for whole scenes")
+    names = list(dict.fromkeys(noise_case(PUBLISHED_CASES.get(c, c)).name for c in cases or _SUFFIXES))
+    scenes = _find_sources(source, dataset, split, missing, names)
+    prefix = _default_prefix(source, dataset, crop) if prefix is None else prefix
+    if not prefix or prefix != Path(prefix).name or prefix.startswith("."):
+        raise ValueError(f"prefix '{prefix}': it is the beginning of a folder's name, such as cave_512")
+    key, splits = DATASETS[dataset].key, DATASETS[dataset].splits
+    split = next(iter(splits), None) if split is None else split
+    _check_place(target, {path.parent for path in scenes} | ({source} if splits else set()), searched=bool(splits))
+
+    digests, known = {}, _read_manifest(target)
+    for path in tqdm(scenes, desc="check", unit="scene", disable=not progress, file=sys.stderr):
+        check_source(path)
+        digests[path] = sha256(path, ending=".png")
+        if known is None:  # else this was done before anything was written
+            _read_clean(path, key, crop)
+    made = {"hsidenoise": _VERSION, "seed": seed, "crop": crop, "prefix": prefix, "dataset": dataset, "split": split}
+    wanted: dict[str, Any] = made | {
+        "cases": names,
+        "scenes": {_stem(path): {"source": path.name, "sha256": digests[path]} for path in scenes},
+    }
+    if known is not None:
+        _check_same(target, known, wanted)
+        wanted["cases"] = [*known["cases"], *(case for case in names if case not in known["cases"])]
+
+    folders = {case: target / f"{prefix}_{_SUFFIXES.get(case, case)}" for case in names}
+    stamps = {
+        folders[case] / f"{_stem(path)}.mat": _stamp(made, case, digests[path])
+        for path, own in scenes.items()
+        for case in own
+    }
+    done = _finished(folders.values(), stamps)
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    if known != wanted:
+        _write_manifest(target, wanted)
+    with tqdm(total=len(stamps), initial=len(done), desc="make", unit="file", disable=not progress) as bar:
+        for path, own in scenes.items():
+            files = {case: folders[case] / f"{_stem(path)}.mat" for case in own}
+            if done.issuperset(files.values()):
+                continue
+            clean, wavelengths = _read_clean(path, key, crop)
+            for case, file in files.items():
+                if file not in done:
+                    _write_pair(file, clean, wavelengths, case, seed, stamps[file])
+                    bar.update()
+    counts = {folder: sum(file.parent == folder for file in done) for folder in folders.values()}
+    total = {folder: sum(file.parent == folder for file in stamps) for folder in folders.values()}
+    return tuple(CaseFolder(case, path, total[path] - counts[path], counts[path]) for case, path in folders.items())
+
+
+def _stem(path: Path) -> str:
+    return path.stem if path.suffix.lower() == ".mat" else path.name
+
+
+def _default_prefix(source: Path, dataset: str, crop: int | None) -> str:
+    whole = source.resolve()
+    name = dataset if DATASETS[dataset].splits else (whole.parent if whole.name in _PARTS else whole).name
+    return f"{name or 'set'}_{crop}" if crop else name or "set"
+
+
+def _find_sources(source: Path, dataset: str, split: str | None, missing: str, cases: Sequence[str]) -> _Sources:
+    """Find the scenes, in the order of their list or sorted."""
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: no such folder; name that of the clean cubes")
+    splits = DATASETS[dataset].splits
+    if not splits:
+        if split is not None:
+            raise ValueError(f"data set '{dataset}' has no published splits; leave out split '{split}'")
+        test = source / "test"
+        found = dict.fromkeys(cubes_in(source) or (cubes_in(test) if test.is_dir() else []), tuple(cases))
+        for name in sorted(scene_name(path) for path in found):
+            same = [path.name for path in found if scene_name(path) == name]
+            if len(same) > 1:
+                raise ValueError(f"{source}: {' and '.join(same)} have the same scene name; keep one")
+    else:
+        name = next(iter(splits)) if split is None else split
+        if name not in splits:
+            raise ValueError(f"data set '{dataset}' has no split '{name}'; known: {', '.join(splits)}")
+        found = _split_sources(source, splits[name].test, missing, cases)
+    if not any(found.values()):
+        raise ValueError(f"{source}: no cube for the test set found; .mat files or folders of PNG bands are needed")
+    return found
+
+
+def _split_sources(source: Path, lists: Sequence[str], missing: str, cases: Sequence[str]) -> _Sources:
+    known, absent = scenes_under(source), []
+    found: _Sources = {}
+    for file in lists:
+        own = tuple(case for case in cases if len(lists) == 1 or is_gaussian(case) == file.endswith("_gaussian.txt"))
+        for name in read_split(file):
+            if scene_name(name) in known:
+                # also without a case now: which scenes there are must not depend on the cases asked for
+                found[known[scene_name(name)]] = own
+            elif own:
+                absent.append(name)
+    if absent:
+        some = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+        text = f"{source}: {len(absent)} test scene(s) of the split are missing ({some})"
+        if missing == "error":
+            raise ValueError(f"{text}; get them, or leave them out with --missing skip")
+        if any(found.values()):
+            warnings.warn(f"{text} and left out", stacklevel=4)
+    return found
+
+
+def is_gaussian(name: str) -> bool:
+    """Whether a case belongs to a split's list for Gaussian noise: one sigma for all bands and nothing else.
+
+    Args:
+        name: Noise case.
+
+    Example:
+        >>> is_gaussian("blind"), is_gaussian("non-iid")
+        (True, False)
+    """
+    case = noise_case(name)
+    return isinstance(case.sigma, SameSigma) and not (case.stripe or case.deadline or case.impulse)
+
+
+def _read_clean(
+    path: Path, key: str | None, crop: int | None
+) -> tuple[Float32[np.ndarray, "bands height width"], Float64[np.ndarray, " bands"] | None]:
+    """Centre of a clean cube scaled to [0, 1], and its wavelengths."""
+    if (
+        key is None
+        and not path.is_dir()
+        and any(item.name == CLEAN_KEY and len(item.shape) == 3 for item in list_variables(path))
+    ):
+        key = CLEAN_KEY  # of a pair, where the noisy cube would be taken otherwise
+    cube = read_cube(path, key=key)
+    values = cube.values
+    if crop is not None:
+        if crop > min(values.shape[1:]):
+            sizes = times(values.shape[1:])
+            raise ValueError(f"{path}: {sizes} pixels are less than the crop of {crop}; choose less, or 0 for none")
+        values = centre_crop(values, crop)
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        raise ValueError(f"{path}: every value of the crop is {low:g}: there is nothing to scale to [0, 1]")
+    return np.ascontiguousarray((values - np.float32(low)) / np.float32(high - low)), cube.wavelengths
+
+
+def _write_pair(
+    file: Path,
+    values: Float32[np.ndarray, "bands height width"],
+    wavelengths: Float64[np.ndarray, " bands"] | None,
+    case: str,
+    seed: int,
+    stamp: bytes,
+) -> None:
+    result = corrupt(values, case, seed=seed)
+    idle = [kind for kind, bands in result.affected.items() if not len(bands)]
+    if idle:
+        warnings.warn(f"{case}: {' and '.join(idle)} on no band: {len(values)} bands are too few", stacklevel=3)
+    write_arrays(file, published_arrays(result.noisy, values, result.sigma, wavelengths), about=stamp)
+
+
+def _stamp(made: Mapping[str, Any], case: str, digest: str) -> bytes:
+    """Text for the header of a file, in place of the date: what it was made from and how."""
+    of = {name: made[name] for name in ("hsidenoise", "seed", "crop")} | {"case": case, "clean": digest}
+    mark = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
+    length = ABOUT.stop - ABOUT.start
+    text = f", hsidenoise {mark} {case}, seed {made['seed']}, crop {made['crop']}, {made['hsidenoise']}"
+    return text.encode("ascii", "replace")[:length].ljust(length)
+
+
+def _finished(folders: Iterable[Path], stamps: Mapping[Path, bytes]) -> set[Path]:
+    """Files that are there already; anything else in these folders would become part of the set unnoticed."""
+    done: set[Path] = set()
+    for folder in folders:
+        for path in pair_files(folder) if folder.is_dir() else ():
+            with path.open("rb") as stream:
+                stamp = stream.read(128)[ABOUT]
+            if stamps.get(path) != stamp:
+                raise ValueError(f"{path}: was not made by this command with these options; name another target folder")
+            done.add(path)
+    return done
+
+
+def _check_place(target: Path, sources: set[Path], *, searched: bool) -> None:
+    inner = target.resolve()
+    for source in sorted(sources):
+        outer = source.resolve()
+        if inner == outer or (searched and inner.is_relative_to(outer)):
+            raise ValueError(f"{target}: clean cubes are looked for there ({source}); name a folder outside of it")
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"cannot write {target}: it is a file; name a folder")
+    probe = target / MANIFEST
+    while not probe.parent.exists():
+        probe = probe.parent
+    check_target(probe)
+
+
+def _read_manifest(target: Path) -> dict[str, Any] | None:
+    path = target / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return manifest | {"cases": list(manifest["cases"]), "scenes": dict(manifest["scenes"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: does not say how the set was made (damaged?); remove it or name another target folder"
+        ) from error
+
+
+def _check_same(target: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name in wanted:
+        if name in ("cases", "scenes") or known.get(name) == wanted[name]:
+            continue
+        raise ValueError(
+            f"{target}: holds a test set with {name} {known.get(name)}, not {wanted[name]}; name another target folder"
+        )
+    for scene in sorted({*known["scenes"], *wanted["scenes"]}):
+        if known["scenes"].get(scene) != wanted["scenes"].get(scene):
+            how = "differs" if scene in known["scenes"] and scene in wanted["scenes"] else "is not in both"
+            raise ValueError(
+                f"{target}: holds a test set of other clean cubes (scene '{scene}' {how}); name another target folder"
+            )
+
+
+def _write_manifest(target: Path, manifest: Mapping[str, Any]) -> None:
+    write_text(target / MANIFEST, json.dumps(manifest, indent=2) + "\n")

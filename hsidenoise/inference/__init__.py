@@ -1,0 +1,1 @@
+"""One cube through one method."""

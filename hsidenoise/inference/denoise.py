@@ -1,0 +1,387 @@
+"""Denoising of arrays and files of any size: scale, cut into tiles, run the network, blend, scale back."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import nn
+
+from hsidenoise.inference.tiles import run_tiles
+from hsidenoise.models.compiled import Compiled
+from hsidenoise.system.device import Precision, find_precision, in_use, is_out_of_memory
+from hsidenoise.inference.ensemble import Ensemble, mirrorings
+from hsidenoise.signal.mask import find_extremes
+from hsidenoise.system.memory import SMALLEST_TILE, fitting_tile, free_memory
+from hsidenoise.inference.network import bands_of, choose_model, name_of
+from hsidenoise.signal.scaling import Scaling, fit_scaling
+from hsidenoise.inference.onnx_network import OnnxNetwork
+from hsidenoise.signal.pilot_filter import further_passes
+from hsidenoise.signal.tiling import Tiling, tile_size
+
+if TYPE_CHECKING:
+    from hsidenoise.data.io import Cube
+
+# Windows of bands overlap by a third of the network's bands: at its edges a window lacks neighbours to compare with.
+_BAND_OVERLAP = 3
+
+
+@dataclass(frozen=True)
+class DenoisedFile:
+    """What :func:`denoise_file` did.
+
+    Attributes:
+        source: The file that was read.
+        target: The file that was written.
+        cube: What was read.
+        denoised: What was written, before the file's dtype rounded it.
+        scaling: The scaling that took the values to the network's range; ``reason`` says why.
+        tile: Height and width of the tiles in the end, pixels.
+        overlap: Smallest overlap of the tiles, pixels.
+        windows: Number of windows of bands.
+        passes: 1 is the network alone, see :func:`denoise`.
+        device: Where the network ran, such as ``cpu`` or ``cuda:0``.
+        model: Name of the weights, or of the network's class.
+        seconds: Time for denoising, without reading and writing.
+        warnings: What a user should know, already issued as warnings.
+    """
+
+    source: Path
+    target: Path
+    cube: Cube
+    denoised: Cube
+    scaling: Scaling
+    tile: tuple[int, int]
+    overlap: int
+    windows: int
+    passes: int
+    device: str
+    model: str
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What :func:`denoise` and :func:`denoise_file` have in common."""
+
+    tile: int | None
+    overlap: int | None
+    batch: int | None
+    normalize: str
+    device: str | torch.device | None
+    precision: Precision
+    compile: bool
+    ensemble: int
+    join: bool
+    passes: int | None
+    progress: bool
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A denoised array and how it came about."""
+
+    values: Float[np.ndarray, "bands height width"]
+    scaling: Scaling
+    tiling: Tiling
+    passes: int
+    device: torch.device
+    warnings: tuple[str, ...]
+
+
+def denoise(
+    noisy: Shaped[np.ndarray, "*axes"] | Shaped[torch.Tensor, "*axes"],
+    model: nn.Module | str | Path | None = None,
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
+    batch: int | None = None,
+    normalize: str = "auto",
+    device: str | torch.device | None = None,
+    precision: Precision = "float32",
+    compile: bool = False,
+    ensemble: int = 1,
+    join: bool = True,
+    passes: int | None = None,
+    progress: bool = False,
+) -> Float[np.ndarray, "bands height width"]:
+    """Denoise a cube of any size and any number of bands.
+
+    The cube is scaled to about [0, 1] as a whole, cut into overlapping tiles, and the network's answers are blended
+    with tapers and scaled back. Along the spectrum it is cut into overlapping windows of as many bands as the network
+    has; a cube of fewer bands is mirrored at its last band, and cropped afterwards. (A network with a true attribute
+    ``mirrors_bands`` gets it as it is: mirrored bands share their noise, which a network that tells signal from noise
+    by what bands have in common must not see.) Where there are several windows, each tile goes through a last step
+    across all bands (:func:`hsidenoise.inference.band_windows.join_windows`). Nothing is clipped.
+
+    A tile that does not fit the device's memory is tried again at half the size, with a warning, down to 32 pixels.
+
+    Args:
+        noisy: Cube of shape (bands, height, width), in any unit and of any integer or floating dtype. Not written to.
+        model: A network with an attribute ``bands``, or the name of shipped weights, or the path of a weights file or
+            of an ``.onnx`` file that :func:`hsidenoise.inference.export.export_onnx` wrote; the default weights if None. A
+            network is used where it is: its training mode is restored, and if ``device`` moves it, it is moved back.
+        tile: Height and width of a tile in pixels. If None, the sizes near 96, or near what the weights ask for,
+            that cover height and width with little to spare (near 96: an axis of up to about 130 pixels goes whole, 512
+            as seven tiles of 96); smaller ones, with a warning, where the memory is little. Larger tiles are faster by
+            what overlaps less, need memory in proportion to their area, and denoise no better. HCANet's
+            attention between channels is over the whole tile, so that its output at a pixel depends on the size of the
+            tile: use that of the training patches.
+        overlap: Smallest overlap of neighbouring tiles in pixels, from 0 to ``tile - 1``; 24 or a quarter of the tile
+            if None. The windows of bands always overlap by about a third.
+        batch: Tiles that go through the network together; the result is the same. If None, what suits the device: a few
+            on a CPU, as many as fit the memory of a GPU.
+        normalize: Scaling of values, see :func:`hsidenoise.signal.scaling.fit_scaling`.
+        device: Where to run, such as ``cpu`` or ``cuda``. If None, a network stays on its own device, and weights go
+            to the GPU if CUDA has one, else to the CPU.
+        precision: ``bfloat16`` runs the products of the network in bfloat16. With the default weights the result is off
+            by up to 4e-4 of the range in the mean, 2e-2 at most, and its PSNR by 0.01 dB (seven pairs of a scene of
+            `cave/validation`, centre 256 x 256, and a case from gaussian-5 to mixture). ``auto`` takes it where the
+            hardware has it (NVIDIA GPUs since Ampere, CPUs with AMX).
+        compile: Compile the network first: see :class:`hsidenoise.models.compiled.Compiled` for how long it takes, how often,
+            and when it pays.
+        ensemble: Ways in which each tile goes through the network, 1, 2, 4 or 8: mirrored in its columns, rows and
+            bands, the answers mirrored back and averaged (:class:`hsidenoise.inference.ensemble.Ensemble`). The time grows with
+            it, the memory hardly.
+        join: Whether windows of bands are joined by that last step, or only blended.
+        passes: 1 is the network alone; each further pass takes the result so far as the pilot of a Wiener filter of the
+            whole noisy cube, all bands at once (:func:`hsidenoise.signal.pilot_filter.second_step`). If None, what the network
+            asks for by an attribute ``passes``, 2 for HCANet-BRA, else 1.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        The denoised cube, in the unit of ``noisy``: float64 if ``noisy`` is float64 or has integers of 32 bits or more,
+        else float32. The network computes in float32 on values from which the offset is subtracted, so that an offset
+        costs no digits.
+
+    Warns:
+        RuntimeWarning: If values are no measurement (:func:`hsidenoise.signal.mask.find_extremes`). The network does not see
+            them and they come back as they are, unless ``normalize`` is not ``auto``.
+
+    Raises:
+        ValueError: If the array is not a cube of real, finite and not all equal numbers, if an option is out of
+            range, if the device is missing, if the memory does not suffice even for the smallest tile, or if the
+            network is no network of this kind or answers with values that are not finite.
+
+    Example:
+        >>> class Mean3x3(nn.AvgPool2d):
+        ...     bands = 31
+        >>> noisy = np.random.default_rng(0).normal(0.5, 0.1, (40, 30, 20))
+        >>> denoised = denoise(noisy, Mean3x3(3, stride=1, padding=1, count_include_pad=False))
+        >>> denoised.shape, denoised.dtype, bool(denoised.std() < 0.5 * noisy.std())
+        ((40, 30, 20), dtype('float64'), True)
+    """
+    options = _Options(tile, overlap, batch, normalize, device, precision, compile, ensemble, join, passes, progress)
+    return _denoise(_as_cube(noisy), model, options).values
+
+
+def denoise_file(
+    source: str | Path,
+    target: str | Path,
+    model: nn.Module | str | Path | None = None,
+    *,
+    key: str | None = None,
+    axes: str | None = None,
+    size: tuple[int, int] | None = None,
+    allow_external: bool = False,
+    tile: int | None = None,
+    overlap: int | None = None,
+    batch: int | None = None,
+    normalize: str = "auto",
+    device: str | torch.device | None = None,
+    precision: Precision = "float32",
+    compile: bool = False,
+    ensemble: int = 1,
+    join: bool = True,
+    passes: int | None = None,
+    progress: bool = False,
+) -> DenoisedFile:
+    """Denoise the cube in a file and write a file of the same layout.
+
+    Variable name, axis order and dtype stay, and every other variable of the file is carried over. The target is
+    checked before anything is computed.
+
+    Args:
+        source: File to read, see :func:`hsidenoise.read_cube`.
+        target: File to write; not the source.
+        model: As for :func:`denoise`.
+        key: Name of the variable; found if None.
+        axes: Order of the axes as MATLAB sees them, such as ``hwb`` or ``bp``; found if None.
+        size: Height and width of an unfolded (bands x pixels) matrix.
+        allow_external: Whether the numbers may lie in other files, see :func:`hsidenoise.read_cube`.
+        tile: As for :func:`denoise`, like all that follow.
+        overlap: Smallest overlap of neighbouring tiles, pixels.
+        batch: Tiles at a time.
+        normalize: Scaling of values.
+        device: Where to run.
+        precision: ``float32``, ``bfloat16`` or ``auto``.
+        compile: Compile the network first.
+        ensemble: Ways in which each tile goes through the network: 1, 2, 4 or 8.
+        join: Whether windows of bands are joined.
+        passes: 1 is the network alone, each further one a Wiener filter of the noisy cube.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        What was read, written and chosen.
+
+    Raises:
+        ValueError: As :func:`denoise` and :func:`hsidenoise.read_cube`, or if the target is the source.
+        OSError: If the source cannot be read or the target cannot be written.
+    """
+    from hsidenoise.data.io import check_cube_target, check_values, read_cube, write_cube
+    from hsidenoise.data.layout import printable
+    from hsidenoise.system.files import check_source, check_target
+
+    options = _Options(tile, overlap, batch, normalize, device, precision, compile, ensemble, join, passes, progress)
+    check_source(source)  # first: where both are wrong, the input is what is meant
+    check_target(target)
+    source, target = Path(source), Path(target)
+    if target.exists() and source.samefile(target):
+        raise ValueError(f"{target} is the noisy file itself and would be lost; choose another output name")
+    cube = read_cube(source, key=key, axes=axes, size=size, allow_external=allow_external, exact=True)
+    name = "the cube" if cube.layout is None else f"'{printable(cube.layout.key)}'"
+    check_values(cube.values, f"{source}: {name}")
+    check_cube_target(target, cube)
+    start = time.perf_counter()
+    run = _denoise(_as_cube(cube.values), model, options)
+    seconds = time.perf_counter() - start
+    denoised = dataclasses.replace(cube, values=run.values)
+    write_cube(target, denoised)
+    return DenoisedFile(
+        source=source,
+        target=target,
+        cube=cube,
+        denoised=denoised,
+        scaling=run.scaling,
+        tile=run.tiling.tile[1:],
+        overlap=max(run.tiling.overlap[1:]),
+        windows=run.tiling.counts[0],
+        passes=run.passes,
+        device=str(run.device),
+        model=name_of(model),
+        seconds=seconds,
+        warnings=run.warnings,
+    )
+
+
+def _as_cube(noisy: Shaped[np.ndarray, "*axes"] | Shaped[torch.Tensor, "*axes"]) -> np.ndarray:
+    """The array behind what a caller gave, refused unless it is a cube of real numbers."""
+    if isinstance(noisy, torch.Tensor):
+        noisy = noisy.detach().cpu()
+        values = (noisy.float() if noisy.dtype == torch.bfloat16 else noisy).resolve_neg().numpy()
+    else:
+        values = np.asarray(noisy)
+    if values.ndim != 3:
+        raise ValueError(f"a cube has three axes (bands, height, width), this array has shape {values.shape}")
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"a cube holds integers or floating-point numbers, this array holds {values.dtype}")
+    if values.size == 0:
+        raise ValueError(f"the cube is empty, its shape is {values.shape} (bands, height, width)")
+    return values
+
+
+def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _Options) -> _Run:
+    """Everything that :func:`denoise` and :func:`denoise_file` share."""
+    if options.batch is not None and options.batch < 1:
+        raise ValueError(f"a batch of {options.batch} tiles is too small; choose 1 or more, or leave it out")
+    if options.passes is not None and options.passes < 1:
+        raise ValueError(f"{options.passes} passes are too few; choose 1 (the network alone) or more, or leave it out")
+    mirrorings(options.ensemble)  # refused before anything is read or loaded
+    extremes = find_extremes(noisy)
+    scaling = fit_scaling(noisy, options.normalize, extremes)
+    size, overlap = tile_size(noisy.shape[1], noisy.shape[2], options.tile, options.overlap)
+    network, place = choose_model(model, options.device, options.precision, options.compile)
+    usual = getattr(network, "tile", None)  # what its weights ask for
+    if options.tile is None and usual is not None:
+        size, overlap = tile_size(noisy.shape[1], noisy.shape[2], None, options.overlap, usual=usual)
+    precision = find_precision("float32" if isinstance(network, OnnxNetwork) else options.precision, place)
+    bands = bands_of(network)
+    passes: int = getattr(network, "passes", 1) if options.passes is None else options.passes
+    run: nn.Module = Compiled(network) if options.compile else network
+    if options.ensemble > 1:
+        run = Ensemble(run, options.ensemble)
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+    for found in extremes.found:
+        advice = "kept from the network and left as it is" if scaling.mode == "auto" else "harms what is around it"
+        note(f"{found}: no measurement, it seems; {advice}. Replace it, or leave out these bands or pixels, to be sure")
+    if options.tile is None:
+        wanted = min(size[0], noisy.shape[1]), min(size[1], noisy.shape[2])
+        size = fitting_tile(run, bands, wanted, free_memory(place))
+        if size != wanted:
+            overlap = min(overlap * max(size) // max(wanted), max(size) - 1)
+            note(f"little memory is left on {place}; taking tiles of {_by(size)} pixels, overlap {overlap}")
+    with in_use(run, place):
+        while True:
+            tiling = _tiling(noisy.shape, bands, size, overlap)
+            try:
+                values = run_tiles(
+                    noisy,
+                    run,
+                    bands,
+                    scaling,
+                    tiling,
+                    place,
+                    mirrors=bool(getattr(network, "mirrors_bands", False)),
+                    join=options.join,
+                    precision=precision,
+                    batch=options.batch,
+                    progress=options.progress,
+                )
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                tile = tiling.tile[1:]
+                if max(tile) <= SMALLEST_TILE:
+                    raise ValueError(
+                        f"not enough memory on {place} even for a tile of {_by(tile)} pixels and {bands} bands; "
+                        "choose another device, or a smaller network"
+                    ) from error
+            # outside of the except clause, whose traceback keeps the tensors of the failed run alive
+            smaller = max(max(tile) // 2, SMALLEST_TILE)
+            overlap = min(overlap * smaller // max(tile), smaller - 1)
+            size = (smaller, smaller)
+            note(
+                f"tiles of {_by(tile)} pixels do not fit the memory of {place}; starting over with tiles of "
+                f"{_by(size)}, overlap {overlap}"
+            )
+            if place.type == "cuda":
+                torch.cuda.empty_cache()
+    try:
+        values = further_passes(noisy, values, passes - 1, scaling, device=place)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"not enough memory on {place} for the second step, which takes the whole cube of {noisy.shape} at once; "
+            "1 pass (--passes 1) does without it"
+        ) from error
+    hidden = scaling.hides(noisy)
+    values[hidden] = noisy[hidden]
+    return _Run(values, scaling, tiling, passes, place, tuple(notes))
+
+
+def _tiling(shape: tuple[int, ...], bands: int, tile: tuple[int, int], overlap: int) -> Tiling:
+    """Tiles of one window of bands; an axis that fits into a tile is taken whole, and nothing overlaps there."""
+    axes = zip(shape, (bands, *tile), (bands // _BAND_OVERLAP, overlap, overlap), strict=True)
+    (depth, z, dz), (height, y, dy), (width, x, dx) = (
+        (length, min(size, length), shared if size < length else 0) for length, size, shared in axes
+    )
+    return Tiling((depth, height, width), (z, y, x), (dz, dy, dx))
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

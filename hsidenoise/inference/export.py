@@ -1,0 +1,271 @@
+"""Export of a network to ONNX: one file that other programs run, for cubes of any height, width and number.
+
+What is learnt is exported. HCANetBRA's spectral Wiener estimate rests on eigen-decompositions, which ONNX does not
+have; its five parts are inputs of the file (``OnnxNetwork`` computes them). A file is only written if ONNX Runtime
+gives what PyTorch gives, at sizes that the export has not seen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hsidenoise.system.device import in_use
+from hsidenoise.system.files import check_target, replacing
+from hsidenoise.models import MODELS
+from hsidenoise.models.hcanet_bra import HCANetBRA
+from hsidenoise.inference.onnx_network import ESTIMATE_INPUTS, FORMAT, OnnxNetwork
+from hsidenoise.inference.onnx_padding import MULTIPLE, padded, with_padding
+from hsidenoise.models.shipped import DEFAULT_WEIGHTS
+from hsidenoise.models.weights import load_model, read_header
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 20
+"""Operator set of the file; from 18 on layer norm, from 20 on GELU are operators of their own."""
+TOLERANCE = 1e-4
+"""Largest difference to PyTorch that is let through, relative to the largest value of the answer."""
+CHECKED_SIZES = ((1, 37, 50), (2, 64, 41), (3, 5, 9))
+"""Batch, height and width at which a file is checked: others than the traced one."""
+
+_LARGEST = 2**14
+
+
+@dataclass(frozen=True)
+class ExportedNetwork:
+    """What :func:`export_onnx` wrote.
+
+    Attributes:
+        path: The file.
+        model: Name of the network, a key of ``hsidenoise.models.MODELS``.
+        inputs: Name of each input and its axes.
+        output: Axes of the output, which is called ``denoised``.
+        opset: Operator set.
+        error: Largest difference to PyTorch at the sizes that were checked, relative to the largest value.
+        checked: Those sizes: (batch, bands, height, width).
+    """
+
+    path: Path
+    model: str
+    inputs: dict[str, tuple[str, ...]]
+    output: tuple[str, ...]
+    opset: int
+    error: float
+    checked: tuple[tuple[int, int, int, int], ...]
+
+
+def export_onnx(
+    model: nn.Module | str | Path = DEFAULT_WEIGHTS, target: str | Path = "network.onnx", *, opset: int = OPSET
+) -> ExportedNetwork:
+    """Write a network as an ONNX file with free batch, height and width.
+
+    HCANet has one input, ``noisy``, of as many bands as the network. HCANetBRA takes any number of bands from two to
+    its own. With ``skip="identity"`` it has the same one input; with ``skip="wiener"`` it has five, the parts of
+    ``network.estimate(noisy)``: ``repaired``, ``plain``, ``robust``, ``column`` and ``sigma``. The output is
+    ``denoised``.
+
+    Exporting takes a minute or several: all sizes are followed as symbols through the network.
+
+    Args:
+        model: A network, the name of shipped weights, or the path of a weights file. Left as it is.
+        target: File to write, ``*.onnx``. It appears whole or not at all.
+        opset: ONNX operator set, 18 or later.
+
+    Returns:
+        What was written, and how far it is from PyTorch.
+
+    Raises:
+        ValueError: If the network is none of this package, the file's name does not end in ``.onnx``, the operator
+            set is too old, or ONNX Runtime's answer is off by more than 1e-4 relative.
+        OSError: If the file cannot be written.
+        ImportError: If onnx, onnxscript or onnxruntime is not installed.
+
+    Example:
+        >>> export_onnx("hcanet-bra", "network.pt")
+        Traceback (most recent call last):
+        ...
+        ValueError: network.pt: an ONNX file is called .onnx; name it so
+    """
+    target = Path(target)
+    if target.suffix.lower() != ".onnx":
+        raise ValueError(f"{target}: an ONNX file is called .onnx; name it so")
+    if opset < 18:
+        raise ValueError(f"operator set {opset} has no layer norm for images; choose 18 or later ({OPSET} is usual)")
+    network, name, header = _network(model)
+    check_target(target)
+    _check_installed()
+    with in_use(network, torch.device("cpu")), torch.no_grad():
+        proto = with_padding(_trace(network, opset), opset)
+        _describe(proto, network, name, header)
+        with replacing(target) as temporary:
+            temporary.write_bytes(proto.SerializeToString())
+            error, checked = _compare(network, temporary)
+            if not error <= TOLERANCE:
+                raise ValueError(
+                    f"ONNX Runtime's answer is off by {error:.1e} of the largest value (at most {TOLERANCE:.0e} is let "
+                    f"through), so {target} was not written; try another opset than {opset}"
+                )
+    inputs = {item.name: _axes(item) for item in proto.graph.input}
+    return ExportedNetwork(target, name, inputs, _axes(proto.graph.output[0]), opset, error, checked)
+
+
+def _check_installed() -> None:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 - the exporter needs it
+    except ImportError as error:
+        raise ImportError(
+            f"export needs {error.name or 'onnx'}, which is not installed: pip install 'hsidenoise[onnx]'"
+        ) from error
+    del onnx, onnxruntime
+
+
+def _network(model: nn.Module | str | Path) -> tuple[nn.Module, str, dict[str, str]]:
+    """A network, its name, and what its weights file says of it."""
+    if not isinstance(model, nn.Module):
+        header = read_header(model)
+        return load_model(model), header["model"], header
+    for name, kind in MODELS.items():
+        if type(model) is kind:
+            return model, name, {}
+    raise ValueError(f"{type(model).__name__} is no network of this package ({', '.join(MODELS)}): cannot export it")
+
+
+def _trace(network: nn.Module, opset: int) -> onnx.ModelProto:
+    """The graph for heights and widths that are multiples of 4."""
+    from torch.export import Dim
+
+    bands = int(network.bands)  # type: ignore[arg-type]
+    # More than one region on every level: of a size that may be one, tracing does not know whether to broadcast it. The
+    # graph does, and small images are among those that are compared.
+    least = int(getattr(network, "config", {}).get("region_size", 1)) + 1
+    free: dict[int, Any] = {0: Dim("batch", min=1, max=_LARGEST)}
+    if isinstance(network, HCANetBRA) and bands > 2:
+        free[1] = Dim("bands", min=2, max=bands)
+        bands -= 1  # all of the network's own bands would be taken for a fixed number
+    size = {axis: MULTIPLE * Dim(name, min=least, max=_LARGEST) for axis, name in ((2, "rows"), (3, "columns"))}
+    # no two sizes alike, nor alike to a number of channels by accident
+    noisy = torch.rand(3, bands, MULTIPLE * (least + 2), MULTIPLE * (least + 5))
+    call, inputs = _learnt(network, noisy)
+    names = [padded(name) if tensor.ndim == 4 else name for name, tensor in inputs.items()]
+    shapes = tuple({**free, **size} if tensor.ndim == 4 else free for tensor in inputs.values())
+    with _quiet():
+        followed = torch.export.export(call, tuple(inputs.values()), dynamic_shapes=(shapes,), strict=True)
+        program = torch.onnx.export(
+            followed,
+            dynamo=True,
+            input_names=names,
+            output_names=[padded("denoised")],
+            opset_version=opset,
+            verbose=False,
+        )
+        assert program is not None
+        proto: onnx.ModelProto = program.model_proto
+    return proto
+
+
+class _Learnt(nn.Module):
+    """What is learnt of a network, as a module of its own."""
+
+    def __init__(self, network: nn.Module, part: str) -> None:
+        super().__init__()
+        self.network, self.part = network, part
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        denoised: Tensor = getattr(self.network, self.part)(*inputs)
+        return denoised
+
+
+def _learnt(network: nn.Module, noisy: Tensor) -> tuple[nn.Module, dict[str, Tensor]]:
+    """What is learnt of a network, and inputs for it by name."""
+    if isinstance(network, HCANetBRA) and network.skip == "wiener":
+        # copies: one tensor given twice would be one input
+        cubes = (noisy, noisy.clone(), noisy.clone(), noisy.clone(), torch.full(noisy.shape[:2], 0.1))
+        return _Learnt(network, "refine"), dict(zip(ESTIMATE_INPUTS, cubes, strict=True))
+    return _Learnt(network, "forward"), {"noisy": noisy}
+
+
+def _axes(item: onnx.ValueInfoProto) -> tuple[str, ...]:
+    return tuple(
+        str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param for dim in item.type.tensor_type.shape.dim
+    )
+
+
+def _describe(proto: onnx.ModelProto, network: nn.Module, name: str, header: dict[str, str]) -> None:
+    """Say in the file what it is, so that it is of use without this package's documentation."""
+    from importlib.metadata import version
+
+    from onnx import helper
+
+    estimate = "wiener" if len(proto.graph.input) > 1 else "none"
+    cubes = "cubes (batch, bands, height, width) scaled to about [0, 1]"
+    inputs = f"noisy: {cubes}"
+    if estimate == "wiener":
+        config: Any = network.config
+        settings = f"rounds={config['wiener_rounds']}, overlap={config['wiener_overlap']:g}"
+        inputs = (
+            f"{', '.join(ESTIMATE_INPUTS)}: the parts of hsidenoise's spectral_wiener(noisy, {settings}) of {cubes}"
+        )
+    facts = {
+        "format": FORMAT,
+        "version": version("hsidenoise"),
+        "model": name,
+        "config": json.dumps(network.config),
+        "bands": str(network.bands),
+        "mirrors_bands": json.dumps(bool(getattr(network, "mirrors_bands", False))),
+        "passes": json.dumps(getattr(network, "passes", 1)),
+        "tile": json.dumps(getattr(network, "tile", None)),
+        "inputs": inputs,
+        "output": "denoised: cubes of the size and in the unit of the first input",
+        "weights": json.dumps(header),
+    }
+    helper.set_model_props(proto, facts)
+    proto.producer_name, proto.producer_version = "hsidenoise", version("hsidenoise")
+    proto.doc_string = f"{name}, a network that denoises hyperspectral images"
+
+
+def _compare(network: nn.Module, path: Path) -> tuple[float, tuple[tuple[int, int, int, int], ...]]:
+    """Largest relative difference between ONNX Runtime and PyTorch, and the sizes looked at."""
+    exported = OnnxNetwork(path, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    error, checked = 0.0, []
+    for batch, height, width in CHECKED_SIZES:
+        bands = exported.bands
+        if exported.mirrors_bands and batch == 1:
+            bands = -(-bands // 2)
+        # smooth along the bands, as spectra are: of mere noise the spectral estimate leaves next to nothing
+        smooth = (
+            torch.rand(batch, 1, height, width, generator=generator) * torch.linspace(0.2, 1.0, bands)[:, None, None]
+        )
+        noisy = smooth + 0.1 * torch.randn(batch, bands, height, width, generator=generator)
+        wanted, found = network(noisy), exported(noisy)
+        error = max(error, float((found - wanted).abs().max() / wanted.abs().max()))
+        checked.append((batch, bands, height, width))
+    return error, tuple(checked)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says to those who develop it."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,147 @@
+"""An exported network, run by ONNX Runtime in place of PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hsidenoise.system.device import find_device, is_out_of_memory
+from hsidenoise.models import check_config
+from hsidenoise.signal.spectral_wiener import OVERLAP, ROUNDS, spectral_wiener
+from hsidenoise.models.weights import asked_of, read_json
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+FORMAT = "hsidenoise-onnx-1"
+"""What the metadata of a file says that ``export_onnx`` wrote."""
+ESTIMATE_INPUTS = ("repaired", "plain", "robust", "column", "sigma")
+"""Inputs of a network that starts from the spectral Wiener estimate: the parts of the estimate."""
+
+
+class OnnxNetwork(nn.Module):
+    """An exported network that :func:`hsidenoise.denoise` takes like any other.
+
+    The spectral Wiener estimate, if the network starts from one, is computed in front by PyTorch: ONNX has no
+    eigen-decomposition. The network runs in float32.
+
+    Args:
+        path: File that :func:`hsidenoise.inference.export.export_onnx` wrote.
+        threads: Threads of ONNX Runtime; as many as PyTorch uses if None.
+        device: Where to run. If None, a GPU if ONNX Runtime can use one, else the CPU.
+
+    Attributes:
+        bands: Bands that the network takes at once.
+        mirrors_bands: Whether it takes fewer as they are.
+        passes: Passes that :func:`hsidenoise.denoise` makes with it; 1 in files from before there were more.
+        tile: Side of the tiles that it takes by default, if its weights say so.
+        device: Where it runs.
+        metadata: What the file says of itself: ``model``, ``config`` (JSON), ``weights`` (JSON), ...
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no file of ``export_onnx``, or ONNX Runtime cannot use the device.
+        ImportError: If ONNX Runtime is not installed.
+
+    Example:
+        >>> OnnxNetwork("no-such-file.onnx")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: no-such-file.onnx: no such file; `hsidenoise export` writes one
+    """
+
+    def __init__(
+        self, path: str | Path, *, threads: int | None = None, device: str | torch.device | None = None
+    ) -> None:
+        super().__init__()
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; `hsidenoise export` writes one")
+        self.path = path
+        self.device, self._session = _session(path, threads, device)
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        if self.metadata.get("format") != FORMAT:
+            raise ValueError(f"{path}: an ONNX file, but not of hsidenoise; write one with `hsidenoise export`")
+        try:
+            asked = asked_of(self.metadata)
+            self.bands = read_json(self.metadata, "bands", int)
+            self.mirrors_bands = read_json(self.metadata, "mirrors_bands", bool)
+            config = read_json({"config": "{}", **self.metadata}, "config", dict)
+            check_config({**config, "bands": self.bands})
+        except ValueError as error:
+            raise ValueError(f"{path}: its metadata are not those of an export: {error}; export it again") from error
+        self.passes = asked.get("passes", 1)
+        self.tile = asked.get("tile")
+        names = tuple(item.name for item in self._session.get_inputs())
+        if names not in (("noisy",), ESTIMATE_INPUTS):
+            raise ValueError(f"{path}: its inputs are {', '.join(names)}, not those of an export; export it again")
+        self._estimates = names == ESTIMATE_INPUTS
+        self._estimate_options = (config.get("wiener_rounds", ROUNDS), config.get("wiener_overlap", OVERLAP))
+
+    def forward(self, noisy: Float[Tensor, "batch given height width"]) -> Float[Tensor, "batch given height width"]:
+        """Denoise.
+
+        Args:
+            noisy: Cubes scaled to about [0, 1]; as many bands as the network has, or fewer if it mirrors bands.
+
+        Returns:
+            Denoised cubes in float32, on the device of ``noisy``.
+
+        Raises:
+            ValueError: If the network does not take this number of bands.
+        """
+        given = noisy.shape[1]
+        if given > self.bands or (given < self.bands and not self.mirrors_bands):
+            raise ValueError(f"cubes of {given} bands do not go through {self.path}, a network of {self.bands} bands")
+        noisy = noisy.float()
+        cubes = list(spectral_wiener(noisy, *self._estimate_options)) if self._estimates else [noisy]
+        if given == 1 and self.bands > 1:
+            # the graph is made for two bands or more; a band repeated is what mirroring makes of one
+            cubes = [torch.cat([cube, cube], dim=1) for cube in cubes]
+        feed = {
+            item.name: cube.contiguous().cpu().numpy()
+            for item, cube in zip(self._session.get_inputs(), cubes, strict=True)
+        }
+        try:
+            denoised = self._session.run(None, feed)[0]
+        except Exception as error:  # ONNX Runtime's errors have no class in common
+            kind = RuntimeError if is_out_of_memory(error) else ValueError  # the first is tried again in smaller tiles
+            raise kind(f"{self.path}: {_first_line(error)}") from error
+        return torch.from_numpy(denoised)[:, :given].to(noisy.device)
+
+
+def _session(
+    path: Path, threads: int | None, device: str | torch.device | None
+) -> tuple[torch.device, onnxruntime.InferenceSession]:
+    """Where to run, and the session that does."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(f"{path} needs ONNX Runtime: pip install 'hsidenoise[onnx]'") from error
+    able = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and torch.cuda.is_available()
+    place = find_device("cuda" if able else "cpu") if device is None else find_device(device)
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if place.type == "cuda":
+        if not able:
+            raise ValueError(
+                "this ONNX Runtime cannot use CUDA (the package onnxruntime-gpu can); choose device cpu, "
+                "or the weights in place of the .onnx file"
+            )
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": place.index or 0}))
+    elif place.type != "cpu":
+        raise ValueError(f"an .onnx file runs on cpu or cuda, not on {place}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
+    options.log_severity_level = 4  # what goes wrong is raised
+    try:
+        return place, onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's errors have no class in common
+        raise ValueError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,388 @@
+"""How good a denoised cube is: PSNR, SSIM, SAM and ERGAS, and the six ways in which the literature computes them.
+
+The four functions take torch tensors of any batch shape, work in float32 or float64 (half precision is raised to
+float32, also under autocast) and can be differentiated where they are finite. :func:`evaluate` scores one cube in
+float64 under one row of :data:`PROTOCOLS`; the same estimate scores differently under each of them, so that a number
+without its protocol says little.
+
+Conventions where the definitions leave a hole:
+
+* Identical bands have an infinite PSNR, and so has the mean over bands then: nothing is left out or capped.
+* Two zero spectra have the angle 0; a zero spectrum and any other have a right angle.
+* A band of ``clean`` with mean zero adds 0 to ERGAS where it is reproduced exactly and makes it infinite otherwise.
+
+References:
+    PSNR, SSIM: Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004.
+    doi:10.1109/TIP.2003.819861
+    SAM: Kruse et al., "The spectral image processing system (SIPS)", Remote Sensing of Environment 1993.
+    doi:10.1016/0034-4257(93)90013-N
+    ERGAS: Wald, "Data Fusion: Definitions and Architectures", Presses de l'Ecole des Mines, Paris 2002.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hsidenoise.metrics.protocols import PROTOCOLS, Normalisation, Protocol, Scores, Window
+from hsidenoise.metrics.structural_similarity import ssim_of_images
+
+__all__ = ["PROTOCOLS", "Normalisation", "Protocol", "Scores", "Window"]  # what users of the metrics need of protocols
+__all__ += ["bandwise_psnr", "bandwise_ssim", "ergas", "evaluate", "evaluate_batch", "psnr", "sam", "ssim"]
+
+
+def bandwise_psnr(
+    denoised: Float[Tensor, "*batch bands height width"],
+    clean: Float[Tensor, "*batch bands height width"],
+    *,
+    data_range: float,
+) -> Float[Tensor, "*batch bands"]:
+    """Peak signal-to-noise ratio of every band, in dB.
+
+    Args:
+        denoised: Estimate, in the unit of ``clean``; nothing is clipped.
+        clean: Truth.
+        data_range: Largest minus smallest possible value, > 0 (1 for a cube scaled to [0, 1]).
+
+    Returns:
+        ``10 log10(data_range^2 / mean squared error)``; infinite for identical bands.
+
+    Raises:
+        ValueError: If the shapes differ or the data range is not positive.
+
+    Example:
+        >>> clean = torch.zeros(2, 3, 4)
+        >>> bandwise_psnr(clean + 0.5, clean, data_range=5.0)  # the error is a tenth of the range
+        tensor([20., 20.])
+    """
+    denoised, clean = _checked(denoised, clean)
+    error = (denoised - clean).square().mean(dim=(-2, -1))
+    return 20.0 * math.log10(_checked_range(data_range)) - 10.0 * torch.log10(error)
+
+
+def psnr(
+    denoised: Float[Tensor, "*batch bands height width"],
+    clean: Float[Tensor, "*batch bands height width"],
+    *,
+    data_range: float,
+) -> Float[Tensor, "*batch"]:
+    """Peak signal-to-noise ratio in dB, mean over the bands.
+
+    Args:
+        denoised: Estimate, in the unit of ``clean``; nothing is clipped.
+        clean: Truth.
+        data_range: Largest minus smallest possible value, > 0.
+
+    Returns:
+        Mean of :func:`bandwise_psnr`; infinite as soon as one band is identical.
+
+    Raises:
+        ValueError: If the shapes differ or the data range is not positive.
+
+    Example:
+        >>> clean = torch.zeros(2, 3, 4)
+        >>> round(psnr(clean + 0.1, clean, data_range=1.0).item(), 3)
+        20.0
+    """
+    return bandwise_psnr(denoised, clean, data_range=data_range).mean(dim=-1)
+
+
+def bandwise_ssim(
+    denoised: Float[Tensor, "*batch bands height width"],
+    clean: Float[Tensor, "*batch bands height width"],
+    *,
+    data_range: float,
+    window: Window = "uniform",
+    normalisation: Normalisation = "sample",
+    mask: Bool[Tensor, "height width"] | None = None,
+) -> Float[Tensor, "*batch bands"]:
+    """Structural similarity of every band; arguments and errors as in :func:`ssim`.
+
+    Example:
+        >>> clean = torch.arange(2 * 8 * 9.0).reshape(2, 8, 9)
+        >>> bandwise_ssim(clean, clean, data_range=144.0)
+        tensor([1., 1.])
+    """
+    denoised, clean = _checked(denoised, clean)
+    data_range = _checked_range(data_range)
+    # Band by band: the local statistics of a large cube never lie in memory all at once.
+    pairs = zip(denoised.unbind(-3), clean.unbind(-3), strict=True)
+    return torch.stack([ssim_of_images(x, y, data_range, window, normalisation, mask) for x, y in pairs], dim=-1)
+
+
+def ssim(
+    denoised: Float[Tensor, "*batch bands height width"],
+    clean: Float[Tensor, "*batch bands height width"],
+    *,
+    data_range: float,
+    window: Window = "uniform",
+    normalisation: Normalisation = "sample",
+    mask: Bool[Tensor, "height width"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """Structural similarity, mean over the bands.
+
+    Local means, variances and the covariance of the two images are taken in a sliding window; windows that would
+    leave the image are left out. The defaults are those of ``skimage.metrics.structural_similarity``.
+
+    Args:
+        denoised: Estimate, in the unit of ``clean``; nothing is clipped.
+        clean: Truth.
+        data_range: Largest minus smallest possible value, > 0.
+        window: "uniform" (7x7), "gaussian" (11x11, sigma 1.5) or "band" (one window, the whole band).
+        normalisation: "sample" (n - 1), "population" (n), or "mixed": variances by n and covariance by n - 1, as
+            ``np.var`` next to ``np.cov`` gives them.
+        mask: Pixels that count: a window that touches another one is left out. All if None.
+
+    Raises:
+        ValueError: If the shapes differ, the data range is not positive, the image is smaller than the window, or no
+            window is left.
+
+    Example:
+        >>> clean = torch.arange(2 * 8 * 9.0).reshape(2, 8, 9)
+        >>> ssim(clean, clean, data_range=144.0)
+        tensor(1.)
+
+    References:
+        Wang et al., IEEE TIP 2004, equation 13. doi:10.1109/TIP.2003.819861
+    """
+    return bandwise_ssim(
+        denoised, clean, data_range=data_range, window=window, normalisation=normalisation, mask=mask
+    ).mean(dim=-1)
+
+
+def sam(
+    denoised: Float[Tensor, "*batch bands height width"],
+    clean: Float[Tensor, "*batch bands height width"],
+    *,
+    eps: float = 0.0,
+) -> Float[Tensor, "*batch"]:
+    """Mean spectral angle between two cubes, in radians.
+
+    The angle is taken as ``2 atan2(|u - v|, |u + v|)`` of the unit spectra, which equals the arc cosine of their
+    inner product but stays exact, and its gradient finite, where the angle is small.
+
+    Args:
+        denoised: Estimate.
+        clean: Truth. Two zero spectra have the angle 0; a zero spectrum and any other have pi / 2.
+        eps: Greater than 0: the arc cosine of ``(<x, y> + eps) / ((|x| + eps) (|y| + eps))`` instead, as several
+            released codes have it, clipped to [-1, 1] where those give NaN (dark pixels). For comparison only: it
+            depends on the unit of the cubes, and its gradient is infinite at a cosine of one.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> clean = torch.ones(2, 3, 4)
+        >>> denoised = torch.stack([torch.zeros(3, 4), torch.ones(3, 4)])
+        >>> round(sam(denoised, clean).item(), 4)  # 45 degrees
+        0.7854
+
+    References:
+        Kruse et al., Remote Sensing of Environment 1993. doi:10.1016/0034-4257(93)90013-N
+    """
+    denoised, clean = _checked(denoised, clean)
+    norm_x = torch.linalg.vector_norm(denoised, dim=-3, keepdim=True)
+    norm_y = torch.linalg.vector_norm(clean, dim=-3, keepdim=True)
+    if eps > 0.0:
+        inner = (denoised * clean).sum(dim=-3, keepdim=True)
+        angle = torch.arccos(((inner + eps) / ((norm_x + eps) * (norm_y + eps))).clamp(-1.0, 1.0))
+    else:
+        x = denoised / torch.where(norm_x > 0.0, norm_x, 1.0)
+        y = clean / torch.where(norm_y > 0.0, norm_y, 1.0)
+        apart = torch.linalg.vector_norm(x - y, dim=-3)
+        along = torch.linalg.vector_norm(x + y, dim=-3)
+        angle = 2.0 * torch.atan2(apart, along)  # atan2(0, 0) = 0, with zero gradient: two zero spectra are equal
+    return angle.reshape(*denoised.shape[:-3], -1).mean(dim=-1)
+
+
+def ergas(
+    denoised: Float[Tensor, "*batch bands height width"],
+    clean: Float[Tensor, "*batch bands height width"],
+) -> Float[Tensor, "*batch"]:
+    """Relative dimensionless global error in synthesis: ``100 sqrt(mean over bands of (RMSE_b / mean_b)^2)``.
+
+    Wald's factor, the ratio of two pixel sizes, is 1 here: nothing changes its resolution.
+
+    Args:
+        denoised: Estimate, in the unit of ``clean``; nothing is clipped.
+        clean: Truth. A band with mean zero adds 0 where it is reproduced exactly, else the result is infinite.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> clean = torch.full((2, 3, 4), 0.5)
+        >>> round(ergas(clean + 0.05, clean).item(), 3)  # ten per cent in every band
+        10.0
+
+    References:
+        Wald, "Data Fusion: Definitions and Architectures", Presses de l'Ecole des Mines, Paris 2002.
+    """
+    denoised, clean = _checked(denoised, clean)
+    error = (denoised - clean).square().mean(dim=(-2, -1))
+    power = clean.mean(dim=(-2, -1)).square()
+    relative = torch.where(error == 0.0, 0.0, error / torch.where(error == 0.0, 1.0, power))
+    return 100.0 * relative.mean(dim=-1).sqrt()
+
+
+def evaluate_batch(
+    denoised: Float[Tensor, "*batch bands height width"],
+    clean: Float[Tensor, "*batch bands height width"],
+    *,
+    data_range: float = 1.0,
+    protocol: str = "standard",
+    lowest: float | None = None,
+    mask: Bool[Tensor, "height width"] | None = None,
+) -> dict[str, Float[Tensor, "*batch"]]:
+    """Score every cube of a batch where the tensors lie, without gradient: what validation during training logs.
+
+    Args:
+        denoised: Estimates, in the unit of ``clean``; float32 suffices for logging, float64 for publishing.
+        clean: Truths.
+        data_range: Largest minus smallest possible value, > 0.
+        protocol: Row of :data:`PROTOCOLS`.
+        lowest: Smallest possible value, for cubes in a unit of their own: PSNR and SSIM are of what is above it, SAM
+            and ERGAS of the values as they are, never clipped. If None it is 0, and the protocol's clip is for all.
+        mask: Pixels that count; all if None. SSIM leaves out windows that touch another one.
+
+    Returns:
+        "psnr", "ssim", "sam" and "ergas", one value per cube.
+
+    Raises:
+        ValueError: If the shapes differ, the data range is not positive, the protocol is unknown, an image is smaller
+            than the SSIM window, no such window is valid, or pixels are to be left out of a protocol that reads rows
+            as bands.
+
+    Example:
+        >>> clean = torch.arange(3 * 2 * 8 * 9.0).reshape(3, 2, 8, 9) / 432
+        >>> evaluate_batch(clean, clean)["ssim"]
+        tensor([1., 1., 1.])
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+    row = PROTOCOLS[protocol]
+    denoised, clean = _checked(denoised.detach(), clean.detach())
+    data_range = _checked_range(data_range)
+    # All four scores are invariant to scaling both cubes, but the clip and sam_eps are meant on [0, 1].
+    denoised, clean = denoised / data_range, clean / data_range
+    stored = None if lowest is None else (denoised, clean)
+    if lowest is not None:
+        denoised, clean = denoised - lowest / data_range, clean - lowest / data_range
+    if row.clipped:
+        denoised = denoised.clamp(0.0, 1.0)
+    x, y = denoised, clean
+    u, v = stored or (x, y)
+    if mask is not None and not mask.all():
+        if row.rows_as_bands:
+            raise ValueError(
+                f"protocol {protocol!r} reads image rows as bands and cannot leave out pixels; take another protocol, "
+                "or crop both cubes to what is valid"
+            )
+        x, y, u, v = (cube[..., mask][..., None] for cube in (x, y, u, v))
+    else:
+        mask = None
+    scores = {"ergas": ergas(u, v)}
+    if row.rows_as_bands:
+        x, y, u, v, denoised, clean = (cube.movedim(-3, -1) for cube in (x, y, u, v, denoised, clean))
+    scores["psnr"] = psnr(x, y, data_range=1.0)
+    scores["ssim"] = ssim(
+        denoised,
+        clean,
+        data_range=row.ssim_range,
+        window=row.window,
+        normalisation=row.normalisation,
+        mask=mask,
+    )
+    angle = sam(u, v, eps=row.sam_eps)
+    scores["sam"] = torch.rad2deg(angle) if row.sam_unit == "degrees" else angle
+    return scores
+
+
+def evaluate(
+    denoised: np.ndarray | Tensor,
+    clean: np.ndarray | Tensor,
+    *,
+    data_range: float = 1.0,
+    protocol: str = "standard",
+    lowest: float | None = None,
+    mask: np.ndarray | Tensor | None = None,
+) -> Scores:
+    """Score one denoised cube against the clean one, in float64.
+
+    Args:
+        denoised: Estimate (bands, height, width), of any real type, in the unit of ``clean``.
+        clean: Truth, of the same shape.
+        data_range: Largest minus smallest possible value, > 0. 1 for cubes scaled to [0, 1].
+        protocol: Row of :data:`PROTOCOLS`; "standard" unless numbers of a certain paper are to be met.
+        lowest: Smallest possible value, for cubes in a unit of their own: PSNR and SSIM are of what is above it, SAM
+            and ERGAS of the values as they are, never clipped. If None it is 0, and the protocol's clip is for all.
+        mask: True where a pixel (height, width) counts, whose values must be finite; all if None.
+
+    Raises:
+        ValueError: If a cube is not three-dimensional, not real, empty or has non-finite values, the shapes differ,
+            the data range is not positive, the protocol is unknown, the images are smaller than the SSIM window, or
+            the valid pixels are none, hold no such window, or do not go with the protocol.
+
+    Example:
+        >>> clean = np.linspace(0.0, 0.9, 2 * 8 * 9).reshape(2, 8, 9)
+        >>> scores = evaluate(clean + 0.1, clean)
+        >>> round(scores.psnr, 3), scores.protocol
+        (20.0, 'standard')
+    """
+    pixels = None if mask is None else torch.as_tensor(mask, dtype=torch.bool, device="cpu")
+    x, y = _checked(_cube(denoised, "denoised", pixels), _cube(clean, "clean", pixels))
+    found = evaluate_batch(x, y, data_range=data_range, protocol=protocol, lowest=lowest, mask=pixels)
+    return Scores(**{name: float(value) for name, value in found.items()}, protocol=protocol)
+
+
+def _checked(denoised: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """Two cubes of one shape in one float type of at least 32 bits."""
+    if denoised.shape != clean.shape:
+        raise ValueError(
+            f"denoised has shape {tuple(denoised.shape)} and clean {tuple(clean.shape)}: they must be the same scene, "
+            "as (bands, height, width)"
+        )
+    if denoised.ndim < 3 or denoised.numel() == 0:
+        raise ValueError(f"cubes of shape {tuple(clean.shape)}: expected non-empty (..., bands, height, width)")
+    dtype = torch.promote_types(torch.promote_types(denoised.dtype, clean.dtype), torch.float32)
+    return denoised.to(dtype), clean.to(dtype)
+
+
+def _checked_range(data_range: float) -> float:
+    if not (math.isfinite(data_range) and data_range > 0):
+        raise ValueError(f"data_range is {data_range}: pass the largest possible value, a finite number above 0")
+    return float(data_range)
+
+
+def _cube(values: np.ndarray | Tensor, name: str, mask: Tensor | None) -> Tensor:
+    """A private float64 copy of one finite, real cube on the CPU; 0 where it is not mask."""
+    if isinstance(values, Tensor):
+        if values.is_complex():
+            raise ValueError(f"{name} is complex: pass its real part or its magnitude")
+        cube = values.detach().to(device="cpu").to(torch.float64)  # in this order: some devices have no float64
+    else:
+        array = np.asarray(values)
+        if array.dtype.kind not in "buif":
+            raise ValueError(f"{name} has type {array.dtype}: pass real numbers (a complex cube: its magnitude)")
+        cube = torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
+    if cube.ndim != 3:
+        raise ValueError(f"{name} has shape {tuple(cube.shape)}: evaluate takes one cube (bands, height, width)")
+    if mask is not None:
+        if mask.shape != cube.shape[1:] or not mask.any():
+            raise ValueError(
+                f"mask has shape {tuple(mask.shape)} and {int(mask.sum())} pixels that count: pass at least one, as "
+                f"(height, width) of {name}, {tuple(cube.shape[1:])}"
+            )
+        cube = torch.where(mask, cube, 0.0)
+    unusable = ~torch.isfinite(cube)
+    if unusable.any():
+        first = tuple(int(i) for i in unusable.nonzero()[0])
+        raise ValueError(
+            f"{name} has {int(unusable.sum())} NaN or infinite values, the first at (band, row, column) {first}: "
+            "replace them before scoring"
+        )
+    return cube

@@ -1,0 +1,1 @@
+"""The synthetic noise of the literature."""

@@ -1,0 +1,1 @@
+"""What a cube says about itself, without weights."""

@@ -1,0 +1,303 @@
+"""Value scaling of a cube, and its exact inverse.
+
+Networks of this field are trained on cubes that lie on [0, 1] before noise is added; files hold radiance in sensor
+counts, reflectance times 10,000, or [0, 1] itself. One affine map for the whole cube bridges the two. It is never
+fitted per band: a per-band map changes the ratios between bands, which are the spectrum, and blows the noise of a
+dark band up to the level of a bright one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Real
+from numpy.typing import DTypeLike
+
+from hsidenoise.signal.noise_level import noise_level
+from hsidenoise.signal.mask import Extremes, find_extremes
+
+NORMALIZE_MODES = ("auto", "none", "minmax")
+
+# What the range of the clean cube is read off. Chosen on the two scenes of cave/validation (centre 128 x 128),
+# pavia_crop and MUUFL, from clean to gaussian-50, non-iid and deadline: 1 % and 99.9 % of the medians come out at
+# -0.04 to 0.08 and 0.84 to 1.00 (0.18 to 0.25 of pavia_crop, where a few pixels are five times as bright as the rest).
+_BLOCK, _BANDS = 6, 3  # pixels and bands of a block; blocks of one band leave too much noise, of five no narrow peak
+_QUANTILES = (0.01, 0.999)
+_FEWEST, _MOST = 32, 1 << 17  # blocks: fewer say nothing of a range, more say the same
+
+# The strongest noise that the networks are trained for, sigma 70/255. Where the range is so narrow that half of the
+# bands have more, it is widened; where a tenth has more, up to twice the range. Else non-iid noise costs up to 2.8 dB
+# (superballs, 0.6 of its range), gaussian-50 0.9 dB (pavia_crop, 0.2 of its range).
+_STRONGEST = 70 / 255
+_NOISY_BANDS = 0.9
+_WIDENED = 2.0
+_LOST = 3.0  # ranges of the less noisy half: a band with a noise above holds nothing else
+_SCENE = 2.0  # times its noise: a band whose block medians spread more does; those of pure noise spread 0.9
+_CENTRE = 256  # pixels; noise is measured on a square of at most this side
+
+# Impulses, dead and saturated pixels have the two values at the ends of the sensor's range. A value is taken for such
+# an end if it is on 2 % of a band's pixels (impulses come on 10 to 70 %, half each) and 4 times as often as both of its
+# neighbours, as no value of a quantised image is.
+_ATOM, _ALONE, _PIXELS = 0.02, 4.0, 1 << 14
+_WIDEST = 20.0  # such a pair may be this many ranges apart; pavia_crop has 5
+
+# Beyond this many ranges a value is kept from the network: its square is beyond single precision's digits.
+_REACH = 1e3
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """One affine map of a whole cube: ``(values - offset) / scale``.
+
+    Attributes:
+        mode: How it was found, one of :data:`NORMALIZE_MODES`.
+        offset: Value that goes to 0, in the cube's unit.
+        scale: Width of the range that goes to [0, 1], in the cube's unit, above 0.
+        reason: One sentence for the user: what was chosen and why.
+        low: Smallest value that a network may see, in the cube's unit.
+        high: Largest one.
+
+    Example:
+        >>> scaling = Scaling("minmax", offset=1000.0, scale=8000.0, reason="")
+        >>> scaled = scaling.apply(np.array([[[1000, 5000, 9000]]], dtype=np.uint16))
+        >>> scaled.tolist(), scaling.invert(scaled).tolist()
+        ([[[0.0, 0.5, 1.0]]], [[[1000.0, 5000.0, 9000.0]]])
+    """
+
+    mode: str
+    offset: float
+    scale: float
+    reason: str
+    low: float = -np.inf
+    high: float = np.inf
+
+    def apply(self, values: Real[np.ndarray, "bands height width"]) -> Float32[np.ndarray, "bands height width"]:
+        """Scale values of the cube (or of a tile of it).
+
+        Args:
+            values: In the cube's unit, any real dtype; left untouched.
+
+        Returns:
+            A new array; what lies outside the fitted range stays outside [0, 1], nothing is clipped. What
+            :meth:`hides` is the median of its band here.
+        """
+        scaled = self._map(values, -self.offset / self.scale, 1.0 / self.scale, np.float32)
+        if np.isfinite(self.low) or np.isfinite(self.high):
+            for band, target in zip(values, scaled, strict=True):
+                hidden = self.hides(band)
+                if hidden.any():
+                    target[hidden] = 0.0 if hidden.all() else np.median(target[~hidden])
+        return scaled
+
+    def hides(self, values: Real[np.ndarray, "*axes"]) -> Bool[np.ndarray, "*axes"]:
+        """Which values are no measurement: a network does not see them, and they come back as they are.
+
+        Args:
+            values: In the cube's unit.
+        """
+        hidden: np.ndarray = (values < self.low) | (values > self.high)
+        return hidden
+
+    def invert(
+        self, scaled: Real[np.ndarray, "bands height width"], dtype: DTypeLike = np.float32
+    ) -> Float[np.ndarray, "bands height width"]:
+        """Take scaled values back to the cube's unit.
+
+        ``invert(apply(values))`` differs from ``values`` by float32 rounding only: at most 2**-23 of the distance from
+        ``offset``, and of the value itself if ``dtype`` is float32.
+
+        Args:
+            scaled: What :meth:`apply` gave, or a network's answer to it; left untouched.
+            dtype: Floating type of the result, see :func:`floating`.
+
+        Returns:
+            A new array in the cube's unit.
+        """
+        return self._map(scaled, self.offset, self.scale, dtype)
+
+    @staticmethod
+    def _map(
+        values: Real[np.ndarray, "bands height width"], shift: float, factor: float, dtype: DTypeLike
+    ) -> Float[np.ndarray, "bands height width"]:
+        mapped = np.empty(values.shape, dtype=dtype)
+        # float64 inside, or an offset that is large against the range would eat the signal's digits; band by band, or
+        # a large cube would stand in memory twice more.
+        with np.errstate(over="ignore"):  # only of what is hidden
+            for band, target in zip(values, mapped, strict=True):
+                target[...] = band.astype(np.float64) * factor + shift
+        return mapped
+
+
+def floating(dtype: DTypeLike) -> np.dtype[np.floating[Any]]:
+    """The floating type that holds a type: float64 for float64 and integers of 32 bits or more, else float32.
+
+    Example:
+        >>> floating(np.uint16), floating(np.int32), floating(np.float16)
+        (dtype('float32'), dtype('float64'), dtype('float32'))
+    """
+    given = np.dtype(dtype)
+    wide = given.itemsize > (4 if given.kind == "f" else 2)
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+def fit_scaling(
+    cube: Real[np.ndarray, "bands height width"], mode: str = "auto", extremes: Extremes | None = None
+) -> Scaling:
+    """Find the one scaling that takes the clean cube inside a noisy one to about [0, 1].
+
+    The modes:
+
+    - ``auto``: the range of the clean cube, estimated from the noisy one, to [0, 1]: the 1 and 99.9 percentiles of the
+      medians of blocks of 3 bands and 6 x 6 pixels. It is widened where the noise would be stronger than any that the
+      networks are trained for (sigma 70/255). Where bands hold impulses, these say what the range is: their two values
+      are its ends. Bands of nothing but noise, marks for missing data and hot pixels
+      (:func:`hsidenoise.signal.mask.find_extremes`) count for nothing, and what is marked is hidden from the network.
+    - ``none``: leave the values as they are; for cubes whose clean range is [0, 1].
+    - ``minmax``: smallest value to 0, largest to 1: at the mercy of noise and of one hot pixel.
+
+    ``auto`` looks at values and never at the dtype or the unit: the scaling of ``a * cube + b`` is that of ``cube``,
+    with the same map on its ends.
+
+    Args:
+        cube: Values in any unit, any real dtype.
+        mode: One of ``NORMALIZE_MODES``.
+        extremes: What :func:`hsidenoise.signal.mask.find_extremes` finds in it, if that is known.
+
+    Returns:
+        The scaling; ``reason`` says what was chosen and why.
+
+    Raises:
+        ValueError: If the mode is unknown, or the cube is empty, constant, or holds NaN or infinite values.
+
+    Example:
+        >>> clean = np.linspace(0, 1, 60)[:, None] * np.ones((9, 60, 80))
+        >>> noisy = 1000 + 8000 * (clean + np.random.default_rng(0).normal(0, 0.1, clean.shape))
+        >>> scaling = fit_scaling(noisy)
+        >>> scaling.mode, bool(abs(scaling.offset - 1000) < 500), bool(abs(scaling.scale - 8000) < 800)
+        ('auto', True, True)
+
+    References:
+        Discussion of global against per-channel normalisation of spectra: CAREamics issue 679; of the range of real
+        data: HSID-CNN issue 3, HyDe issue 23.
+    """
+    if mode not in NORMALIZE_MODES:
+        raise ValueError(f"unknown normalisation {mode!r}; choose one of {', '.join(NORMALIZE_MODES)}")
+    lowest, highest = _finite_range(cube)
+    if lowest == highest:
+        raise ValueError(
+            f"every value of the cube is {lowest:g}: a constant cube holds nothing to denoise; "
+            "check the variable and the file"
+        )
+    if mode == "none":
+        return Scaling("none", 0.0, 1.0, f"values of {lowest:.4g} to {highest:.4g} left as they are, as asked")
+    if mode == "minmax":
+        reason = f"smallest and largest value ({lowest:.4g}, {highest:.4g}) to 0 and 1, as asked"
+        return Scaling("minmax", lowest, highest - lowest, reason)
+    extremes = extremes or find_extremes(cube)
+    low, high, reason = _clean_range(cube, extremes)
+    if not high > low:
+        low, high = max(lowest, extremes.low), min(highest, extremes.high)
+        reason = f"smallest and largest value ({low:.4g}, {high:.4g}) to 0 and 1: nearly all others are the same"
+    reach = _REACH * (high - low)
+    return Scaling("auto", low, high - low, reason, max(extremes.low, low - reach), min(extremes.high, high + reach))
+
+
+def _clean_range(cube: np.ndarray, extremes: Extremes) -> tuple[float, float, str]:
+    """Ends of the range of the clean cube, and in words where they are from."""
+    noise = _noise(cube)
+    medians, noisiest, has_scene = _block_medians(cube, extremes, noise)
+    if medians.size < _FEWEST:
+        values = cube[(cube >= extremes.low) & (cube <= extremes.high)].astype(np.float64)
+        low, high = (float(value) for value in np.quantile(values, (0.001, 0.999)))
+        return low, high, f"0.1 and 99.9 percentiles ({low:.4g}, {high:.4g}) to 0 and 1: too small to tell noise"
+    quiet = medians[noisiest <= np.median(noisiest)]
+    low, high = (float(value) for value in np.quantile(quiet, _QUANTILES))
+    limit = _LOST * (high - low)
+    kept = medians[(noisiest <= limit) | has_scene]
+    low, high = (float(value) for value in np.quantile(kept if kept.size >= _FEWEST else quiet, _QUANTILES))
+    ends = _ends_of_impulses(cube, extremes)
+    if ends is not None and 0.8 * (high - low) < ends[1] - ends[0] < _WIDEST * (high - low):
+        return *ends, f"values of the impulses ({ends[0]:.4g}, {ends[1]:.4g}) to 0 and 1"
+    span = f"estimated range of the clean cube ({low:.4g}, {high:.4g})"
+    most, half = (float(level) / _STRONGEST for level in np.quantile(noise, (_NOISY_BANDS, 0.5)))
+    wide = max(half, min(most, _WIDENED * (high - low)))
+    if wide > high - low:
+        return low, low + wide, f"{span}, widened to {wide:.4g} for its noise, to 0 and 1"
+    return low, high, f"{span} to 0 and 1"
+
+
+def _noise(cube: np.ndarray) -> Float64[np.ndarray, " bands"]:
+    """Noise level of each band, 0 where there are too few pixels to say."""
+    _, height, width = cube.shape
+    if min(height, width) < 2:
+        return np.zeros(len(cube))
+    top, left = max(0, (height - _CENTRE) // 2), max(0, (width - _CENTRE) // 2)
+    return noise_level(cube[:, top : top + _CENTRE, left : left + _CENTRE])
+
+
+def _block_medians(
+    cube: np.ndarray, extremes: Extremes, noise: np.ndarray
+) -> tuple[Float64[np.ndarray, " blocks"], Float64[np.ndarray, " blocks"], Bool[np.ndarray, " blocks"]]:
+    """Medians of blocks without a value that is no measurement, the noise of their worst band, and if more is there."""
+    bands, height, width = cube.shape
+    deep, down, across = min(_BANDS, bands), min(_BLOCK, height), min(_BLOCK, width)
+    firsts = sorted({min(first, bands - deep) for first in range(0, bands, deep)})
+    every = max(
+        1, len(firsts) * (height // down) * (width // across) // _MOST
+    )  # rows of blocks left out for large cubes
+    medians, noisiest, has_scene = [], [], []
+    for first in firsts:
+        part = cube[first : first + deep, : height // down * down, : width // across * across]
+        blocks = part.reshape(deep, height // down, down, width // across, across)[:, ::every]
+        values = blocks.transpose(1, 3, 0, 2, 4).reshape(-1, deep * down * across).astype(np.float64)
+        values = values[((values >= extremes.low) & (values <= extremes.high)).all(axis=1)]
+        worst = noise[first : first + deep].max()
+        medians.append(np.median(values, axis=1))
+        noisiest.append(np.full(len(values), worst))
+        has_scene.append(np.full(len(values), len(values) > 0 and np.ptp(medians[-1]) > _SCENE * worst))
+    return np.concatenate(medians), np.concatenate(noisiest), np.concatenate(has_scene)
+
+
+def _ends_of_impulses(cube: np.ndarray, extremes: Extremes) -> tuple[float, float] | None:
+    """The two values that impulses have, if there are bands with impulses."""
+    pixels = cube[0].size
+    some = np.arange(pixels)
+    if pixels > _PIXELS:  # not evenly spaced: dead columns are
+        some = np.random.default_rng(0).choice(pixels, _PIXELS, replace=False)
+    pairs = []
+    for band in cube.reshape(len(cube), -1):
+        values = band[some]
+        values = values[(values >= extremes.low) & (values <= extremes.high)]
+        distinct, counts = np.unique(values, return_counts=True)
+        around = np.concatenate([[0], counts, [0]])
+        beside = np.maximum(around[:-2], around[2:])
+        atoms = distinct[(counts >= max(8, _ATOM * some.size)) & (counts >= _ALONE * beside)]
+        if atoms.size > 1:
+            pairs.append((float(atoms[0]), float(atoms[-1])))
+    if not pairs:
+        return None
+    low, high = np.median(pairs, axis=0)
+    return float(low), float(high)
+
+
+def _finite_range(cube: Real[np.ndarray, "bands height width"]) -> tuple[float, float]:
+    """Smallest and largest value of a cube, refused unless all values are finite as float32."""
+    if cube.size == 0:
+        raise ValueError(f"the cube is empty, its shape is {tuple(cube.shape)} (bands, height, width)")
+    lowest, highest = float(cube.min()), float(cube.max())
+    # NaN wins every minimum and maximum, so one pass over the two numbers tells for the whole cube
+    if np.isfinite(lowest) and np.isfinite(highest):
+        largest = float(np.finfo(np.float32).max)
+        if max(-lowest, highest) > largest:
+            raise ValueError(
+                f"values of {lowest:.4g} to {highest:.4g} do not fit single precision; rescale the cube first"
+            )
+        return lowest, highest
+    bad = ~np.isfinite(cube)
+    band, row, column = (int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
+    raise ValueError(
+        f"the cube holds {int(bad.sum())} values that are NaN or infinite, the first at band {band}, row {row}, "
+        f"column {column} (from 0); replace them, or leave these bands out"
+    )

@@ -1,0 +1,1 @@
+"""A training run: task, data, checkpoints, weights."""

@@ -1,0 +1,313 @@
+"""Training: the command line around the task, and what a run leaves in its folder.
+
+``hsidenoise train`` is Lightning's command line over a flat YAML file: ``model.*`` are the arguments of
+:class:`~hsidenoise.training.task.DenoisingTask`, ``data.*`` those of :class:`~hsidenoise.training.datamodule.CubeDataModule`,
+``trainer.*`` those of Lightning's Trainer, ``ema.*`` those of :class:`~hsidenoise.training.callbacks.AverageWeights`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import threading
+import warnings
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from hsidenoise.training.budget import Part, seconds_spent
+from hsidenoise.training.callbacks import AverageWeights, Pictures
+from hsidenoise.training.checkpoints import (
+    LAST,
+    AtomicCheckpoints,
+    BestCheckpoint,
+    LastCheckpoint,
+    changed_options,
+    find_checkpoint,
+    read_checkpoint,
+)
+from hsidenoise.training.datamodule import CubeDataModule
+from hsidenoise.system.files import write_text
+from hsidenoise.training.task import DenoisingTask
+from hsidenoise.training.throughput import Throughput
+from hsidenoise.training.weights_file import WeightsFile
+from hsidenoise.system.yaml_text import check_yaml
+
+__all__ = ["DenoisingTask", "TrainCLI", "main", "run_folder"]
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class WholeConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` whole or not at all: that of a run that is resumed is not spoilt by a full disk."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write it into the run's folder; called in the main process only."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / self.config_filename, self.parser.dump(self.config, skip_none=False))
+
+
+class TrainCLI(LightningCLI):
+    """Lightning's command line with this project's callbacks, loggers and defaults."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's folder, resuming, and the weight average."""
+        parser.add_argument("--output", default=None, help="folder of the run (default: runs/<name of the config>)")
+        parser.add_argument(
+            "--resume",
+            default=None,
+            help="checkpoint to go on from: 'last', 'auto' (the last if there is one, else start), or a path",
+        )
+        parser.add_argument("--checkpoint_minutes", type=float, default=5.0, help="minutes between checkpoints")
+        parser.add_argument(
+            "--steps", type=int, default=None, help="steps of this part of the run; --trainer.max_steps is of all parts"
+        )
+        parser.add_argument(
+            "--minutes",
+            type=float,
+            default=None,
+            help="minutes of this part of the run; without --trainer.max_time (of all parts) the schedule ends with it",
+        )
+        parser.add_lightning_class_args(AverageWeights, "ema")
+        parser.link_arguments("data.bands", "model.bands")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse what was handed over; Lightning would warn that sys.argv has arguments too."""
+        try:
+            self.config = parser.parse_args(args)
+        except (ArgumentError, yaml.YAMLError) as error:
+            raise ValueError(f"{' '.join(str(error).split())} (see `{parser.prog} --help`)") from error
+
+    def before_instantiate_classes(self) -> None:
+        """Find what is resumed."""
+        self.part = Part(self.config["steps"], self.config["minutes"])
+        self.output = run_folder(self.config)
+        self.resumed = find_checkpoint(self.output / "checkpoints", self.config["resume"])
+        self.checkpoint = read_checkpoint(self.resumed) if self.resumed is not None else None
+        self._initial_weights = self.config["model"]["initial_weights"]
+        if self.checkpoint is not None:  # what the run once started from need not be there any more
+            self.config["model"]["initial_weights"] = None
+
+    def after_instantiate_classes(self) -> None:
+        """Keep what the run started from in its records."""
+        self.config["model"]["initial_weights"] = self.model.hparams["initial_weights"] = self._initial_weights
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Fill in what the configuration leaves open."""
+        config = self.config_init["trainer"]
+        gpu = torch.cuda.is_available() and config["accelerator"] != "cpu"
+        if gpu:
+            torch.set_float32_matmul_precision("high")  # TF32 where bfloat16 is not asked for
+            config["benchmark"] = True if config["benchmark"] is None else config["benchmark"]
+        if config["precision"] is None:
+            config["precision"] = "bf16-mixed" if gpu else "32-true"
+        if self.config["minutes"] is not None and config["max_time"] is None:
+            seconds = seconds_spent(self.checkpoint) + 60 * self.config["minutes"]
+            config["max_time"] = timedelta(seconds=seconds)
+        if config["logger"] in (None, True):
+            config["logger"] = [
+                TensorBoardLogger(self.output, name="", version="", default_hp_metric=False),
+                CSVLogger(self.output, name="csv", flush_logs_every_n_steps=1),  # a kill loses no row
+            ]
+        config["plugins"] = [*_as_list(config["plugins"]), AtomicCheckpoints()]
+        folder = self.output / "checkpoints"
+        self.throughput = Throughput()
+        self.trainer_defaults["callbacks"] = [
+            self.part,
+            LearningRateMonitor(logging_interval="step"),
+            Pictures(),
+            WeightsFile(self.output / "weights.safetensors", seed=self.config["seed_everything"]),
+            self.throughput,
+            BestCheckpoint(folder),
+            LastCheckpoint(folder, self.config["checkpoint_minutes"]),
+        ]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:  # such as an accelerator that this machine has not
+            raise ValueError(f"--trainer: {' '.join(str(error).split())}") from error
+
+    def say_what_changed(self) -> None:
+        """Warn if the run is resumed with other options than it had.
+
+        Raises:
+            ValueError: If the network is another one.
+        """
+        if self.checkpoint is None or self.resumed is None:
+            return
+        changes = changed_options(self.checkpoint, self.model.hparams, self.datamodule.hparams, path=self.resumed)
+        if changes:
+            rank_zero_warn(f"resumed with other options than the run had: {'; '.join(changes)}")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+@rank_zero_only
+def _report(cli: TrainCLI) -> None:
+    done = cli.throughput.tally()
+    if done.steps:
+        print(f"{cli.output}: {done.sentence()}")
+    elif cli.resumed is not None:
+        print(f"{cli.output}: nothing left to do; raise --trainer.max_steps, max_epochs or max_time to go on")
+
+
+def run_folder(config: Mapping[str, Any] | Namespace) -> Path:
+    """Folder of a run: ``output``, or ``runs/`` and the name of the configuration file or else of the network.
+
+    Args:
+        config: Parsed command line.
+    """
+    if config["output"] is not None:
+        return Path(config["output"])
+    files = config.get("config") or []
+    return Path("runs") / (Path(os.fspath(files[-1])).stem if files else config["model"]["model"])
+
+
+def main(args: list[str]) -> None:
+    """Train a network: ``hsidenoise train --config configs/... --data.root folder``.
+
+    Leaves in the run's folder: ``weights.safetensors`` (the best, averaged), ``checkpoints``, ``config.yaml``,
+    TensorBoard events and ``csv``; prints what it did in how much time.
+
+    A run may be made in parts (``--minutes``, ``--steps``, Ctrl-C, a kill) and resumed (``--resume last``): it ends as
+    if it had never stopped, but for the validations that end the parts. After a kill, rows of the log that came
+    behind the last checkpoint are repeated by the next part, in a file of their own.
+
+    Args:
+        args: Command line behind ``train``.
+
+    Raises:
+        ValueError: If an option is wrong, the folder already holds a run and ``--resume`` is not given, or another
+            process trains in it.
+        FileNotFoundError: If the checkpoint to resume from does not exist.
+        OSError: If the disk is full; the last checkpoint that was written is whole.
+        KeyboardInterrupt: If the run was interrupted or told to end; ``last.ckpt`` holds where it stopped.
+    """
+    with _quiet(), _bounded_yaml():
+        cli = TrainCLI(
+            DenoisingTask,
+            CubeDataModule,
+            run=False,
+            args=args,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # weights files are for that; its hooks are deprecated
+            # exit_on_error would put a hundred lines of usage before the error
+            parser_kwargs={"prog": "hsidenoise train", "description": "Train on clean cubes.", "exit_on_error": False},
+            save_config_callback=WholeConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults={"gradient_clip_val": 1.0, "num_sanity_val_steps": 1, "log_every_n_steps": 20},
+        )
+        cli.datamodule.locate()  # before anything is written
+        cli.say_what_changed()
+        with _alone(cli.output):
+            # another training may have had the folder while this one came up
+            if find_checkpoint(cli.output / "checkpoints", cli.config["resume"]) != cli.resumed:
+                raise ValueError(f"{cli.output}: another training has just ended here: give the command once more")
+            try:
+                cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.resumed, weights_only=True)
+            except SIGTERMException as stop:  # would end the program as if all were well
+                raise KeyboardInterrupt from stop
+            except (OSError, RuntimeError) as error:
+                if (reason := _no_room(error)) is None:
+                    raise
+                last = cli.output / "checkpoints" / LAST
+                kept = f"{last} is whole: make room and go on with --resume last" if last.exists() else "make room"
+                raise OSError(f"{cli.output}: training has stopped, the disk is full ({reason}); {kept}") from error
+            finally:
+                _report(cli)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a folder. The system gives the lock free when this process ends, however it does."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+b", buffering=0) as file:
+        try:
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the other processes of a run come with the first
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by worker processes
+                with suppress(OSError):  # only said to others; a full disk is told when the run writes
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {platform.node()}".encode())
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            owner = "".join(filter(str.isprintable, file.read(200).decode(errors="replace"))) or "another process"
+            raise ValueError(f"{folder}: {owner} trains here: let it end, or name another folder (--output)") from error
+        except OSError as error:
+            rank_zero_warn(f"{folder}: cannot be locked ({error.strerror}): let no other training run in it")
+        yield
+
+
+def _no_room(error: BaseException | None) -> str | None:
+    """Why a file could not be written, if it is for want of room; torch and Lightning raise errors of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
+def _bounded_yaml() -> Iterator[None]:
+    """Have jsonargparse refuse what :func:`hsidenoise.system.yaml_text.check_yaml` refuses."""
+    load = get_loader("yaml")
+
+    def load_bounded(text: str) -> Any:
+        check_yaml(text)
+        try:
+            return load(text)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise yaml.YAMLError(f"a value does not fit its tag (!!bool, !!int, ...): {error}") from error
+
+    set_loader("yaml", load_bounded, exceptions=(yaml.YAMLError,))
+    try:
+        yield
+    finally:
+        set_loader("yaml", load, exceptions=(yaml.YAMLError,))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out the warnings of Lightning that are no news here."""
+    with warnings.catch_warnings():
+        # one core: a worker process would only take time from the network
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # resuming writes where the first part wrote
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+        # TensorBoard and checkpoints share the run's folder on purpose
+        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+        # Lightning's own: it calls renamed functions of jsonargparse and torch, its table of parameters knows no bf16
+        warnings.filterwarnings("ignore", message=r"\s*By default only one JsonargparseDeprecationWarning")
+        warnings.filterwarnings("ignore", message=r"\s*\S+ (parameter )?was deprecated in v4\.")
+        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
+        warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
+        warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging")
+        # what TensorBoard's thread cannot write is raised again by the next thing that its logger is given
+        before = threading.excepthook
+        threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else before(args)
+        try:
+            yield
+        finally:
+            threading.excepthook = before

@@ -1,0 +1,805 @@
+"""The command line as a person meets it: by subprocess, with exit codes, messages, and what is left on the disk."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from hsidenoise.cli.main import main
+from hsidenoise.cli.options import DEFAULT_WEIGHTS, ENSEMBLES, NORMALIZE, PRECISIONS, PROTOCOLS
+from hsidenoise.data.mat import write_mat
+from hsidenoise.data.png import save_bands
+from hsidenoise.models import create_model
+from hsidenoise.noise.cases import NOISE_CASES, corrupt
+from hsidenoise.models.shipped import WEIGHTS
+from hsidenoise.models.weights import save_weights
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "data" / "samples" / "superballs.mat"
+
+
+def run(*arguments, cwd):
+    """Run `hsidenoise` in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "hsidenoise", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def call(*arguments, cwd, code=0):
+    """Run it with an expected exit status; give stdout, or stderr if it is meant to fail."""
+    done = run(*arguments, cwd=cwd)
+    assert done.returncode == code, done.stderr
+    if code:
+        assert done.stdout == ""
+        return done.stderr
+    return done.stdout
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def refused(message):
+    """Whether a message is the one line that a person can act on."""
+    return message.startswith("hsidenoise: error: ") and message.count("\n") == 1 and len(message) > 30
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A small network, not trained: the command line does not care how good it is."""
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = create_model("hcanet-bra", bands=31, dim=16, num_blocks=(1, 1, 1))
+    save_weights(path, network, name="hcanet-bra")
+    return path
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """The sample's centre with the mixture, as `corrupt` writes it."""
+    path = tmp_path_factory.mktemp("noisy") / "noisy.mat"
+    printed = call("corrupt", SAMPLE, path, "--noise", "mixture", "--seed", "4", "--crop", "48", cwd=path.parent)
+    assert "mixture, seed 4" in printed
+    return path
+
+
+class TestStart:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--help"],
+            ["--version"],
+            *([verb, "--help"] for verb in ("denoise", "inspect", "corrupt", "evaluate", "weights", "export")),
+            ["make-testset", "--help"],
+            ["benchmark", "--help"],
+        ],
+        ids=" ".join,
+    )
+    def test_help_imports_nothing_heavy(self, tmp_path, arguments):
+        program = (
+            "import sys; import hsidenoise; from hsidenoise.cli.main import main\n"
+            "dir(hsidenoise); status = main(sys.argv[1:])\n"
+            "heavy = {'numpy', 'torch', 'scipy', 'h5py', 'matplotlib', 'lightning'} & set(sys.modules)\n"
+            "sys.exit(status or ', '.join(heavy) or 0)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "hsidenoise" in done.stdout
+
+    def test_choices_are_those_of_the_tables(self):
+        from typing import get_args
+
+        from hsidenoise.system import device
+        from hsidenoise.inference import ensemble
+        from hsidenoise.metrics import functional as metrics
+        from hsidenoise.signal import scaling as normalize
+        from hsidenoise.models import shipped as shipped_weights
+
+        assert set(PRECISIONS) == set(get_args(device.Precision))
+        assert ensemble.ENSEMBLES == ENSEMBLES
+        assert shipped_weights.DEFAULT_WEIGHTS == DEFAULT_WEIGHTS
+        assert set(PROTOCOLS) == set(metrics.PROTOCOLS)
+        assert set(NORMALIZE) == set(normalize.NORMALIZE_MODES)
+
+    def test_public_names_are_all_there(self):
+        import hsidenoise
+
+        assert set(hsidenoise.__all__) <= set(dir(hsidenoise))
+        for name in hsidenoise.__all__:
+            assert getattr(hsidenoise, name) is not None
+        with pytest.raises(AttributeError, match="no_such_name"):
+            hsidenoise.no_such_name  # noqa: B018 - the access is the test
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            ([], "VERB"),
+            (["clean"], "invalid choice"),
+            (["denoise"], "required: noisy"),
+            (["denoise", "a.mat", "--tile", "0"], "--tile"),
+            (["denoise", "a.mat", "--size", "10"], "HEIGHTxWIDTH"),
+            (["denoise", "a.mat", "--normalize", "z-score"], "--normalize"),
+            (["denoise", "a.mat", "--ensemble", "3"], "choose from 1, 2, 4, 8"),
+            (["corrupt", "a.mat", "b.mat"], "--noise"),
+            (["evaluate", "a.mat", "b.mat", "--data-range", "-1"], "--data-range"),
+        ],
+    )
+    def test_wrong_arguments(self, capsys, arguments, says):
+        assert main(arguments) == 2
+        message = capsys.readouterr().err
+        assert refused(message)
+        assert says in message
+
+    def test_a_reader_that_has_gone_is_no_error(self, tmp_path):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "wb") as gone:
+            done = subprocess.run(
+                [sys.executable, "-m", "hsidenoise", "corrupt", "--list"],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=gone,
+                stderr=subprocess.PIPE,
+            )
+        assert (done.returncode, done.stderr) == (141, b"")
+
+    def test_an_interrupt_is_quiet(self, capsys, monkeypatch):
+        def interrupted(options):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("hsidenoise.cli.verbs.inspect", interrupted)
+        assert main(["inspect", "a.mat"]) == 130
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_a_bug_keeps_its_traceback(self, monkeypatch):
+        def broken(options):
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr("hsidenoise.cli.verbs.inspect", broken)
+        with pytest.raises(RuntimeError, match="a bug"):
+            main(["inspect", "a.mat"])
+
+
+class TestCorrupt:
+    def test_writes_what_published_test_sets_hold(self, noisy):
+        content = scipy.io.loadmat(noisy)
+        stored = scipy.io.loadmat(SAMPLE)["cube"][40:88, 56:104].astype(np.float64)
+        clean = (stored - stored.min()) / (stored.max() - stored.min())
+        np.testing.assert_allclose(content["gt"], clean, atol=1e-6)
+        result = corrupt(content["gt"].transpose(2, 0, 1), "mixture", seed=4)
+        np.testing.assert_array_equal(content["input"].transpose(2, 0, 1), result.noisy)
+        assert content["sigma"].shape == (1, 31)
+        assert set(np.unique(content["sigma"])) <= {10, 30, 50, 70}
+        np.testing.assert_allclose(content["sigma"][0] / 255, result.sigma, rtol=1e-5)
+        np.testing.assert_array_equal(content["wavelength"][0], np.arange(400, 701, 10))
+
+    def test_one_sigma_is_one_number(self, tmp_path):
+        call("corrupt", SAMPLE, "n.mat", "--noise", "gaussian-25", "--crop", "20", cwd=tmp_path)
+        assert scipy.io.loadmat(tmp_path / "n.mat")["sigma"].tolist() == [[25.0]]
+
+    def test_list_has_every_case_with_its_source(self, capsys):
+        assert main(["corrupt", "--list"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        for case in NOISE_CASES.values():
+            assert any(line.startswith(case.name) and case.source in line for line in lines)
+
+    def test_kept_values_outside_0_to_1_are_warned_of(self, tmp_path):
+        done = run("corrupt", SAMPLE, "n.mat", "--noise", "blind", "--no-minmax", "--crop", "20", cwd=tmp_path)
+        assert done.returncode == 0
+        assert done.stderr.startswith("hsidenoise: warning: --no-minmax")
+        assert done.stderr.count("\n") == 1
+        assert scipy.io.loadmat(tmp_path / "n.mat")["gt"].max() > 100
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["--noise", "gausian-50"], "gaussian-50"),
+            (["--noise", "blind", "--crop", "129"], "128 x 160"),
+            (["--noise", "blind", "--key", "nothing"], "cube"),
+        ],
+    )
+    def test_refusals(self, tmp_path, capsys, arguments, says):
+        assert main(["corrupt", str(SAMPLE), str(tmp_path / "n.mat"), *arguments]) == 2
+        message = capsys.readouterr().err
+        assert refused(message)
+        assert says in message
+        assert not list(tmp_path.iterdir())
+
+    def test_too_few_bands_for_a_kind_of_noise_are_warned_of(self, tmp_path, rng):
+        scipy.io.savemat(tmp_path / "a.mat", {"cube": rng.random((9, 10, 2))})
+        done = run("corrupt", "a.mat", "n.mat", "--noise", "stripe", cwd=tmp_path)
+        assert done.returncode == 0
+        assert "stripe on no band" in done.stderr
+
+    def test_the_clean_cube_is_not_overwritten(self, tmp_path, capsys):
+        path = tmp_path / "clean.mat"
+        path.write_bytes(SAMPLE.read_bytes())
+        assert main(["corrupt", str(path), str(path), "--noise", "blind"]) == 2
+        assert "clean cube itself" in capsys.readouterr().err
+        assert path.read_bytes() == SAMPLE.read_bytes()
+
+
+class TestDenoise:
+    def test_an_ensemble_and_windows_of_bands(self, weights, tmp_path, rng):
+        spectra = rng.random((70, 2)) @ rng.random((2, 24 * 20))
+        cube = (spectra + rng.normal(0, 0.1, spectra.shape)).reshape(70, 24, 20).transpose(1, 2, 0)
+        scipy.io.savemat(tmp_path / "a.mat", {"cube": cube})
+        wanted = {(): "windows of bands joined", ("--no-join",): "windows of bands,"}
+        wanted[("--no-join", "--ensemble", 4)] = "windows of bands, ensemble of 4,"
+        results = []
+        for index, (options, says) in enumerate(wanted.items()):
+            target = f"{index}.mat"
+            printed = call("denoise", "a.mat", "-o", target, "--weights", weights, *options, cwd=tmp_path)
+            assert says in printed
+            results.append(scipy.io.loadmat(tmp_path / target)["cube"])
+        assert np.abs(results[1] - results[0]).max() > 1e-6
+        assert np.abs(results[2] - results[1]).max() > 1e-6
+
+    def test_file_in_file_out(self, noisy, weights, tmp_path):
+        printed = call(
+            *("denoise", noisy, "-o", "clean.mat", "--weights", weights, "--picture", "page.png", "--band", 3),
+            *("--tile", 32, "--overlap", 8),
+            cwd=tmp_path,
+        )
+        before, after = scipy.io.loadmat(noisy), scipy.io.loadmat(tmp_path / "clean.mat")
+        assert {"input", "gt", "sigma", "wavelength"} == {name for name in after if not name.startswith("__")}
+        assert after["input"].dtype == before["input"].dtype
+        assert after["input"].shape == before["input"].shape
+        assert not np.array_equal(after["input"], before["input"])
+        for name in ("gt", "sigma", "wavelength"):
+            np.testing.assert_array_equal(after[name], before[name])
+        for said in ("axis 3 is the spectrum", "float32", "scaling", "tiles of 32 x 32", "clean.mat", "page.png"):
+            assert said in printed
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["clean.mat", "page.png"]
+
+    def test_batch_and_precision_reach_the_network(self, noisy, weights, tmp_path):
+        cubes = {}
+        for name, options in (("a", []), ("b", ["--batch", 1, "--tile", 32]), ("c", ["--batch", 3, "--tile", 32])):
+            call("denoise", noisy, "-o", f"{name}.mat", "--weights", weights, *options, cwd=tmp_path)
+            cubes[name] = scipy.io.loadmat(tmp_path / f"{name}.mat")["input"]
+        assert np.abs(cubes["b"] - cubes["c"]).max() < 1e-5 < np.abs(cubes["b"] - cubes["a"]).max()
+        call("denoise", noisy, "-o", "d.mat", "--weights", weights, "--precision", "bfloat16", cwd=tmp_path)
+        assert 1e-6 < np.abs(scipy.io.loadmat(tmp_path / "d.mat")["input"] - cubes["a"]).max() < 0.1
+
+    def test_without_a_target_it_writes_beside_the_noisy_cube(self, weights, tmp_path):
+        cube = scipy.io.loadmat(SAMPLE)["cube"][30:62, 20:60]
+        scipy.io.savemat(tmp_path / "scene.mat", {"cube": cube, "note": "kept"})
+        call("denoise", "scene.mat", "--weights", weights, cwd=tmp_path)
+        after = scipy.io.loadmat(tmp_path / "scene_denoised.mat")
+        assert (after["cube"].shape, after["cube"].dtype) == (cube.shape, np.uint16)
+        assert after["note"].tolist() == ["kept"]
+        assert scipy.io.loadmat(tmp_path / "scene.mat")["cube"].tolist() == cube.tolist()
+
+    def test_a_folder_may_be_named_by_a_dot(self, weights, tmp_path, rng):
+        folder = tmp_path / "scene.v2"
+        folder.mkdir()
+        save_bands(folder, "scene", rng.integers(0, 65536, (9, 10, 4), dtype=np.uint16))
+        call("denoise", ".", "--weights", weights, cwd=folder)
+        after = scipy.io.loadmat(tmp_path / "scene.v2_denoised.mat")
+        assert (after["cube"].shape, after["cube"].dtype) == ((9, 10, 4), np.uint16)
+
+    def test_closed_streams_are_no_error(self, noisy, weights, tmp_path):
+        command = f'"{sys.executable}" -m hsidenoise denoise "{noisy}" -o a.mat --weights "{weights}"'
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(f"{command} <&- >&- 2>&-", shell=True, cwd=tmp_path, env=environment, timeout=300)
+        assert done.returncode == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["a.mat"]
+
+    def test_axes_and_size_are_passed_on(self, weights, tmp_path):
+        cube = scipy.io.loadmat(SAMPLE)["cube"][30:50, 20:50]
+        scipy.io.savemat(tmp_path / "a.mat", {"Y": cube.reshape(-1, 31, order="F").T})
+        printed = call(
+            *("denoise", "a.mat", "--weights", weights, "--key", "Y", "--axes", "bp", "--size", "20x30"), cwd=tmp_path
+        )
+        assert "31 bands of 20 x 30" in printed
+        assert scipy.io.loadmat(tmp_path / "a_denoised.mat")["Y"].shape == (31, 600)
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["-o", "noisy.mat"], "noisy"),
+            (["-o", "no/such/folder.mat"], "no/such"),
+            (["-o", "x.mat", "--weights", "nonsense.safetensors"], "not a weights file"),
+            (["-o", "x.mat", "--weights", "no-such-weights"], "no-such-weights"),
+            (["-o", "x.mat", "--picture", "page.mat"], ".png"),
+            (["-o", "x.mat", "--picture", "no/such/page.png"], "no/such"),
+            (["-o", "x.mat", "--overlap", "40", "--tile", "32"], "overlap"),
+            (["-o", "x.mat", "--device", "abacus"], "abacus"),
+            (["-o", "x.mat", "--device", "meta"], "meta"),
+            (["-o", "x.png", "--picture", "x.png"], "would be lost"),
+            (["-o", "x.mat", "--picture", "./noisy.mat.png/../noisy.mat"], "would be lost"),
+            (["-o", "x.mat", "--picture", "page.png", "--band", "31"], "bands 0 to 30"),
+            (["-o", "x.mat", "--band", "3"], "--picture"),
+        ],
+        ids=lambda value: value[-1] if isinstance(value, list) else None,
+    )
+    def test_refusals(self, noisy, weights, tmp_path, capsys, monkeypatch, arguments, says):
+        monkeypatch.chdir(tmp_path)
+        Path("noisy.mat").write_bytes(noisy.read_bytes())
+        Path("nonsense.safetensors").write_bytes(b"no weights at all, just text")
+        if "--weights" not in arguments:
+            arguments = [*arguments, "--weights", str(weights)]
+        assert main(["denoise", "noisy.mat", *arguments]) == 2
+        message = capsys.readouterr().err
+        assert refused(message)
+        assert says in message
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["noisy.mat", "nonsense.safetensors"]
+        assert Path("noisy.mat").read_bytes() == noisy.read_bytes()
+
+    def test_the_shipped_weights_help(self, noisy, tmp_path):
+        call("denoise", noisy, "-o", "clean.mat", cwd=tmp_path)
+        before, after = (
+            json.loads(call("evaluate", path, noisy, "--json", cwd=tmp_path)) for path in (noisy, "clean.mat")
+        )
+        assert after["psnr"] > before["psnr"] + 10
+        assert after["ssim"] > before["ssim"] + 0.3
+        assert after["sam"] < before["sam"] / 2
+
+
+def bad_files():
+    """Name of the file -> how to make it, and what its one-line error says."""
+    cube = np.random.default_rng(0).random((6, 8, 5))
+    hole = cube.copy()
+    hole[2, 3, 4] = np.nan
+    many = scipy.io.savemat
+
+    def text(path):
+        path.write_text("no MATLAB file, only a long enough text to hold a header of 128 bytes" * 5)
+
+    def cut(path):
+        path.write_bytes(SAMPLE.read_bytes()[:5000])
+
+    return {
+        "text.mat": (text, r"not a MATLAB file"),
+        "empty.mat": (Path.touch, r"empty"),
+        "truncated.mat": (cut, r"truncated|cut short|incomplete|damaged"),
+        "flat.mat": (lambda path: many(path, {"a": np.eye(3), "b": "text"}), r"\ba\b"),
+        "two.mat": (lambda path: many(path, {"one": cube, "two": cube}), r"one.*two"),
+        "nan.mat": (lambda path: many(path, {"cube": hole}), r"NaN"),
+        "constant.mat": (lambda path: many(path, {"cube": np.full((6, 8, 5), 7.0)}), r"7|constant"),
+        "no_axis.mat": (lambda path: many(path, {"cube": np.zeros((6, 0, 5))}), r"6x0x5|empty"),
+        "complex.mat": (lambda path: many(path, {"cube": cube * 1j}), r"complex"),
+        "missing.mat": (lambda path: None, r"missing\.mat"),
+    }
+
+
+class TestBadInput:
+    """Each: exit status 2, one line on stderr that names the file or variable, nothing written."""
+
+    @pytest.mark.parametrize("name", bad_files())
+    def test_bad_file(self, tmp_path, weights, name):
+        make, says = bad_files()[name]
+        make(tmp_path / name)
+        before = sorted(tmp_path.iterdir())
+        message = call("denoise", name, "-o", "clean.mat", "--weights", weights, cwd=tmp_path, code=2)
+        assert refused(message)
+        assert re.search(says, message), message
+        assert sorted(tmp_path.iterdir()) == before
+
+    def test_wrong_key_lists_the_variables(self, tmp_path, weights):
+        message = call("denoise", SAMPLE, "--key", "cub", "-o", "c.mat", "--weights", weights, cwd=tmp_path, code=2)
+        assert refused(message)
+        assert "cube" in message
+        assert not list(tmp_path.iterdir())
+
+    def test_unwritable_target(self, tmp_path, weights):
+        (tmp_path / "folder.mat").mkdir()
+        message = call("denoise", SAMPLE, "-o", "folder.mat", "--weights", weights, cwd=tmp_path, code=2)
+        assert refused(message)
+        assert "folder.mat" in message
+
+
+class TestPaths:
+    """What every verb says of files that it cannot read or write."""
+
+    @pytest.mark.parametrize("name", ["o.npy", "o.tif", "o.hdr", "o.h5", "o.png", "o.v2", "-", ""])
+    @pytest.mark.parametrize("verb", ["denoise", "corrupt"])
+    def test_a_name_that_would_be_untrue(self, noisy, weights, tmp_path, capsys, monkeypatch, verb, name):
+        monkeypatch.chdir(tmp_path)
+        options = ["-o", name, "--weights", str(weights)] if verb == "denoise" else [name, "--noise", "blind"]
+        assert main([verb, str(noisy), *options]) == 2
+        message = capsys.readouterr().err
+        assert refused(message)
+        assert re.search({"-": "name of a file", "": "empty name"}.get(name, r"name it \.mat"), message)
+        assert names(tmp_path) == []
+
+    def test_a_name_like_that_of_the_source_is_true(self, weights, tmp_path):
+        cube = np.random.default_rng(0).random((9, 10, 4))
+        scipy.io.savemat(tmp_path / "a.dat", {"cube": cube}, appendmat=False)
+        call("denoise", "a.dat", "-o", "b.DAT", "--weights", weights, cwd=tmp_path)
+        write_mat(tmp_path / "c.mat", {"cube": cube}, hdf5=True)
+        call("denoise", "c.mat", "-o", "d.h5", "--weights", weights, cwd=tmp_path)
+        assert names(tmp_path) == ["a.dat", "b.DAT", "c.mat", "d.h5"]
+
+    @pytest.mark.parametrize("option", ["--out", "--config", "--data.root"])
+    def test_an_empty_name_is_no_folder(self, capsys, option):
+        assert main(["benchmark", option, ""]) == 2
+        assert "empty name" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("make", "says"),
+        [
+            (None, r"no such file: nowhere/x\.mat \(folder nowhere is missing\)"),
+            (os.mkfifo, "it is a pipe"),
+            (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(200)), "unpack"),
+            (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid"), "git lfs pull"),
+            (lambda path: path.write_text("<!DOCTYPE html><html>"), "web page"),
+            (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00" + bytes(200)), "NumPy"),
+        ],
+        ids=["missing", "pipe", "zip", "lfs", "html", "npy"],
+    )
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["denoise", "nowhere/x.mat"],
+            ["denoise", "nowhere/x.mat", "-o", "also/nowhere.mat"],
+            ["denoise", "nowhere/x.mat", "--picture", "also/nowhere.png", "--band", "0"],
+            ["inspect", "nowhere/x.mat"],
+            ["inspect", "nowhere/x.mat", "--json"],
+            ["evaluate", "nowhere/x.mat", str(SAMPLE)],
+            ["evaluate", str(SAMPLE), "nowhere/x.mat"],
+            ["corrupt", "nowhere/x.mat", "also/nowhere.mat", "--noise", "blind"],
+        ],
+        ids=lambda value: " ".join(value[:-1]),
+    )
+    def test_the_input_is_looked_at_first(self, tmp_path, capsys, monkeypatch, arguments, make, says):
+        monkeypatch.chdir(tmp_path)
+        if make is not None:
+            Path("nowhere").mkdir()
+            make(Path("nowhere/x.mat"))
+        before = sorted(tmp_path.rglob("*"))
+        assert main(arguments) == 2
+        message = capsys.readouterr().err
+        assert refused(message)
+        assert re.search(says, message), message
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_a_pipe_among_the_cubes_of_a_test_set(self, tmp_path, capsys):
+        (tmp_path / "cubes").mkdir()
+        os.mkfifo(tmp_path / "cubes" / "oak.mat")
+        assert main(["make-testset", str(tmp_path / "cubes"), str(tmp_path / "set")]) == 2
+        assert "it is a pipe" in capsys.readouterr().err
+        assert names(tmp_path) == ["cubes"]
+
+    def test_missing_weights_come_before_a_missing_folder(self, tmp_path, capsys):
+        assert main(["export", "--weights", "none.safetensors", "-o", str(tmp_path / "none" / "a.onnx")]) == 2
+        assert "none.safetensors: neither" in capsys.readouterr().err
+
+    def test_a_table_without_a_place_is_refused_before_it_is_computed(self, tmp_path, capsys, monkeypatch, rng):
+        monkeypatch.chdir(tmp_path)
+        Path("cubes").mkdir()
+        scipy.io.savemat("cubes/oak.mat", {"cube": rng.random((20, 22, 4))})
+        Path("a.yaml").write_text("{title: a, data: {root: cubes}, cases: [blind], methods: [noisy]}")
+        Path("results/a/scenes.csv").mkdir(parents=True)
+        assert main(["benchmark", "--config", "a.yaml"]) == 2
+        assert "scenes.csv: it is a folder" in capsys.readouterr().err
+        assert not list(Path("results/a/cells").iterdir())
+
+
+class TestPrinting:
+    """A job that is done is not called a failure because of what the console cannot show."""
+
+    def run(self, *arguments, cwd, out=subprocess.PIPE, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", "hsidenoise", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+            stdout=out,
+            stderr=subprocess.PIPE,
+        )
+
+    def test_a_console_without_the_letters_of_a_path(self, tmp_path):
+        folder = tmp_path / "数据"
+        folder.mkdir()
+        command = ("corrupt", SAMPLE, folder / "n.mat", "--noise", "blind", "--crop", "20")
+        done = self.run(*command, cwd=tmp_path, PYTHONIOENCODING="cp1252")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert rb"\u6570\u636e" in done.stdout
+        assert names(folder) == ["n.mat"]
+        failed = self.run("inspect", folder / "m.mat", cwd=tmp_path, PYTHONIOENCODING="cp1252:strict")
+        assert failed.returncode == 2
+        assert rb"no such file" in failed.stderr
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    def test_a_report_that_cannot_be_printed(self, tmp_path):
+        with Path("/dev/full").open("wb") as full:
+            command = ("corrupt", SAMPLE, "n.mat", "--noise", "blind", "--crop", "20")
+            done = self.run(*command, cwd=tmp_path, out=full, PYTHONUNBUFFERED="1")
+            answer = self.run("inspect", "n.mat", cwd=tmp_path, out=full)
+        assert done.returncode == 0
+        assert done.stderr.startswith(b"hsidenoise: warning: done, but the report could not be printed")
+        assert done.stderr.count(b"\n") == 1
+        assert names(tmp_path) == ["n.mat"]
+        assert answer.returncode == 2  # there the print is the job
+        assert refused(answer.stderr.decode())
+
+    def test_a_reader_that_has_gone_does_not_end_the_job(self, weights, noisy, tmp_path):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = ("denoise", noisy, "-o", "c.mat", "--weights", weights, "--picture", "page.png")
+        with os.fdopen(writing, "wb") as gone:
+            done = self.run(*command, cwd=tmp_path, out=gone, PYTHONUNBUFFERED="1")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert names(tmp_path) == ["c.mat", "page.png"]
+
+
+class TestDisk:
+    """A full disk, a folder that may not be written: one line, exit status 2, nothing left."""
+
+    @pytest.mark.parametrize("verb", ["denoise", "corrupt", "make-testset"])
+    def test_a_full_disk(self, noisy, weights, tmp_path, verb):
+        (tmp_path / "cubes").mkdir()
+        (tmp_path / "cubes" / "n.mat").write_bytes(noisy.read_bytes())
+        (tmp_path / "out.mat").write_bytes(b"old")
+        program = (
+            "import resource, sys; from hsidenoise.cli.main import main\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.exit(main(sys.argv[1:]))"
+        )
+        arguments = {
+            "denoise": ["cubes/n.mat", "-o", "out.mat", "--weights", weights],
+            "corrupt": ["cubes/n.mat", "out.mat", "--noise", "blind"],
+            "make-testset": ["cubes", "set", "--crop", "20", "--cases", "blind"],
+        }[verb]
+        done = subprocess.run(
+            [sys.executable, "-c", program, verb, *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert refused(done.stderr)
+        assert "nothing was left behind" in done.stderr
+        assert (tmp_path / "out.mat").read_bytes() == b"old"
+        assert not list(tmp_path.rglob(".*"))
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+    def test_a_folder_that_may_not_be_written(self, noisy, tmp_path, capsys):
+        tmp_path.chmod(0o555)
+        try:
+            assert main(["corrupt", str(noisy), str(tmp_path / "a.mat"), "--noise", "blind"]) == 2
+        finally:
+            tmp_path.chmod(0o755)
+        assert refused(capsys.readouterr().err)
+
+
+class TestInspect:
+    def test_says_what_would_be_read(self, capsys):
+        assert main(["inspect", str(SAMPLE)]) == 0
+        printed = capsys.readouterr().out
+        for said in ("128 x 160 x 31", "uint16", "axis 3 is the spectrum", "1 to 983", "400 to 700 nm", "noise"):
+            assert said in printed
+
+    def test_json(self, capsys, tmp_path, rng):
+        cube = np.linspace(1, 2, 30)[:, None] * np.linspace(1, 3, 24) + rng.normal(0, 0.01, (6, 30, 24))
+        cube[4] = rng.random((30, 24))
+        scipy.io.savemat(tmp_path / "a.mat", {"hsi": cube.transpose(1, 2, 0), "about": "text"})
+        assert main(["inspect", str(tmp_path / "a.mat"), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [item["name"] for item in found["variables"]] == ["hsi", "about"]
+        assert found["variables"][0]["shape"] == [30, 24, 6]
+        facts = found["cube"]
+        assert (facts["bands"], facts["height"], facts["width"]) == (6, 30, 24)
+        assert facts["bad_bands"] == [4]
+        assert facts["noise"]["worst_band"] == 4
+        assert facts["wavelengths"] is None
+        assert 0.005 < facts["noise"]["median"] < 0.02
+
+    def test_an_image_of_one_line_is_described_without_its_noise(self, capsys, tmp_path, rng):
+        path = tmp_path / "line.mat"
+        scipy.io.savemat(path, {"cube": rng.random((40, 1, 31))})
+        assert main(["inspect", str(path)]) == 0
+        printed = capsys.readouterr().out
+        assert "31 bands, height 40, width 1" in printed
+        assert "not estimated" in printed
+        assert main(["inspect", str(path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["cube"]["noise"] is None
+
+    def test_an_ambiguous_file_is_still_listed(self, capsys, tmp_path):
+        path = tmp_path / "two.mat"
+        scipy.io.savemat(path, {"one": np.ones((3, 4, 5)), "two": np.ones((3, 4, 5))})
+        assert main(["inspect", str(path)]) == 0
+        printed = capsys.readouterr().out
+        assert "no cube chosen" in printed
+        assert "3 x 4 x 5" in printed
+        assert main(["inspect", str(path), "--key", "three"]) == 2
+
+    def test_no_file(self, tmp_path):
+        assert refused(call("inspect", "a.mat", cwd=tmp_path, code=2))
+
+
+class TestEvaluate:
+    def scores(self, capsys, *arguments):
+        assert main(["evaluate", *map(str, arguments), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    def test_noisy_against_the_clean_cube_beside_it(self, noisy, capsys):
+        content = scipy.io.loadmat(noisy)
+        error = np.square(np.clip(content["input"].astype(float), 0, 1) - content["gt"]).mean(axis=(0, 1))
+        scores = self.scores(capsys, noisy, noisy)
+        assert scores["psnr"] == pytest.approx(np.mean(-10 * np.log10(error)), rel=1e-6)
+        assert scores["protocol"] == "standard"
+        assert "input" in scores["denoised"]
+        assert "gt" in scores["clean"]
+
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_every_protocol(self, noisy, capsys, protocol):
+        assert self.scores(capsys, noisy, noisy, "--protocol", protocol)["protocol"] == protocol
+        assert main(["evaluate", str(noisy), str(noisy), "--protocol", protocol]) == 0
+        assert ("degrees" in capsys.readouterr().out) == (protocol == "sert")
+
+    def test_the_cube_that_was_corrupted_serves_as_clean(self, tmp_path, capsys):
+        assert main(["corrupt", str(SAMPLE), str(tmp_path / "n.mat"), "--noise", "gaussian-30"]) == 0
+        capsys.readouterr()
+        beside = self.scores(capsys, tmp_path / "n.mat", tmp_path / "n.mat")
+        original = self.scores(capsys, tmp_path / "n.mat", SAMPLE)
+        assert original["psnr"] == pytest.approx(beside["psnr"], rel=1e-5)
+        assert original["sam"] == pytest.approx(beside["sam"], rel=1e-4)
+
+    def test_integers_are_measured_on_the_clean_range(self, tmp_path, capsys, rng):
+        clean = rng.integers(100, 1101, (9, 11, 5)).astype(np.uint16)
+        clean[0, 0, 0], clean[0, 0, 1] = 100, 1100
+        denoised = clean.copy()
+        denoised[:-1] += 10
+        scipy.io.savemat(tmp_path / "c.mat", {"cube": clean})
+        scipy.io.savemat(tmp_path / "d.mat", {"cube": denoised})
+        scores = self.scores(capsys, tmp_path / "d.mat", tmp_path / "c.mat")
+        difference = np.clip((denoised.astype(float) - 100) / 1000, 0, 1) - (clean.astype(float) - 100) / 1000
+        expected = np.mean(-10 * np.log10(np.square(difference).mean(axis=(0, 1))))
+        assert scores["psnr"] == pytest.approx(expected, rel=1e-4)
+        assert "100 .. 1100" in scores["scaling"]
+        given = self.scores(capsys, tmp_path / "d.mat", tmp_path / "c.mat", "--data-range", "2000")
+        assert given["data_range"] == 2000
+        assert given["psnr"] > scores["psnr"] + 5
+
+    @pytest.mark.parametrize("value", [-9999.0, np.nan, 1e20])
+    def test_what_both_mark_as_no_data_is_left_out_and_said(self, capsys, tmp_path, real_crop, value):
+        clean = 0.1 + 0.5 * real_crop.transpose(1, 2, 0).astype(np.float64)
+        denoised = clean + np.random.default_rng(0).normal(0, 0.01, clean.shape)
+        for name, cube in (("d", denoised), ("c", clean)):
+            cube[:, :20] = cube[..., 3:5] = value
+            scipy.io.savemat(tmp_path / f"{name}.mat", {"cube": cube})
+            scipy.io.savemat(tmp_path / f"{name}0.mat", {"cube": np.delete(cube[:, 20:], [3, 4], axis=2)})
+        alone = self.scores(capsys, tmp_path / "d0.mat", tmp_path / "c0.mat")
+        scores = self.scores(capsys, tmp_path / "d.mat", tmp_path / "c.mat")
+        for name in ("psnr", "ssim", "sam", "ergas"):
+            assert scores[name] == pytest.approx(alone[name], rel=1e-9)
+        assert (scores["pixels_scored"], scores["pixels"], scores["bands_left_out"]) == (48 * 44, 48 * 64, [3, 4])
+        assert main(["evaluate", str(tmp_path / "d.mat"), str(tmp_path / "c.mat")]) == 0
+        said = capsys.readouterr().out
+        assert "no data   " + ("NaN or infinite" if np.isnan(value) else f"{value:.6g} in both cubes") in said
+        assert "scored    2112 of 3072 pixels, without bands 3-4" in said
+
+    def test_bands_beyond_the_scores_are_named(self, tmp_path, real_crop):
+        clean = real_crop.transpose(1, 2, 0).copy()
+        clean[..., 9] = 0
+        denoised = clean + np.float32(0.01)
+        for value, name, said in (
+            (
+                0,
+                "bands_of_infinite_psnr",
+                "the PSNR is infinite: both cubes are the same in band 9 (0-based); PSNR over",
+            ),
+            (1e-4, "bands_of_infinite_ergas", "the ERGAS is infinite: the clean mean is 0 in band 9 (0-based)"),
+        ):
+            denoised[..., 9] = value
+            for path, cube in (("d.mat", denoised), ("c.mat", clean)):
+                scipy.io.savemat(tmp_path / path, {"cube": cube})
+            done = run("evaluate", "d.mat", "c.mat", "--json", cwd=tmp_path)
+            assert json.loads(done.stdout)[name] == [9]
+            assert said in done.stderr
+
+    def test_axes_and_sizes_of_either_side(self, capsys, tmp_path, rng):
+        cube = rng.random((9, 11, 5))
+        scipy.io.savemat(tmp_path / "cube.mat", {"cube": cube})
+        scipy.io.savemat(tmp_path / "matrix.mat", {"Y": cube.reshape(99, 5, order="F").T})
+        paths = tmp_path / "matrix.mat", tmp_path / "cube.mat"
+        assert self.scores(capsys, *paths, "--size", "9x11")["psnr"] is None
+        assert self.scores(capsys, *reversed(paths), "--clean-size", "9x11", "--clean-axes", "BP")["psnr"] is None
+
+    def test_identical_cubes_have_no_finite_psnr(self, capsys):
+        assert self.scores(capsys, SAMPLE, SAMPLE)["psnr"] is None
+
+    def test_other_units_are_warned_of(self, noisy, tmp_path):
+        content = scipy.io.loadmat(noisy)
+        scipy.io.savemat(tmp_path / "d.mat", {"cube": content["input"] * 1000})
+        done = run("evaluate", "d.mat", noisy, cwd=tmp_path)
+        assert done.returncode == 0
+        assert done.stderr.startswith("hsidenoise: warning: ")
+        assert "same unit" in done.stderr
+
+    def test_other_sizes(self, noisy, capsys):
+        assert main(["evaluate", str(noisy), str(SAMPLE)]) == 2
+        message = capsys.readouterr().err
+        assert refused(message)
+        for said in ("48 x 48", "128 x 160", "cropped", "holds its own clean cube"):
+            assert said in message
+
+
+class TestWeights:
+    def test_json_has_every_row(self, capsys):
+        assert main(["weights", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert [row["name"] for row in rows] == list(WEIGHTS)
+        for row in rows:
+            assert row["parameters"] > 1000
+            assert row["bytes"] > 4 * row["parameters"]
+
+    def test_table(self, capsys):
+        assert main(["weights"]) == 0
+        printed = capsys.readouterr().out
+        assert printed.strip()
+        for row in WEIGHTS.values():
+            assert row.name in printed
+            assert row.sha256 in printed
+
+
+class TestTrain:
+    def test_help_names_the_command(self, capsys):
+        assert main(["train", "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("usage: hsidenoise train [")
+        assert "__main__" not in shown
+        assert "pytest" not in shown
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--nonsense"], "--nonsense"),
+            (["--data.root", "x", "--trainer.max_steps", "many"], "trainer.max_steps.*many"),
+            (["--config", "no.yaml"], "no.yaml"),
+            ([], "data.root"),
+        ],
+    )
+    def test_a_wrong_option_is_refused_in_one_line(self, capsys, arguments, message):
+        assert main(["train", *arguments]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert refused(shown.err)
+        assert re.search(message, shown.err)
+        assert "hsidenoise train --help" in shown.err
+
+    def test_options_reach_the_trainer(self, tmp_path):
+        message = call("train", "--data.root", "nowhere", "--trainer.logger", "false", cwd=tmp_path, code=2)
+        assert message.splitlines()[-1].startswith("hsidenoise: error: ")
+        assert "nowhere" in message.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is that of Linux")
+def test_too_little_memory_is_one_line(tmp_path):
+    script = """
+import resource, sys
+import numpy
+from hsidenoise.cli.main import main
+from hsidenoise.data.io import write_arrays
+cube = numpy.random.default_rng(0).random((300, 300, 40), dtype=numpy.float32)
+write_arrays(sys.argv[1], {"cube": cube})
+write_arrays(sys.argv[2], {"cube": cube[:32, :32]})
+assert main(["evaluate", sys.argv[2], sys.argv[2]]) == 0
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 3 * cube.nbytes,) * 2)
+raise SystemExit(main(["evaluate", sys.argv[1], sys.argv[1]]))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "a.mat"), str(tmp_path / "b.mat")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("hsidenoise: error: not enough memory")
+    assert "take a smaller cube" in done.stderr
