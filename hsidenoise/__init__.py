@@ -15,16 +15,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hsidenoise.training.datamodule import CubeDataModule
     from hsidenoise.data.io import Cube, read_cube, write_cube
     from hsidenoise.inference.denoise import denoise, denoise_file
     from hsidenoise.metrics.functional import evaluate
     from hsidenoise.models import create_model
     from hsidenoise.models.attention.biformer import BiFormerBlock
     from hsidenoise.models.attention.bra import BiLevelRoutingAttention
-    from hsidenoise.noise.cases import NOISE_CASES, corrupt
-    from hsidenoise.training.task import DenoisingTask
     from hsidenoise.models.weights import load_model
+    from hsidenoise.noise.cases import NOISE_CASES, corrupt
+    from hsidenoise.training.datamodule import CubeDataModule
+    from hsidenoise.training.task import DenoisingTask
 
 __version__ = "0.1.0"
 

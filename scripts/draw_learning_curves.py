@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 from hsidenoise.benchmark.efficiency_figure import COLOURS
 from hsidenoise.figures.file import save_figure
-from hsidenoise.system.files import replacing
 from hsidenoise.models.weights import read_header
+from hsidenoise.system.files import replacing
 
 FIELDS = ["name", "part", "passes", "step", "minutes", "psnr"]
 

@@ -62,8 +62,7 @@ def _read_weights(path: Path) -> None:
     import numpy as np
 
     from hsidenoise import denoise, load_model
-    from hsidenoise.benchmark.seen_scenes import VALIDATION_SCENES, scenes_seen
-    from hsidenoise.models.weights import read_header
+    from hsidenoise.models.weights import VALIDATION_SCENES, read_header, scenes_seen
 
     header = read_header(path)
     scenes_seen(header)

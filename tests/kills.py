@@ -30,10 +30,10 @@ import yaml
 
 from hsidenoise.cli import main as cli
 from hsidenoise.data.io import write_arrays
-from hsidenoise.system.files import sha256
 from hsidenoise.models import create_model
-from hsidenoise.training.run import TrainCLI
 from hsidenoise.models.weights import load_model, save_weights
+from hsidenoise.system.files import sha256
+from hsidenoise.training.run import TrainCLI
 
 NETWORK = {"dim": 8, "num_blocks": (1, 0, 0), "num_refinement_blocks": 0}
 

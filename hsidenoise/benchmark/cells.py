@@ -17,19 +17,19 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from hsidenoise.classical.methods import find_method, run_baseline
 from hsidenoise.benchmark.code_version import code_version
+from hsidenoise.benchmark.config import WEIGHTS
+from hsidenoise.classical.methods import find_method, run_baseline
+from hsidenoise.data.noisy_sets import read_pair
 from hsidenoise.data.scenes import read_clean
+from hsidenoise.inference.denoise import denoise
+from hsidenoise.inference.network import choose_model
+from hsidenoise.metrics.functional import evaluate
+from hsidenoise.noise.cases import corrupt
 from hsidenoise.system.device import find_device, is_out_of_memory
 from hsidenoise.system.files import replacing, sha256, write_text
-from hsidenoise.inference.denoise import denoise
-from hsidenoise.metrics.functional import evaluate
-from hsidenoise.inference.network import choose_model
-from hsidenoise.noise.cases import corrupt
 from hsidenoise.system.operations import count_operations
 from hsidenoise.system.peak_memory import PeakMemory
-from hsidenoise.benchmark.config import WEIGHTS
-from hsidenoise.data.noisy_sets import read_pair
 
 COUNTED = 128
 """Side in pixels of the image whose operations are counted; the networks' cost is linear in the pixels."""

@@ -9,13 +9,13 @@ from pathlib import Path
 from reprlib import repr as _short
 from typing import Any, get_args
 
+from hsidenoise.benchmark.table import NOISY
 from hsidenoise.classical.methods import BASELINES
 from hsidenoise.data.scenes import DATASETS
-from hsidenoise.system.device import Precision
-from hsidenoise.signal.scaling import NORMALIZE_MODES
 from hsidenoise.metrics.protocols import PROTOCOLS
-from hsidenoise.benchmark.table import NOISY
 from hsidenoise.models.weights import ASKED, said
+from hsidenoise.signal.scaling import NORMALIZE_MODES
+from hsidenoise.system.device import Precision
 from hsidenoise.system.yaml_text import read_yaml
 
 TEST_SET = "testset"

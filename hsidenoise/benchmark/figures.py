@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32
 
-from hsidenoise.figures import cubes as figures
 from hsidenoise.benchmark.efficiency_figure import COLOURS, EfficiencyPoint, efficiency
+from hsidenoise.figures import cubes as figures
 from hsidenoise.figures.file import save_figure
 from hsidenoise.metrics.functional import bandwise_psnr
 

@@ -16,15 +16,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hsidenoise.classical.methods import BASELINES
-from hsidenoise.benchmark.code_version import libraries
-from hsidenoise.data.io import read_cube
-from hsidenoise.system.device import find_device
-from hsidenoise.system.files import check_target, commit, write_text
-from hsidenoise.system.process import run_module
-from hsidenoise.system.machine import describe_machine, usable_cores
-from hsidenoise.system.memory import free_memory
-from hsidenoise.benchmark.published import published_lines
 from hsidenoise.benchmark.cells import (
     COUNTED,
     operations,
@@ -34,12 +25,21 @@ from hsidenoise.benchmark.cells import (
     version_of,
     weights_digest,
 )
+from hsidenoise.benchmark.code_version import libraries
 from hsidenoise.benchmark.config import TEST_SET, WEIGHTS, TableConfig
-from hsidenoise.benchmark.table import NOISY, Line, Score, Table, mean_and_deviation
 from hsidenoise.benchmark.figures import EfficiencyPoint, comparison, efficiency, spectra
 from hsidenoise.benchmark.plan import Plan, first_pair, leaks, marked, plan_table, shown_cells, trained_on
 from hsidenoise.benchmark.pool import run_cells
+from hsidenoise.benchmark.published import published_lines
 from hsidenoise.benchmark.render import scenes_csv, to_csv, to_latex, to_markdown
+from hsidenoise.benchmark.table import NOISY, Line, Score, Table, mean_and_deviation
+from hsidenoise.classical.methods import BASELINES
+from hsidenoise.data.io import read_cube
+from hsidenoise.system.device import find_device
+from hsidenoise.system.files import check_target, commit, write_text
+from hsidenoise.system.machine import describe_machine, usable_cores
+from hsidenoise.system.memory import free_memory
+from hsidenoise.system.process import run_module
 
 _PROCESS = 600e6
 """Memory of a process with PyTorch loaded, bytes."""

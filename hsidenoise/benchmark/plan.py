@@ -6,17 +6,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hsidenoise.classical.methods import find_method
-from hsidenoise.data.scenes import scene_name
-from hsidenoise.system.files import sha256
-from hsidenoise.noise.cases import noise_case
-from hsidenoise.benchmark.published import published_lines
 from hsidenoise.benchmark.cells import Given, Job, read_given, version_of
 from hsidenoise.benchmark.config import TEST_SET, WEIGHTS, Method, TableConfig
-from hsidenoise.benchmark.table import NOISY
+from hsidenoise.benchmark.published import published_lines
 from hsidenoise.benchmark.scenes import Scene, find_table_scenes
-from hsidenoise.benchmark.seen_scenes import overlap, scenes_seen
-from hsidenoise.models.weights import read_header
+from hsidenoise.benchmark.seen_scenes import overlap
+from hsidenoise.benchmark.table import NOISY
+from hsidenoise.classical.methods import find_method
+from hsidenoise.data.scenes import scene_name
+from hsidenoise.models.weights import read_header, scenes_seen
+from hsidenoise.noise.cases import noise_case
+from hsidenoise.system.files import sha256
 
 LEAK = "LEAK"
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from hsidenoise.system.files import remove_leftovers
 from hsidenoise.benchmark.cells import Job, compute, read_cell
+from hsidenoise.system.files import remove_leftovers
 
 
 def run_cells(

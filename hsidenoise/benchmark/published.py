@@ -25,7 +25,8 @@ class PublishedRow:
         method: Name of the method.
         dataset: Data set it was tested on.
         crop: Size of the test images, such as "512x512".
-        protocol: Row of :data:`hsidenoise.metrics.functional.PROTOCOLS` behind the numbers; empty where it is not known.
+        protocol: Row of :data:`hsidenoise.metrics.functional.PROTOCOLS` behind the numbers; empty where it is not
+            known.
         case: Noise case, named as in :data:`hsidenoise.noise.cases.NOISE_CASES`.
         psnr: In dB.
         ssim: None where it is not printed, or not under a known protocol.

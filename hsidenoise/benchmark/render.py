@@ -1,9 +1,9 @@
 """Tables as papers print them: methods x noise cases x PSNR, SSIM and SAM, as Markdown, LaTeX and CSV.
 
-Text out of data (:mod:`hsidenoise.benchmark.table`), nothing is read or measured here. A page must say what its numbers may
-be used for: facts at its head, lines that were told sigma and lines that leak marked inside it, cells of fewer scenes
-than the others counted and left out of the ranking, published numbers apart. Two runs of the same benchmark differ in
-the seconds only, which have a column of their own.
+Text out of data (:mod:`hsidenoise.benchmark.table`), nothing is read or measured here. A page must say what its numbers
+may be used for: facts at its head, lines that were told sigma and lines that leak marked inside it, cells of fewer
+scenes than the others counted and left out of the ranking, published numbers apart. Two runs of the same benchmark
+differ in the seconds only, which have a column of their own.
 
 Markdown holds one small table per metric, because three numbers with their deviations in one cell are unreadable from
 five noise cases on; LaTeX holds one float with three rows per method, because that is how papers print it.

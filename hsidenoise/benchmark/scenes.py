@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsidenoise.data.scenes import DATASETS, Split, cubes_in, read_split, scene_name, scenes_under
 from hsidenoise.benchmark.config import TEST_SET, Data
 from hsidenoise.data.noisy_set_maker import is_gaussian
 from hsidenoise.data.noisy_sets import find_test_set
+from hsidenoise.data.scenes import DATASETS, Split, cubes_in, read_split, scene_name, scenes_under
 
 
 @dataclass(frozen=True)

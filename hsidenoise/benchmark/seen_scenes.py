@@ -4,40 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from reprlib import repr as short
 
-from hsidenoise.data.scenes import scene_name
 from hsidenoise.inference.onnx_network import OnnxNetwork
-from hsidenoise.models.weights import read_header, read_json
-
-#: Header keys of the scenes that weights have seen: JSON lists of names as ``scene_name`` gives them.
-TRAINING_SCENES, VALIDATION_SCENES = "training_scenes", "validation_scenes"
-
-
-def scenes_seen(header: Mapping[str, str], key: str = TRAINING_SCENES) -> list[str]:
-    """Scenes that weights were trained on (or chosen by), those of the weights they started from included.
-
-    Args:
-        header: Header of a weights file, as ``hsidenoise.models.weights.read_header`` gives it.
-        key: :data:`TRAINING_SCENES` or :data:`VALIDATION_SCENES`.
-
-    Returns:
-        Sorted names; of an older file, which has no such list, those that it describes in words.
-
-    Raises:
-        ValueError: If the list is none; it names the key.
-
-    Example:
-        >>> scenes_seen({"data": "folder: balloons_ms, beads"})
-        ['balloons', 'beads']
-    """
-    if key in header:
-        names = read_json(header, key, list)
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{key} is {short(header[key])}: a JSON list of names is expected")
-        return sorted(names)
-    words = header.get("data", "").partition(": ")[2] if key == TRAINING_SCENES else header.get("validation", "")
-    return sorted({scene_name(name.strip()) for name in words.split(",") if name.strip()})
+from hsidenoise.models.weights import TRAINING_SCENES, VALIDATION_SCENES, read_header, read_json, scenes_seen
 
 
 def overlap(source: str | Path, scenes: Collection[str]) -> tuple[list[str], list[str]]:

@@ -24,9 +24,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64
 
-from hsidenoise.signal.noise_level import noise_level
-from hsidenoise.classical.subspace import SIGMA_FLOOR, denoise_planes, sigma_per_band, spread_of_most, unexplained_by_others
+from hsidenoise.classical.subspace import (
+    SIGMA_FLOOR,
+    denoise_planes,
+    sigma_per_band,
+    spread_of_most,
+    unexplained_by_others,
+)
 from hsidenoise.classical.total_variation import denoise_tv
+from hsidenoise.signal.noise_level import noise_level
 
 # All chosen on cave/validation and two scenes of cave/train.
 _OFF_MEDIAN = 3.0  # noise levels off the median cube at which a value is trusted by half

@@ -20,8 +20,8 @@ def tables(options: argparse.Namespace) -> None:
             test, or a method fails.
         OSError: If a file cannot be read or written.
     """
-    from hsidenoise.benchmark.make import make_tables
     from hsidenoise.benchmark.config import read_config, refuse_code, with_choice
+    from hsidenoise.benchmark.make import make_tables
 
     config = with_choice(
         read_config(options.config),

@@ -170,8 +170,8 @@ def corrupt(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure a denoised cube against the clean one."""
-    from hsidenoise.signal.mask import scorable, spans
     from hsidenoise.metrics.functional import PROTOCOLS, evaluate
+    from hsidenoise.signal.mask import scorable, spans
 
     denoised_path, clean_path = Path(options.denoised), Path(options.clean)
     key = options.key or _preferred(denoised_path, NOISY_KEY)
@@ -292,8 +292,8 @@ def _bands(bands: list[int]) -> str:
 
 def _facts(cube: Cube) -> dict[str, Any]:
     """What `inspect` says of the cube, JSON-able."""
-    from hsidenoise.signal.noise_level import bad_bands, noise_level
     from hsidenoise.signal.mask import find_extremes
+    from hsidenoise.signal.noise_level import bad_bands, noise_level
 
     bands, height, width = cube.values.shape
     low, high = float(cube.values.min()), float(cube.values.max())

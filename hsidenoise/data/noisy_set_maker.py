@@ -20,13 +20,13 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from tqdm.auto import tqdm
 
-from hsidenoise.data.scenes import DATASETS, centre_crop, cubes_in, read_split, scene_name, scenes_under
 from hsidenoise.data.io import ABOUT, list_variables, read_cube, write_arrays
 from hsidenoise.data.layout import times
-from hsidenoise.system.files import check_source, check_target, sha256, write_text
+from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, pair_files, published_arrays
+from hsidenoise.data.scenes import DATASETS, centre_crop, cubes_in, read_split, scene_name, scenes_under
 from hsidenoise.noise.cases import corrupt, noise_case
 from hsidenoise.noise.rules import SameSigma
-from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, pair_files, published_arrays
+from hsidenoise.system.files import check_source, check_target, sha256, write_text
 
 #: File in the folder of a set that says how it was made.
 MANIFEST = "testset.json"

@@ -14,17 +14,17 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import nn
 
+from hsidenoise.inference.ensemble import Ensemble, mirrorings
+from hsidenoise.inference.network import bands_of, choose_model, name_of
+from hsidenoise.inference.onnx_network import OnnxNetwork
 from hsidenoise.inference.tiles import run_tiles
 from hsidenoise.models.compiled import Compiled
-from hsidenoise.system.device import Precision, find_precision, in_use, is_out_of_memory
-from hsidenoise.inference.ensemble import Ensemble, mirrorings
 from hsidenoise.signal.mask import find_extremes
-from hsidenoise.system.memory import SMALLEST_TILE, fitting_tile, free_memory
-from hsidenoise.inference.network import bands_of, choose_model, name_of
-from hsidenoise.signal.scaling import Scaling, fit_scaling
-from hsidenoise.inference.onnx_network import OnnxNetwork
 from hsidenoise.signal.pilot_filter import further_passes
+from hsidenoise.signal.scaling import Scaling, fit_scaling
 from hsidenoise.signal.tiling import Tiling, tile_size
+from hsidenoise.system.device import Precision, find_precision, in_use, is_out_of_memory
+from hsidenoise.system.memory import SMALLEST_TILE, fitting_tile, free_memory
 
 if TYPE_CHECKING:
     from hsidenoise.data.io import Cube
@@ -127,8 +127,9 @@ def denoise(
     Args:
         noisy: Cube of shape (bands, height, width), in any unit and of any integer or floating dtype. Not written to.
         model: A network with an attribute ``bands``, or the name of shipped weights, or the path of a weights file or
-            of an ``.onnx`` file that :func:`hsidenoise.inference.export.export_onnx` wrote; the default weights if None. A
-            network is used where it is: its training mode is restored, and if ``device`` moves it, it is moved back.
+            of an ``.onnx`` file that :func:`hsidenoise.inference.export.export_onnx` wrote; the default weights if
+            None. A network is used where it is: its training mode is restored, and if ``device`` moves it, it is moved
+            back.
         tile: Height and width of a tile in pixels. If None, the sizes near 96, or near what the weights ask for,
             that cover height and width with little to spare (near 96: an axis of up to about 130 pixels goes whole, 512
             as seven tiles of 96); smaller ones, with a warning, where the memory is little. Larger tiles are faster by
@@ -146,15 +147,15 @@ def denoise(
             by up to 4e-4 of the range in the mean, 2e-2 at most, and its PSNR by 0.01 dB (seven pairs of a scene of
             `cave/validation`, centre 256 x 256, and a case from gaussian-5 to mixture). ``auto`` takes it where the
             hardware has it (NVIDIA GPUs since Ampere, CPUs with AMX).
-        compile: Compile the network first: see :class:`hsidenoise.models.compiled.Compiled` for how long it takes, how often,
-            and when it pays.
+        compile: Compile the network first: see :class:`hsidenoise.models.compiled.Compiled` for how long it takes, how
+            often, and when it pays.
         ensemble: Ways in which each tile goes through the network, 1, 2, 4 or 8: mirrored in its columns, rows and
-            bands, the answers mirrored back and averaged (:class:`hsidenoise.inference.ensemble.Ensemble`). The time grows with
-            it, the memory hardly.
+            bands, the answers mirrored back and averaged (:class:`hsidenoise.inference.ensemble.Ensemble`). The time
+            grows with it, the memory hardly.
         join: Whether windows of bands are joined by that last step, or only blended.
         passes: 1 is the network alone; each further pass takes the result so far as the pilot of a Wiener filter of the
-            whole noisy cube, all bands at once (:func:`hsidenoise.signal.pilot_filter.second_step`). If None, what the network
-            asks for by an attribute ``passes``, 2 for HCANet-BRA, else 1.
+            whole noisy cube, all bands at once (:func:`hsidenoise.signal.pilot_filter.second_step`). If None, what the
+            network asks for by an attribute ``passes``, 2 for HCANet-BRA, else 1.
         progress: Show a progress bar on standard error.
 
     Returns:
@@ -163,8 +164,8 @@ def denoise(
         costs no digits.
 
     Warns:
-        RuntimeWarning: If values are no measurement (:func:`hsidenoise.signal.mask.find_extremes`). The network does not see
-            them and they come back as they are, unless ``normalize`` is not ``auto``.
+        RuntimeWarning: If values are no measurement (:func:`hsidenoise.signal.mask.find_extremes`). The network does
+            not see them and they come back as they are, unless ``normalize`` is not ``auto``.
 
     Raises:
         ValueError: If the array is not a cube of real, finite and not all equal numbers, if an option is out of

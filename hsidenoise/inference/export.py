@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hsidenoise.system.device import in_use
-from hsidenoise.system.files import check_target, replacing
-from hsidenoise.models import MODELS
-from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.inference.onnx_network import ESTIMATE_INPUTS, FORMAT, OnnxNetwork
 from hsidenoise.inference.onnx_padding import MULTIPLE, padded, with_padding
+from hsidenoise.models import MODELS
+from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS
 from hsidenoise.models.weights import load_model, read_header
+from hsidenoise.system.device import in_use
+from hsidenoise.system.files import check_target, replacing
 
 if TYPE_CHECKING:
     import onnx

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hsidenoise.system.device import is_out_of_memory
 from hsidenoise.models.blocks import pad_to_multiple
 from hsidenoise.models.hcanet_bra import HCANetBRA
+from hsidenoise.system.device import is_out_of_memory
 
 _MULTIPLE = 4  # to which the networks pad inside
 

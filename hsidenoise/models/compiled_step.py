@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hsidenoise.system.device import is_out_of_memory
 from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.signal.spectral_wiener import SpectralEstimate
+from hsidenoise.system.device import is_out_of_memory
 
 CompileWhen = Literal["off", "on", "auto"]
 

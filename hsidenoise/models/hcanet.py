@@ -26,8 +26,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hsidenoise.models.blocks import Downsample, LayerNorm2d, Upsample, pad_to_multiple
-from hsidenoise.models.fusion import ConvAttentionFusion
 from hsidenoise.models.feed_forward import FEED_FORWARD_EXPANSION, MultiScaleFeedForward
+from hsidenoise.models.fusion import ConvAttentionFusion
 
 LAYER_NORMS = {"WithBias": True, "BiasFree": False}
 LEVELS = 3

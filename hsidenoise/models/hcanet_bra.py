@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hsidenoise.models.blocks import Downsample, LayerNorm2d, Upsample, pad_to_multiple
 from hsidenoise.models.attention.bra import BiLevelRoutingAttention
-from hsidenoise.models.fusion import ChannelAttention
+from hsidenoise.models.blocks import Downsample, LayerNorm2d, Upsample, pad_to_multiple
 from hsidenoise.models.feed_forward import Mlp, MultiScaleFeedForward
+from hsidenoise.models.fusion import ChannelAttention
 from hsidenoise.models.spectral_conv import LocalBranch
 from hsidenoise.signal.spectral_wiener import OVERLAP, ROUNDS, SpectralEstimate, spectral_wiener
 

@@ -19,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from hsidenoise.system import files
+from hsidenoise.data.scenes import scene_name
 from hsidenoise.models import create_model
 from hsidenoise.models.hcanet import HCANet
 from hsidenoise.models.released import load_released
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS, WEIGHTS
+from hsidenoise.system import files
 
 FORMAT = "hsidenoise-weights-1"
 
@@ -36,6 +37,9 @@ LARGEST_HEADER, LARGEST_FIELD = 10_000_000, 1_000_000
 _Kind = TypeVar("_Kind")
 
 _RESERVED = ("format", "model", "config")
+
+#: Header keys of the scenes that weights have seen: JSON lists of names as ``scene_name`` gives them.
+TRAINING_SCENES, VALIDATION_SCENES = "training_scenes", "validation_scenes"
 
 
 def save_weights(path: str | Path, model: nn.Module, *, name: str, metadata: Mapping[str, str] | None = None) -> None:
@@ -223,6 +227,32 @@ def said(taken: Sequence[Any]) -> str:
     if isinstance(taken, range):
         return f"a whole number from {taken.start} to {taken.stop - 1}"
     return f"one of {', '.join(str(each) for each in taken)}"
+
+
+def scenes_seen(header: Mapping[str, str], key: str = TRAINING_SCENES) -> list[str]:
+    """Scenes that weights were trained on (or chosen by), those of the weights they started from included.
+
+    Args:
+        header: Header of a weights file, as :func:`read_header` gives it.
+        key: :data:`TRAINING_SCENES` or :data:`VALIDATION_SCENES`.
+
+    Returns:
+        Sorted names; of an older file, which has no such list, those that it describes in words.
+
+    Raises:
+        ValueError: If the list is none; it names the key.
+
+    Example:
+        >>> scenes_seen({"data": "folder: balloons_ms, beads"})
+        ['balloons', 'beads']
+    """
+    if key in header:
+        names = read_json(header, key, list)
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{key} is {short(header[key])}: a JSON list of names is expected")
+        return sorted(names)
+    words = header.get("data", "").partition(": ")[2] if key == TRAINING_SCENES else header.get("validation", "")
+    return sorted({scene_name(name.strip()) for name in words.split(",") if name.strip()})
 
 
 def read_json(facts: Mapping[str, str], name: str, kind: type[_Kind]) -> _Kind:

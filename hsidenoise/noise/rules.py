@@ -1,7 +1,7 @@
 """What noise cases are made of: how sigmas are drawn, which columns are hit, which pixels.
 
-:mod:`hsidenoise.noise.cases` puts these together, with the papers' numbers. Values refer to a clean cube scaled to [0, 1];
-sigmas are on the 0-255 scale, as the papers write them.
+:mod:`hsidenoise.noise.cases` puts these together, with the papers' numbers. Values refer to a clean cube scaled to [0,
+1]; sigmas are on the 0-255 scale, as the papers write them.
 """
 
 from __future__ import annotations

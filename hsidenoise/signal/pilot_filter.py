@@ -29,13 +29,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Float64, Int64, Real
 from torch import Tensor
 
+from hsidenoise.signal.scaling import Scaling
 from hsidenoise.signal.spectral_wiener import (
     SIGMA_FLOOR,
     column_offsets,
     trust,
     without_common,
 )
-from hsidenoise.signal.scaling import Scaling
 
 # All chosen with the shipped default on cave/validation, centre 256 x 256, mean PSNR / SAM of eight cases from
 # gaussian-5 to mixture: 37.59 dB / 0.166 without this step, 38.93 / 0.128 with it.

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Real
 from numpy.typing import DTypeLike
 
-from hsidenoise.signal.noise_level import noise_level
 from hsidenoise.signal.mask import Extremes, find_extremes
+from hsidenoise.signal.noise_level import noise_level
 
 NORMALIZE_MODES = ("auto", "none", "minmax")
 

@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from hsidenoise.training.pairs import Batch
 from hsidenoise.figures.cubes import false_colour, fit_stretch, rgb_bands
+from hsidenoise.training.pairs import Batch
 
 
 class AverageWeights(WeightAveraging):

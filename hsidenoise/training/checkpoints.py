@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from hsidenoise.training.pairs import Batch
 from hsidenoise.system.files import replacing
+from hsidenoise.training.pairs import Batch
 
 LAST = "last.ckpt"
 BEST = "val/psnr"  # what the best checkpoint and the weights file are chosen by
@@ -270,7 +270,8 @@ def changed_options(
 
 def _moved(state: dict[str, Any], folder: str) -> dict[str, Any]:
     def here(path: str) -> str:
-        return os.path.join(folder, os.path.basename(path)) if path else path  # noqa: PTH118, PTH119 - Lightning's strings
+        return os.path.join(folder, os.path.basename(path)) if path else path  # noqa: PTH118, PTH119 - Lightning's
+        strings
 
     moved = dict(state, dirpath=folder)
     for name in ("best_model_path", "kth_best_model_path", "last_model_path"):

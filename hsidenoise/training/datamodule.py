@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hsidenoise.training.augment import BandAugment
 from hsidenoise.data.scenes import DATASETS, Scenes, find_scenes, read_clean, scene_name
+from hsidenoise.models.hcanet_bra import HCANetBRA
+from hsidenoise.signal.spectral_wiener import SpectralEstimate, spectral_wiener
+from hsidenoise.training.augment import BandAugment
 from hsidenoise.training.loader import ResumableLoader, ignore_interrupts
-from hsidenoise.training.patches import SCALES, Cache, CubeStore
 from hsidenoise.training.pairs import (
     Batch,
     Pair,
@@ -28,8 +29,7 @@ from hsidenoise.training.pairs import (
     ValidationPairs,
     with_noise,
 )
-from hsidenoise.models.hcanet_bra import HCANetBRA
-from hsidenoise.signal.spectral_wiener import SpectralEstimate, spectral_wiener
+from hsidenoise.training.patches import SCALES, Cache, CubeStore
 
 #: Weights of the noise cases of a blind network: what the shipped weights were trained on.
 BLIND = {

@@ -15,11 +15,11 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from hsidenoise.training.augment import BandAugment, scaled
-from hsidenoise.training.patches import CubeStore
-from hsidenoise.signal.spectral_wiener import SpectralEstimate
 from hsidenoise.noise.cases import NoiseCase, noise_case
+from hsidenoise.signal.spectral_wiener import SpectralEstimate
+from hsidenoise.training.augment import BandAugment, scaled
 from hsidenoise.training.noise_torch import NoisePlan, add_noise, draw_plan
+from hsidenoise.training.patches import CubeStore
 
 # Validation noise must not be a noise that training has seen: its generator gets a number of its own in front.
 _VALIDATION_STREAM = 0x5641_4C49

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float32, Shaped
 from torch.nn import functional as F
 
-from hsidenoise.training.augment import BandChoice
 from hsidenoise.data.scenes import read_clean
 from hsidenoise.system.files import replacing
+from hsidenoise.training.augment import BandChoice
 
 #: Scales of the usual ICVL preparation (QRNN3D, SERT, HSIR): 1, 1/2 and 1/4.
 SCALES = (1.0, 0.5, 0.25)
@@ -70,7 +70,7 @@ class CubeStore:
         OSError: If a cube cannot be read.
 
     Example:
-        >>>         >>> from hsidenoise.data.io import write_arrays
+        >>> from hsidenoise.data.io import write_arrays
         >>> cube = np.random.default_rng(0).random((20, 24, 5), dtype=np.float32)  # MATLAB: height, width, bands
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_arrays(f"{folder}/a.mat", {"cube": cube})

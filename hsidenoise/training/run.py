@@ -1,8 +1,9 @@
 """Training: the command line around the task, and what a run leaves in its folder.
 
 ``hsidenoise train`` is Lightning's command line over a flat YAML file: ``model.*`` are the arguments of
-:class:`~hsidenoise.training.task.DenoisingTask`, ``data.*`` those of :class:`~hsidenoise.training.datamodule.CubeDataModule`,
-``trainer.*`` those of Lightning's Trainer, ``ema.*`` those of :class:`~hsidenoise.training.callbacks.AverageWeights`.
+:class:`~hsidenoise.training.task.DenoisingTask`, ``data.*`` those of
+:class:`~hsidenoise.training.datamodule.CubeDataModule`, ``trainer.*`` those of Lightning's Trainer, ``ema.*`` those of
+:class:`~hsidenoise.training.callbacks.AverageWeights`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from hsidenoise.system.files import write_text
+from hsidenoise.system.yaml_text import check_yaml
 from hsidenoise.training.budget import Part, seconds_spent
 from hsidenoise.training.callbacks import AverageWeights, Pictures
 from hsidenoise.training.checkpoints import (
@@ -42,11 +45,9 @@ from hsidenoise.training.checkpoints import (
     read_checkpoint,
 )
 from hsidenoise.training.datamodule import CubeDataModule
-from hsidenoise.system.files import write_text
 from hsidenoise.training.task import DenoisingTask
 from hsidenoise.training.throughput import Throughput
 from hsidenoise.training.weights_file import WeightsFile
-from hsidenoise.system.yaml_text import check_yaml
 
 __all__ = ["DenoisingTask", "TrainCLI", "main", "run_folder"]
 
@@ -246,7 +247,8 @@ def _alone(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+b", buffering=0) as file:
         try:
-            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the other processes of a run come with the first
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the other processes of a run come with the
+            first
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by worker processes
                 with suppress(OSError):  # only said to others; a full disk is told when the run writes
                     file.truncate(0)

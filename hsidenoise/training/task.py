@@ -15,14 +15,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from hsidenoise.training.budget import time_share
-from hsidenoise.models.compiled_step import CompiledStep, CompileWhen
-from hsidenoise.training.pairs import Batch
-from hsidenoise.training.losses import DataTerm, DenoisingLoss, Form
 from hsidenoise.metrics.functional import evaluate_batch
 from hsidenoise.models import create_model
-from hsidenoise.signal.pilot_filter import second_step_batch, strides
+from hsidenoise.models.compiled_step import CompiledStep, CompileWhen
 from hsidenoise.models.weights import ASKED, start_from
+from hsidenoise.signal.pilot_filter import second_step_batch, strides
+from hsidenoise.training.budget import time_share
+from hsidenoise.training.losses import DataTerm, DenoisingLoss, Form
+from hsidenoise.training.pairs import Batch
 
 METRICS = ("psnr", "ssim", "sam")
 MOST_SKIPPED = 20  # steps in a row without a finite gradient after which a run is given up
@@ -50,8 +50,8 @@ class DenoisingTask(pl.LightningModule):
         gradient_weight: Weight of the gradient regulariser in the loss.
         loss_form: ``cube`` (per cube) or ``released`` (over the batch), see ``hsidenoise.training.losses``.
         angle_weight: Weight of the spectral angle in the loss.
-        second_step_weight: Share of the loss that is taken behind the second step (:mod:`hsidenoise.signal.pilot_filter`), 0 to
-            1; above 0, validation scores what that step gives.
+        second_step_weight: Share of the loss that is taken behind the second step
+            (:mod:`hsidenoise.signal.pilot_filter`), 0 to 1; above 0, validation scores what that step gives.
         passes: Passes that :func:`hsidenoise.denoise` shall make with the weights, at least 2, if a share of the loss
             is taken behind them: 2 is the network and one second step, each more another one. The weights file says so.
         tile: Side of the tiles that it shall take with them where none is asked for, pixels. None: its own default.

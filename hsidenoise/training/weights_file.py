@@ -14,11 +14,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from hsidenoise.models.weights import TRAINING_SCENES, VALIDATION_SCENES, read_header, save_weights, scenes_seen, sha256
+from hsidenoise.system.files import commit
 from hsidenoise.training.callbacks import AverageWeights
 from hsidenoise.training.checkpoints import BEST
-from hsidenoise.system.files import commit
-from hsidenoise.benchmark.seen_scenes import TRAINING_SCENES, VALIDATION_SCENES, scenes_seen
-from hsidenoise.models.weights import read_header, save_weights, sha256
 
 _NO_ORIGIN = {"initial_weights": "none", "steps_before": "0", "minutes_before": "0.0"}
 

@@ -12,17 +12,17 @@ import torch
 
 import hsidenoise
 from hsidenoise import corrupt, denoise, evaluate
-from hsidenoise.benchmark import code_version
 from hsidenoise.benchmark import cells as table_cells
+from hsidenoise.benchmark import code_version
+from hsidenoise.benchmark.cells import Job, compute, main, operations, read_cell, version_of
 from hsidenoise.classical.methods import BASELINES, Baseline, run_baseline
-from hsidenoise.data.scenes import read_clean
 from hsidenoise.data.io import write_arrays
 from hsidenoise.data.mat import write_mat
-from hsidenoise.system.files import sha256
-from hsidenoise.models import create_model
-from hsidenoise.benchmark.cells import Job, compute, main, operations, read_cell, version_of
 from hsidenoise.data.noisy_sets import published_arrays
+from hsidenoise.data.scenes import read_clean
+from hsidenoise.models import create_model
 from hsidenoise.models.weights import save_weights
+from hsidenoise.system.files import sha256
 
 PEER = """
 import sys

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hsidenoise.benchmark.config import OPTIONS, read_config, with_choice
+from hsidenoise.benchmark.published import published_lines
 from hsidenoise.cli.main import main
 from hsidenoise.noise.cases import noise_case
-from hsidenoise.benchmark.published import published_lines
-from hsidenoise.benchmark.config import OPTIONS, read_config, with_choice
 
 TABLES = Path(__file__).parents[2] / "configs" / "tables"
 SHIPPED = sorted(path.name for path in TABLES.glob("*.yaml"))

@@ -19,17 +19,17 @@ import torch
 import yaml
 
 from hsidenoise import corrupt, denoise, evaluate
-from hsidenoise.cli import main as cli
-from hsidenoise.classical.methods import run_baseline
-from hsidenoise.benchmark.make import make_tables
-from hsidenoise.data.scenes import read_clean, read_split
-from hsidenoise.data.io import write_arrays
-from hsidenoise.data.mat import write_mat
-from hsidenoise.models import create_model
 from hsidenoise.benchmark.cells import compute
 from hsidenoise.benchmark.config import read_config, with_choice
+from hsidenoise.benchmark.make import make_tables
 from hsidenoise.benchmark.plan import leaks, plan_table
+from hsidenoise.classical.methods import run_baseline
+from hsidenoise.cli import main as cli
+from hsidenoise.data.io import write_arrays
+from hsidenoise.data.mat import write_mat
 from hsidenoise.data.noisy_sets import published_arrays
+from hsidenoise.data.scenes import read_clean, read_split
+from hsidenoise.models import create_model
 from hsidenoise.models.weights import save_weights
 
 TABLES = Path(__file__).parents[2] / "configs" / "tables"

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from hsidenoise.benchmark import published
-from hsidenoise.noise.cases import NOISE_CASES
-from hsidenoise.metrics.protocols import PROTOCOLS
 from hsidenoise.benchmark.published import published_lines, read_published
+from hsidenoise.metrics.protocols import PROTOCOLS
+from hsidenoise.noise.cases import NOISE_CASES
 
 HEAD = "method,dataset,crop,protocol,case,psnr,ssim,sam,params_m,gflop,caveat,source"
 GAUSSIAN = ("gaussian-30", "gaussian-50", "gaussian-70", "blind")

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from hsidenoise.benchmark.seen_scenes import overlap
 from hsidenoise.models import create_model
-from hsidenoise.benchmark.seen_scenes import TRAINING_SCENES, VALIDATION_SCENES, overlap, scenes_seen
-from hsidenoise.models.weights import save_weights
+from hsidenoise.models.weights import TRAINING_SCENES, VALIDATION_SCENES, save_weights, scenes_seen
 
 HEADER = {TRAINING_SCENES: '["oak", "ash"]', VALIDATION_SCENES: '["elm"]'}
 

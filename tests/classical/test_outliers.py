@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from hsidenoise.noise.cases import corrupt
 from hsidenoise.classical.outliers import replace_outliers
+from hsidenoise.noise.cases import corrupt
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from hsidenoise.cli.options import DEFAULT_WEIGHTS, ENSEMBLES, NORMALIZE, PRECIS
 from hsidenoise.data.mat import write_mat
 from hsidenoise.data.png import save_bands
 from hsidenoise.models import create_model
-from hsidenoise.noise.cases import NOISE_CASES, corrupt
 from hsidenoise.models.shipped import WEIGHTS
 from hsidenoise.models.weights import save_weights
+from hsidenoise.noise.cases import NOISE_CASES, corrupt
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "data" / "samples" / "superballs.mat"
@@ -107,11 +107,11 @@ class TestStart:
     def test_choices_are_those_of_the_tables(self):
         from typing import get_args
 
-        from hsidenoise.system import device
         from hsidenoise.inference import ensemble
         from hsidenoise.metrics import functional as metrics
-        from hsidenoise.signal import scaling as normalize
         from hsidenoise.models import shipped as shipped_weights
+        from hsidenoise.signal import scaling as normalize
+        from hsidenoise.system import device
 
         assert set(PRECISIONS) == set(get_args(device.Precision))
         assert ensemble.ENSEMBLES == ENSEMBLES

@@ -9,8 +9,8 @@ import pytest
 import scipy.io
 import scipy.sparse
 
-from hsidenoise.data.mat5 import elements
 from hsidenoise.data.mat import list_mat, load_variable, mat_format, replace_variable, write_mat
+from hsidenoise.data.mat5 import elements
 
 
 def rich_v5(path, *, compress=True):

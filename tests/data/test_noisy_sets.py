@@ -6,8 +6,8 @@ import pytest
 import scipy.io
 
 from hsidenoise.data.mat import write_mat
-from hsidenoise.noise.cases import NOISE_CASES
 from hsidenoise.data.noisy_sets import PUBLISHED_CASES, find_test_set, pair_files, published_arrays, read_pair
+from hsidenoise.noise.cases import NOISE_CASES
 
 PUBLISHED = ["30", "50", "70", "blind", "noniid", "stripe", "deadline", "impulse", "mixture"]
 

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from hsidenoise.data.io import write_arrays
 from hsidenoise.inference.denoise import denoise, denoise_file
 from hsidenoise.models import create_model
+from hsidenoise.models.weights import load_model, save_weights
 from hsidenoise.noise.cases import corrupt
 from hsidenoise.signal.tiling import plan
-from hsidenoise.models.weights import load_model, save_weights
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from hsidenoise.inference.ensemble import ENSEMBLES, Ensemble, mirrorings
 from hsidenoise.inference.denoise import denoise
-from hsidenoise.system.memory import tile_memory
+from hsidenoise.inference.ensemble import ENSEMBLES, Ensemble, mirrorings
 from hsidenoise.models import create_model
+from hsidenoise.system.memory import tile_memory
 
 CUBE = np.random.default_rng(0).random((7, 20, 30)).astype(np.float32)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from hsidenoise.models.compiled_step import CompiledStep
 from hsidenoise.models import create_model
+from hsidenoise.models.compiled_step import CompiledStep
 from hsidenoise.signal.spectral_wiener import spectral_wiener
 
 ROOT = Path(__file__).parents[2]

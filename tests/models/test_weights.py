@@ -11,9 +11,9 @@ import torch
 
 from hsidenoise.inference.denoise import denoise
 from hsidenoise.models import create_model
-from hsidenoise.noise.cases import corrupt
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS, SHIPPED, WEIGHTS
 from hsidenoise.models.weights import FORMAT, load_model, read_header, save_weights, sha256
+from hsidenoise.noise.cases import corrupt
 
 SMALL = {"bands": 7, "dim": 16, "num_blocks": (1, 1, 1)}
 

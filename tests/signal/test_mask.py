@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from hsidenoise.signal.mask import find_extremes, scorable
 from hsidenoise.noise.cases import corrupt
+from hsidenoise.signal.mask import find_extremes, scorable
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from scipy.ndimage import gaussian_filter
 
 from hsidenoise import corrupt, denoise
 from hsidenoise.models.hcanet_bra import HCANetBRA
-from hsidenoise.signal.scaling import Scaling, fit_scaling
 from hsidenoise.signal.pilot_filter import (
     BLOCK,
     COARSE,
@@ -23,6 +22,7 @@ from hsidenoise.signal.pilot_filter import (
     second_step,
     second_step_batch,
 )
+from hsidenoise.signal.scaling import Scaling, fit_scaling
 
 SHAPE = (7, 45, 52)
 

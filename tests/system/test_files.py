@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from hsidenoise.system import files
-from hsidenoise.training.checkpoints import AtomicCheckpoints
 from hsidenoise.data.io import write_arrays
 from hsidenoise.figures.file import save_figure
-from hsidenoise.system.files import check_source, check_target, commit, remove_leftovers, replacing, sha256, write_text
 from hsidenoise.models import create_model
 from hsidenoise.models.weights import save_weights
+from hsidenoise.system import files
+from hsidenoise.system.files import check_source, check_target, commit, remove_leftovers, replacing, sha256, write_text
+from hsidenoise.training.checkpoints import AtomicCheckpoints
 
 ROOT = Path(__file__).parents[2]
 

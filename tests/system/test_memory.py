@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hsidenoise.system.memory import SMALLEST_TILE, USABLE_SHARE, fitting_batch, fitting_tile, free_memory, tile_memory
 from hsidenoise.models import create_model
+from hsidenoise.system.memory import SMALLEST_TILE, USABLE_SHARE, fitting_batch, fitting_tile, free_memory, tile_memory
 
 CPU = torch.device("cpu")
 GIB = 2**30

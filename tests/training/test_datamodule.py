@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from hsidenoise.training.datamodule import CubeDataModule
 from hsidenoise.data.io import write_arrays
 from hsidenoise.models.weights import read_header
+from hsidenoise.training.datamodule import CubeDataModule
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from hsidenoise.training.losses import DenoisingLoss, global_gradient, released_global_gradient, spectral_angle
 from hsidenoise.metrics.functional import sam
+from hsidenoise.training.losses import DenoisingLoss, global_gradient, released_global_gradient, spectral_angle
 
 
 def batch(seed=0, cubes=3, bands=5, height=9, width=12):

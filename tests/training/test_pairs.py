@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hsidenoise.training.augment import BandAugment
 from hsidenoise.data.io import write_arrays
-from hsidenoise.training.patches import CubeStore
-from hsidenoise.training.pairs import SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs, with_noise
 from hsidenoise.signal.spectral_wiener import SpectralEstimate, spectral_wiener
+from hsidenoise.training.augment import BandAugment
+from hsidenoise.training.pairs import SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs, with_noise
+from hsidenoise.training.patches import CubeStore
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import scipy.io
 
+from hsidenoise.data.io import write_arrays
+from hsidenoise.data.png import save_bands
 from hsidenoise.training import patches
 from hsidenoise.training.augment import BandChoice
-from hsidenoise.data.io import write_arrays
 from hsidenoise.training.patches import CubeStore, PatchPlace, reduced
-from hsidenoise.data.png import save_bands
 
 
 @pytest.fixture

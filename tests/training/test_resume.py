@@ -17,9 +17,9 @@ import yaml
 from lightning.pytorch.callbacks import timer
 
 from hsidenoise.data.io import write_arrays
-from hsidenoise.training.task import DenoisingTask
-from hsidenoise.training.run import TrainCLI, main
 from hsidenoise.models.weights import load_model, read_header
+from hsidenoise.training.run import TrainCLI, main
+from hsidenoise.training.task import DenoisingTask
 
 ROOT = Path(__file__).parents[2]
 HUNDRED = ("--trainer.max_steps", "100", "--data.patches_per_epoch", "60")

@@ -19,17 +19,17 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from hsidenoise.training import run as training
-from hsidenoise.training.callbacks import AverageWeights
 from hsidenoise.cli.main import main as cli_main
-from hsidenoise.training.datamodule import CubeDataModule
-from hsidenoise.data.scenes import DATASETS, read_split
 from hsidenoise.data.io import write_arrays
+from hsidenoise.data.scenes import DATASETS, read_split
 from hsidenoise.metrics.functional import evaluate
+from hsidenoise.models.weights import load_model, read_header, sha256
 from hsidenoise.noise.cases import noise_case
 from hsidenoise.signal.pilot_filter import COARSE, second_step_batch
+from hsidenoise.training import run as training
+from hsidenoise.training.callbacks import AverageWeights
+from hsidenoise.training.datamodule import CubeDataModule
 from hsidenoise.training.run import DenoisingTask, main
-from hsidenoise.models.weights import load_model, read_header, sha256
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "scripts" / "recipes").glob("*.yaml")])

@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hsidenoise.models.attention.fastest import fastest
-from hsidenoise.models.attention.gathered import gathered_attention
 from hsidenoise.models.attention.flex import flex_limit, routed_flex
+from hsidenoise.models.attention.gathered import gathered_attention
 
 BACKENDS = ("auto", "gathered", "matmul", "sdpa", "flex", "reference")
 

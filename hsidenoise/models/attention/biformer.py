@@ -29,8 +29,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hsidenoise.models.blocks import LayerNorm2d
 from hsidenoise.models.attention.bra import BiLevelRoutingAttention
+from hsidenoise.models.blocks import LayerNorm2d
 
 #: Added to the variance in the layer norms, as released; PyTorch's default is ten times that.
 NORM_EPS = 1e-6

@@ -6,9 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hsidenoise.models.attention import kernels
-from hsidenoise.models.attention import gathered
 from hsidenoise.models.attention import backends as routed
+from hsidenoise.models.attention import gathered, kernels
 from hsidenoise.models.attention.backends import routed_attention
 
 ON_CPU = ("gathered", "matmul", "sdpa")
