@@ -33,7 +33,7 @@ def curve(name: str, runs: list[Path]) -> list[dict[str, str]]:
         header = read_header(run / "weights.safetensors")
         each = float(header["minutes"]) / int(header["steps"])
         model = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]
-        passes = model.get("passes", 2) if model.get("second_step_weight") else 1
+        passes = model.get("passes", 2) if model.get("pilot_filter_weight") else 1
         scores: dict[int, str] = {}
         for log in sorted(run.glob("csv/version_*/metrics.csv")):  # a run that was resumed has several
             with log.open(newline="", encoding="utf-8") as file:
@@ -68,7 +68,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     axes.set_xlabel("minutes of training on one CPU core")
     axes.set_ylabel("PSNR (dB), mean of nine cases, validation")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=9, title="thick: behind the second step", title_fontsize=8)
+    axes.legend(loc="lower right", fontsize=9, title="thick: behind the pilot filter", title_fontsize=8)
     save_figure(figure, path)
 
 

@@ -52,7 +52,7 @@ def test_learning_curves_go_on_where_the_run_before_stopped(tmp_path):
     network = create_model("hcanet-bra", bands=6, dim=8, num_blocks=(1, 0, 0), heads=(1, 2, 4))
     for name, minutes, model, logs in (
         ("first", "6.0", {}, [["999,", "499,30", "999,31.5"], ["1499,32", "1999,33.25"]]),  # stopped once, and resumed
-        ("second", "10.0", {"second_step_weight": 0.5, "passes": 3}, [["1999,35"]]),
+        ("second", "10.0", {"pilot_filter_weight": 0.5, "passes": 3}, [["1999,35"]]),
     ):
         run = tmp_path / name
         for version, lines in enumerate(logs):

@@ -82,7 +82,7 @@ def test_the_readme_shows_every_verb():
         "weights",
         "export",
         "benchmark",
-        "make-testset",
+        "make-noisy-set",
     }
 
 
@@ -120,7 +120,7 @@ def test_every_command_runs(desk):
         words = shlex.split(command.replace("../shared/cave", "cave"))[1:]
         if words[0] == "train":
             words += shlex.split(f"{BRIEF} {SMALL}")
-        if words[0] == "make-testset":
+        if words[0] == "make-noisy-set":
             words += ["--missing", "skip", "--crop", "32"]  # two scenes of the split's hundred, and small ones
         if words[0] == "export":  # that of the shipped network takes a minute or more
             words += ["--weights", "small.safetensors"]

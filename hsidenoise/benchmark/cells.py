@@ -89,7 +89,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Given:
-    """What a cell starts from; sigma is None where a test set does not say."""
+    """What a cell starts from; sigma is None where a noisy set does not say."""
 
     noisy: Float32[np.ndarray, "bands height width"]
     clean: Float32[np.ndarray, "bands height width"]
@@ -126,7 +126,7 @@ def compute(job: Job, folder: str, name: str, keep: bool = False) -> None:
 
 @lru_cache(maxsize=1)
 def read_given(source: str, pair: bool, case: str, seed: int, crop: int | None, key: str | None) -> Given:
-    """Read a scene and add its noise, or read both as a test set has them.
+    """Read a scene and add its noise, or read both as a noisy set has them.
 
     Args:
         source: As in :class:`Job`, like all that follow.
@@ -200,7 +200,7 @@ def weights_digest(method: str) -> str:
 
 
 def operations(method: str) -> tuple[int, int] | None:
-    """Number of weights of a network, and of operations for one pixel of one pass; None if the method is no network.
+    """Number of weights of a network, and of operations for one pixel of one pass; None if the method is not a network.
 
     Args:
         method: As in :class:`Job`.
@@ -226,7 +226,7 @@ def _denoised(job: Job, given: Given) -> tuple[np.ndarray, float]:
         return denoise(given.noisy, network, **{"normalize": "none"} | dict(job.options)), time.perf_counter() - start
     method = find_method(job.method)
     if given.sigma is None and not method.blind:
-        raise ValueError("it has to be told sigma, which this test set does not hold")
+        raise ValueError("it has to be told sigma, which this noisy set does not hold")
     start = time.perf_counter()
     denoised = run_baseline(method, given.noisy, None if method.blind else given.sigma)
     return denoised, time.perf_counter() - start

@@ -18,7 +18,7 @@ from hsidenoise.signal.scaling import NORMALIZE_MODES
 from hsidenoise.system.device import Precision
 from hsidenoise.system.yaml_text import read_yaml
 
-TEST_SET = "testset"
+NOISY_SET = "noisy-set"
 """Name of the data set of noisy cubes in the published layout (:mod:`hsidenoise.data.noisy_sets`)."""
 
 WEIGHTS = "weights:"
@@ -46,7 +46,7 @@ class Data:
     """Where the scenes are.
 
     Attributes:
-        dataset: Name in :data:`hsidenoise.data.scenes.DATASETS`, or :data:`TEST_SET` for files that hold the noise.
+        dataset: Name in :data:`hsidenoise.data.scenes.DATASETS`, or :data:`NOISY_SET` for files that hold the noise.
         root: Folder.
         split: Name of a published split; the data set's first if None.
         part: Part of the split: test, validation, train or all. A folder without sub-folders is taken whole.
@@ -110,7 +110,7 @@ class TableConfig:
         name: Name of its folder of results.
         title: Heading.
         data: Where the scenes are.
-        cases: Noise cases. None, of a test set: all that it has.
+        cases: Noise cases. None, of a noisy set: all that it has.
         methods: Lines.
         protocols: Protocols of the metrics; a table is made for each.
         seed: Seed of the noise, the same for every scene.
@@ -141,7 +141,7 @@ def read_config(path: str | Path) -> TableConfig:
             and perhaps ``label`` and options.
 
     Raises:
-        ValueError: If it is no YAML file, a name is unknown, or a value does not fit; in one line.
+        ValueError: If it is not a YAML file, a name is unknown, or a value does not fit; in one line.
         OSError: If it cannot be read.
 
     Example:
@@ -238,8 +238,8 @@ def _config(name: str, found: Any) -> TableConfig:
             raise ValueError(f"{key} is {_short(values[key])}; it is a text")
     data = _data(values["data"])
     cases = values.get("cases")
-    if cases is None and data.dataset != TEST_SET:
-        raise ValueError("'cases' is missing; only a test set says itself which it has")
+    if cases is None and data.dataset != NOISY_SET:
+        raise ValueError("'cases' is missing; only a noisy set says itself which it has")
     if cases is not None:
         cases = tuple(_different(_names(cases, "cases"), "case"))
     methods = tuple(_method(each) for each in _list(values["methods"], "methods"))
@@ -277,15 +277,15 @@ def _data(found: Any) -> Data:
     if crop is not None and (type(crop) is not int or not 1 <= crop <= MOST):
         raise ValueError(f"data.crop is {_short(crop)}; it is a number of pixels, or left out")
     data = Data(**values)
-    if data.dataset not in (*DATASETS, TEST_SET):
-        raise ValueError(f"unknown data set '{data.dataset}'; known: {', '.join((*DATASETS, TEST_SET))}")
+    if data.dataset not in (*DATASETS, NOISY_SET):
+        raise ValueError(f"unknown data set '{data.dataset}'; known: {', '.join((*DATASETS, NOISY_SET))}")
     if data.part not in PARTS:
         raise ValueError(f"unknown part '{data.part}' of the data; known: {', '.join(PARTS)}")
     if data.missing not in ("error", "skip"):
         raise ValueError(f"data.missing is '{data.missing}'; it is error or skip")
     for key in ("crop", "key", "split"):
-        if data.dataset == TEST_SET and getattr(data, key) is not None:
-            raise ValueError(f"data.{key}: a test set is taken as it is; leave it out")
+        if data.dataset == NOISY_SET and getattr(data, key) is not None:
+            raise ValueError(f"data.{key}: a noisy set is taken as it is; leave it out")
     return data
 
 
@@ -316,7 +316,7 @@ def _method(given: Any, others: Sequence[str] | Mapping[str, Any] = ()) -> Metho
     """A method as it is written down, its name checked as far as possible without loading anything."""
     values = {"method": given} if isinstance(given, str) else given
     if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
-        raise ValueError(f"{_short(given)} is no method: write its name, or a mapping with 'method'")
+        raise ValueError(f"{_short(given)} is not a method: write its name, or a mapping with 'method'")
     method = values["method"]
     options = {key: value for key, value in values.items() if key not in ("method", "label")}
     if method != NOISY and method not in BASELINES and ":" not in method:

@@ -53,7 +53,7 @@ def efficiency(path: str | Path, points: Sequence[EfficiencyPoint], *, title: st
         title: Title of the page.
 
     Raises:
-        ValueError: If no point can be drawn, a PSNR is not finite, a label occurs twice, or the ending is no picture
+        ValueError: If no point can be drawn, a PSNR is not finite, a label occurs twice, or the ending is not a picture
             format.
         OSError: If the picture cannot be written.
 

@@ -156,7 +156,7 @@ def spectra(
 
     Raises:
         ValueError: If there is no cube, shapes differ, a pixel is not in the cube, there are none or more than four,
-            or the ending is no picture format.
+            or the ending is not a picture format.
         OSError: If the picture cannot be written.
 
     Example:

@@ -26,7 +26,7 @@ from hsidenoise.benchmark.cells import (
     weights_digest,
 )
 from hsidenoise.benchmark.code_version import libraries
-from hsidenoise.benchmark.config import TEST_SET, WEIGHTS, TableConfig
+from hsidenoise.benchmark.config import NOISY_SET, WEIGHTS, TableConfig
 from hsidenoise.benchmark.figures import EfficiencyPoint, comparison, efficiency, spectra
 from hsidenoise.benchmark.plan import Plan, first_pair, leaks, marked, plan_table, shown_cells, trained_on
 from hsidenoise.benchmark.pool import run_cells
@@ -123,7 +123,7 @@ def _costs(config: TableConfig, plan: Plan, cells: Path, fresh: bool) -> dict[st
     found: dict[str, dict[str, Any]] = {}
     alone = config.efficiency is not None
     for method in tqdm(config.methods, desc="costs", unit="method", file=sys.stderr, disable=not alone):
-        # the scenes of a test set need not have the same cases
+        # the scenes of a noisy set need not have the same cases
         jobs = [each for (label, _, _), each in plan.jobs.items() if label == method.label]
         job, name = next((each for each in jobs if each[0].case == config.efficiency), jobs[0])
         kept = read_cell(cells, f"cost-{name}")
@@ -209,7 +209,7 @@ def _facts(config: TableConfig, plan: Plan, protocol: str, command: str) -> tupl
     """The head of the page."""
     data = config.data
     crop = f"centre {data.crop}x{data.crop}" if data.crop else "whole"
-    noise = "as in the files" if data.dataset == TEST_SET else f"hsidenoise.corrupt, seed {config.seed} for each scene"
+    noise = "as in the files" if data.dataset == NOISY_SET else f"hsidenoise.corrupt, seed {config.seed} for each scene"
     facts = [
         ("command", command),
         ("commit", commit()),

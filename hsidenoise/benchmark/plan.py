@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hsidenoise.benchmark.cells import Given, Job, read_given, version_of
-from hsidenoise.benchmark.config import TEST_SET, WEIGHTS, Method, TableConfig
+from hsidenoise.benchmark.config import NOISY_SET, WEIGHTS, Method, TableConfig
 from hsidenoise.benchmark.published import published_lines
 from hsidenoise.benchmark.scenes import Scene, find_table_scenes
 from hsidenoise.benchmark.seen_scenes import overlap
@@ -52,7 +52,7 @@ def plan_table(config: TableConfig, device: str) -> Plan:
             _importable(find_method(method.method).extra)
     scenes = find_table_scenes(config.data, config.cases)
     cases = config.cases or tuple(dict.fromkeys(case for scene in scenes for case in scene.files))
-    pair = config.data.dataset == TEST_SET
+    pair = config.data.dataset == NOISY_SET
     if not pair:
         for case in cases:
             noise_case(case)

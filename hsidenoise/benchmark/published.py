@@ -120,7 +120,7 @@ def published_lines(
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If the file is no such file, or a data set or method is not in it.
+        ValueError: If the file is not such a file, or a data set or method is not in it.
 
     Example:
         >>> if _HERE.is_file():
@@ -188,5 +188,5 @@ def _number(text: str, where: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{where}: '{text}' is no number")
+        raise ValueError(f"{where}: '{text}' is not a number")
     return value

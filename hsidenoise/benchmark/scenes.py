@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsidenoise.benchmark.config import TEST_SET, Data
+from hsidenoise.benchmark.config import NOISY_SET, Data
 from hsidenoise.data.noisy_set_maker import is_gaussian
-from hsidenoise.data.noisy_sets import find_test_set
+from hsidenoise.data.noisy_sets import find_noisy_set
 from hsidenoise.data.scenes import DATASETS, Split, cubes_in, read_split, scene_name, scenes_under
 
 
@@ -35,13 +35,13 @@ def find_table_scenes(data: Data, cases: Sequence[str] | None) -> tuple[Scene, .
 
     Args:
         data: Where they are. A folder is read from its sub-folder named like the part if there is one, else whole.
-        cases: Noise cases; None, of a test set, for all that it has.
+        cases: Noise cases; None, of a noisy set, for all that it has.
 
     Returns:
         Scenes in the order of the published list, else sorted by name.
 
     Raises:
-        ValueError: If there is none, a scene of a split is missing, or a test set lacks a case.
+        ValueError: If there is none, a scene of a split is missing, or a noisy set lacks a case.
         FileNotFoundError: If there is no such folder.
 
     Example:
@@ -66,10 +66,10 @@ def find_table_scenes(data: Data, cases: Sequence[str] | None) -> tuple[Scene, .
 
 
 def _found(root: Path, data: Data, cases: Sequence[str] | None) -> tuple[Scene, ...]:
-    if data.dataset == TEST_SET:
-        return _of_test_set(root, cases)
+    if data.dataset == NOISY_SET:
+        return _of_noisy_set(root, cases)
     if not cases:
-        raise ValueError("no noise case is named; only a test set says itself which it has")
+        raise ValueError("no noise case is named; only a noisy set says itself which it has")
     splits = DATASETS[data.dataset].splits
     if not splits:
         if data.split is not None:
@@ -81,11 +81,11 @@ def _found(root: Path, data: Data, cases: Sequence[str] | None) -> tuple[Scene, 
     return _of_split(root, splits[name], data, cases)
 
 
-def _of_test_set(root: Path, cases: Sequence[str] | None) -> tuple[Scene, ...]:
-    found = dict(find_test_set(root))
+def _of_noisy_set(root: Path, cases: Sequence[str] | None) -> tuple[Scene, ...]:
+    found = dict(find_noisy_set(root))
     for case in cases or ():
         if case not in found:
-            raise ValueError(f"{root}: this test set has no case '{case}'; it has {', '.join(found)}")
+            raise ValueError(f"{root}: this noisy set has no case '{case}'; it has {', '.join(found)}")
     files: dict[str, dict[str, Path]] = {}
     for case in cases or found:
         for path in found[case]:

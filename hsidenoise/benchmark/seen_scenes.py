@@ -17,7 +17,7 @@ def overlap(source: str | Path, scenes: Collection[str]) -> tuple[list[str], lis
         scenes: Names under test, as ``scene_name`` gives them.
 
     Raises:
-        ValueError: If it is no weights file.
+        ValueError: If it is not a weights file.
         FileNotFoundError: If there is no such file.
 
     Example:

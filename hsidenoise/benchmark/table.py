@@ -111,7 +111,9 @@ class Table:
         for line in self.lines:
             for case, scores in line.scores.items():
                 if case not in self.cases:
-                    raise ValueError(f"table '{self.title}': '{line.label}' has the case '{case}', which is no column")
+                    raise ValueError(
+                        f"table '{self.title}': '{line.label}' has the case '{case}', which is not a column"
+                    )
                 _once([score.scene for score in scores], f"table '{self.title}': '{line.label}', '{case}': scene")
 
 

@@ -117,7 +117,7 @@ def find_method(name: str) -> Baseline:
     if not colon:
         raise ValueError(f"unknown method '{name}'; known: {', '.join(BASELINES)}, or package.module:function")
     if not module_name or not attribute:
-        raise ValueError(f"'{name}' is no method: write package.module:function")
+        raise ValueError(f"'{name}' is not a method: write package.module:function")
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:  # a stranger's module may raise anything while it is imported

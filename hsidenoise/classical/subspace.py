@@ -41,7 +41,7 @@ class Subspace:
     Attributes:
         planes: Eigen-images, the most energetic first, each with noise of variance 1.
         basis: What one unit of each plane is in the cube's bands and unit.
-        mean: Mean spectrum, which is no part of the planes.
+        mean: Mean spectrum, which is not part of the planes.
     """
 
     planes: Float32[np.ndarray, "rank height width"]

@@ -1,14 +1,14 @@
-"""The verb of the command line that makes test sets. `cli` parses its options."""
+"""The verb of the command line that makes noisy sets. `cli` parses its options."""
 
 import argparse
 import sys
 
 
-def make_testset(options: argparse.Namespace) -> None:
-    """Write a test set in the published layout from a folder of clean cubes."""
-    from hsidenoise.data.noisy_set_maker import make_test_set
+def make_noisy_set(options: argparse.Namespace) -> None:
+    """Write a noisy set in the published layout from a folder of clean cubes."""
+    from hsidenoise.data.noisy_set_maker import make_noisy_set
 
-    folders = make_test_set(
+    folders = make_noisy_set(
         options.source,
         options.target,
         cases=options.cases,

@@ -44,19 +44,19 @@ def _path(text: str) -> str:
 def _size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write HEIGHTxWIDTH, such as 100x120")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write HEIGHTxWIDTH, such as 100x120")
     return int(parts[0]), int(parts[1])
 
 
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
     return int(text)
 
 
 def _natural(text: str) -> int:
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
@@ -66,7 +66,7 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
     return value
 
 
@@ -177,7 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub = verb(
         "corrupt",
         "add synthetic noise to a clean cube",
-        "Writes `input`, `gt` and `sigma` as the published ICVL test sets do: the clean cube scaled to [0, 1] by its "
+        "Writes `input`, `gt` and `sigma` as the published ICVL noisy sets do: the clean cube scaled to [0, 1] by its "
         "own minimum and maximum, the noise not clipped.",
     )
     sub.add_argument("clean", type=_path, help=".mat file or folder of PNG")
@@ -190,12 +190,12 @@ def make_parser() -> argparse.ArgumentParser:
     reading(sub)
 
     sub = verb(
-        "make-testset",
-        "write a test set of noisy cubes in the published layout",
+        "make-noisy-set",
+        "write a noisy set in the published layout",
         "TARGET gets a folder for each noise case, such as cave_512_30 or cave_512_noniid, with a file for each scene, "
         "equal to what `corrupt` writes. Started again after an interruption, it goes on where it stopped.",
     )
-    sub.set_defaults(module="hsidenoise.cli.make_noisy_set", verb="make_testset")
+    sub.set_defaults(module="hsidenoise.cli.make_noisy_set", verb="make_noisy_set")
     sub.add_argument(
         "source", type=_path, metavar="SOURCE", help="folder of clean cubes (.mat files or folders of PNG)"
     )

@@ -18,7 +18,7 @@ from hsidenoise.data.io import Cube, Variable, check_cube_target, list_variables
 from hsidenoise.data.layout import printable
 from hsidenoise.system.files import check_source, check_target
 
-# Names of the published test sets' variables; `corrupt` writes them and `evaluate` knows them.
+# Names of the published noisy sets' variables; `corrupt` writes them and `evaluate` knows them.
 NOISY_KEY, CLEAN_KEY, SIGMA_KEY = "input", "gt", "sigma"
 
 
@@ -123,7 +123,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def corrupt(options: argparse.Namespace) -> None:
-    """Write a noisy cube, its clean one and the noise level, as the published test sets do."""
+    """Write a noisy cube, its clean one and the noise level, as the published noisy sets do."""
     from hsidenoise.data.scenes import centre_crop
     from hsidenoise.noise.cases import corrupt, noise_case
 
@@ -183,7 +183,7 @@ def evaluate(options: argparse.Namespace) -> None:
     clean = read_cube(
         clean_path, key=key, axes=options.clean_axes, size=options.clean_size, allow_external=external, exact=True
     )
-    # The clean cube that the denoised file itself carries, if it came from `corrupt` or a published test set.
+    # The clean cube that the denoised file itself carries, if it came from `corrupt` or a published noisy set.
     carried = _clean_of(denoised_path, denoised)
     if denoised.values.shape != clean.values.shape:
         hint = "choose the variables with --key and --clean-key"
@@ -367,7 +367,7 @@ def _common_scale(
 
 
 def _clean_of(source: Path, noisy: Cube) -> np.ndarray | None:
-    """The clean cube that a file of `corrupt` or a published test set carries beside the noisy one."""
+    """The clean cube that a file of `corrupt` or a published noisy set carries beside the noisy one."""
     if _variable(noisy) != NOISY_KEY or _preferred(source, CLEAN_KEY) is None:
         return None
     clean = read_cube(source, key=CLEAN_KEY, exact=True).values
@@ -375,7 +375,7 @@ def _clean_of(source: Path, noisy: Cube) -> np.ndarray | None:
 
 
 def _preferred(path: Path, key: str) -> str | None:
-    """The name of a published test set's variable, if the file has it."""
+    """The name of a published noisy set's variable, if the file has it."""
     if path.is_dir():
         return None
     return (

@@ -177,7 +177,7 @@ def list_variables(path: str | Path, *, allow_external: bool = False) -> list[Va
 
     Raises:
         OSError: If the file is missing or cannot be opened.
-        ValueError: If it is no such file, truncated or damaged.
+        ValueError: If it is not such a file, truncated or damaged.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -265,7 +265,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], *, about: b
     """
     for name in arrays:
         if not (name.isascii() and name.isidentifier() and not name.startswith("_") and len(name) <= 31):
-            raise ValueError(f"'{name}' is no name for a MATLAB variable; use up to 31 letters, digits and _")
+            raise ValueError(f"'{name}' is not a name for a MATLAB variable; use up to 31 letters, digits and _")
     check_cube_target(path)
     _write_new(Path(path), arrays, about=about)
 

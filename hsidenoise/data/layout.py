@@ -233,7 +233,7 @@ def find_layout(
     if variable.note.startswith(ELSEWHERE):
         raise ValueError(f"'{variable.label}' lies {variable.note}")
     if variable.dtype is None or not variable.is_number:
-        raise ValueError(f"'{variable.label}' is no cube of numbers ({variable.note}); choose another with --key")
+        raise ValueError(f"'{variable.label}' is not a cube of numbers ({variable.note}); choose another with --key")
     if 0 in variable.shape:
         raise ValueError(f"'{variable.label}' is empty: an axis of {times(variable.shape)} has no element")
     if variable.dtype.kind == "c":
@@ -273,7 +273,7 @@ def find_wavelengths(
         if _is_wavelengths(variable) and math.prod(variable.shape) == bands:
             values = np.ravel(load(variable.name)).astype(np.float64)
             if not np.isfinite(values).all() or np.array_equal(np.diff(values), np.ones(bands - 1)):
-                continue  # a count of the bands, which files name `bands` too, is no wavelength
+                continue  # a count of the bands, which files name `bands` too, is not a wavelength
             values = values * 1000 if values.max() < 20 else values
             if values.min() >= 100:
                 return values

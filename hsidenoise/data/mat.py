@@ -53,7 +53,7 @@ def mat_format(path: Path) -> str:
 
     Raises:
         OSError: If the file is missing or cannot be opened.
-        ValueError: If it is no MATLAB file.
+        ValueError: If it is not a MATLAB file.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -110,7 +110,7 @@ def list_mat(path: Path, *, allow_external: bool = False) -> list[Variable]:
 
     Raises:
         OSError: If the file is missing or cannot be opened.
-        ValueError: If it is no MATLAB file, truncated or damaged.
+        ValueError: If it is not a MATLAB file, truncated or damaged.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -206,7 +206,7 @@ def write_mat(path: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = Fals
 
     Raises:
         OSError: If the file cannot be written.
-        ValueError: If a value is no array of numbers or v5 has no such number type.
+        ValueError: If a value is not an array of numbers or v5 has no such number type.
 
     Example:
         >>> from tempfile import TemporaryDirectory

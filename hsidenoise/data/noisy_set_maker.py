@@ -1,7 +1,7 @@
-"""Making a test set in the published layout from clean cubes, so that it can be stopped, gone on with and trusted.
+"""Making a noisy set in the published layout from clean cubes, so that it can be stopped, gone on with and trusted.
 
-Every file carries in its header, and the set in ``testset.json``, what it was made from and how. A set therefore never
-mixes two seeds, crops, versions or collections of scenes without anybody noticing.
+Every file carries in its header, and the set in ``noisy_set.json``, what it was made from and how. A set therefore
+never mixes two seeds, crops, versions or collections of scenes without anybody noticing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hsidenoise.noise.rules import SameSigma
 from hsidenoise.system.files import check_source, check_target, sha256, write_text
 
 #: File in the folder of a set that says how it was made.
-MANIFEST = "testset.json"
+MANIFEST = "noisy_set.json"
 
 # by name: to import-linter, importing from the package itself is importing all that it offers
 _VERSION: str = import_module("hsidenoise").__version__
@@ -40,7 +40,7 @@ _PARTS = ("train", "validation", "val", "test")
 
 @dataclass(frozen=True)
 class CaseFolder:
-    """One folder of a test set that was made.
+    """One folder of a noisy set that was made.
 
     Attributes:
         case: Name of the noise case.
@@ -55,7 +55,7 @@ class CaseFolder:
     kept: int
 
 
-def make_test_set(
+def make_noisy_set(
     source: str | Path,
     target: str | Path,
     *,
@@ -68,11 +68,11 @@ def make_test_set(
     missing: Literal["error", "skip"] = "error",
     progress: bool = False,
 ) -> tuple[CaseFolder, ...]:
-    """Write a test set in the published layout from a folder of clean cubes.
+    """Write a noisy set in the published layout from a folder of clean cubes.
 
     Each file holds what ``hsidenoise corrupt`` writes for that scene, case, seed and crop: the centre of the scene,
     scaled to [0, 1] by its smallest and largest value, and the noise not clipped. A file appears whole or not at all,
-    and a second call goes on where the first was interrupted; equal calls give equal bytes. ``testset.json`` in
+    and a second call goes on where the first was interrupted; equal calls give equal bytes. ``noisy_set.json`` in
     the target says how the set was made, and a call that would mix it with anything else is refused.
 
     Args:
@@ -105,7 +105,7 @@ def make_test_set(
         ...     source, target = Path(name, "trees"), Path(name, "sets")
         ...     source.mkdir()
         ...     write_arrays(source / "oak.mat", {"cube": np.arange(360.0).reshape(9, 10, 4)})
-        ...     folders = make_test_set(source, target, cases=["gaussian-30", "non-iid"], crop=8)
+        ...     folders = make_noisy_set(source, target, cases=["gaussian-30", "non-iid"], crop=8)
         ...     [str(path.relative_to(target)) for path in sorted(target.rglob("*.mat"))]
         ['trees_8_30/oak.mat', 'trees_8_noniid/oak.mat']
     """
@@ -194,7 +194,7 @@ def _find_sources(source: Path, dataset: str, split: str | None, missing: str, c
             raise ValueError(f"data set '{dataset}' has no split '{name}'; known: {', '.join(splits)}")
         found = _split_sources(source, splits[name].test, missing, cases)
     if not any(found.values()):
-        raise ValueError(f"{source}: no cube for the test set found; .mat files or folders of PNG bands are needed")
+        raise ValueError(f"{source}: no cube for the noisy set found; .mat files or folders of PNG bands are needed")
     return found
 
 
@@ -325,13 +325,13 @@ def _check_same(target: Path, known: Mapping[str, Any], wanted: Mapping[str, Any
         if name in ("cases", "scenes") or known.get(name) == wanted[name]:
             continue
         raise ValueError(
-            f"{target}: holds a test set with {name} {known.get(name)}, not {wanted[name]}; name another target folder"
+            f"{target}: holds a noisy set with {name} {known.get(name)}, not {wanted[name]}; name another target folder"
         )
     for scene in sorted({*known["scenes"], *wanted["scenes"]}):
         if known["scenes"].get(scene) != wanted["scenes"].get(scene):
             how = "differs" if scene in known["scenes"] and scene in wanted["scenes"] else "is not in both"
             raise ValueError(
-                f"{target}: holds a test set of other clean cubes (scene '{scene}' {how}); name another target folder"
+                f"{target}: holds a noisy set of other clean cubes (scene '{scene}' {how}); name another target folder"
             )
 
 

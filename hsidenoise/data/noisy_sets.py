@@ -1,4 +1,4 @@
-"""Test sets of noisy and clean pairs on disk, as ICVL's are published: where they lie, and what a file of them holds.
+"""Noisy sets of noisy and clean pairs on disk, as ICVL's are published: where they lie, and what a file of them holds.
 
 A set is a folder of folders ``<prefix>_<suffix>``, such as ``icvl_512_30`` and ``icvl_512_noniid``; the suffix says
 the noise, and each folder has one .mat file per scene with ``gt``, ``input`` (height, width, bands) and ``sigma``
@@ -42,7 +42,7 @@ _SCALE = 255.0  # papers write sigma for 8-bit images
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A noisy cube and its clean one, as a file of a test set holds them.
+    """A noisy cube and its clean one, as a file of a noisy set holds them.
 
     Attributes:
         noisy: Noisy cube.
@@ -95,8 +95,8 @@ def published_arrays(
     return arrays
 
 
-def find_test_set(folder: str | Path) -> list[tuple[str, tuple[Path, ...]]]:
-    """Find the files of a test set: a folder of folders of pairs, or one folder of pairs.
+def find_noisy_set(folder: str | Path) -> list[tuple[str, tuple[Path, ...]]]:
+    """Find the files of a noisy set: a folder of folders of pairs, or one folder of pairs.
 
     Args:
         folder: The folder. What is read of it are names only.
@@ -115,20 +115,20 @@ def find_test_set(folder: str | Path) -> list[tuple[str, tuple[Path, ...]]]:
         ...     for path in ("icvl_512_noniid/a.mat", "icvl_512_50/b.mat", "icvl_512_50/a.mat", "mine/a.mat"):
         ...         Path(name, path).parent.mkdir(exist_ok=True)
         ...         Path(name, path).touch()
-        ...     [(case, [path.stem for path in files]) for case, files in find_test_set(name)]
+        ...     [(case, [path.stem for path in files]) for case, files in find_noisy_set(name)]
         [('gaussian-50', ['a', 'b']), ('non-iid', ['a']), ('mine', ['a'])]
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; name that of a test set")
+        raise FileNotFoundError(f"{folder}: no such folder; name that of a noisy set")
     own = pair_files(folder)
     below = {path: pair_files(path) for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."}
     below = {path: files for path, files in below.items() if files}
     if own and below:
         first = next(iter(below)).name
-        raise ValueError(f"{folder}: holds .mat files and folders of them ({first}); name the folder of one test set")
+        raise ValueError(f"{folder}: holds .mat files and folders of them ({first}); name the folder of one noisy set")
     if not own and not below:
-        raise ValueError(f"{folder}: no .mat file in it or in its folders; a test set has one per scene and noise")
+        raise ValueError(f"{folder}: no .mat file in it or in its folders; a noisy set has one per scene and noise")
     found: dict[str, Path] = {}
     for path in below or [folder]:
         case = _case_of(path.resolve().name)
@@ -160,14 +160,14 @@ def pair_files(folder: Path) -> list[Path]:
 
 
 def read_pair(path: str | Path) -> Pair:
-    """Read a noisy cube and its clean one from a file of a test set, as they are.
+    """Read a noisy cube and its clean one from a file of a noisy set, as they are.
 
     Args:
         path: A .mat file (v5 or v7.3) with ``input`` and ``gt``, (height, width, bands) of any number type, and
             perhaps ``sigma`` on the 0-255 scale: one number or one per band.
 
     Raises:
-        ValueError: If it is no such file, a variable is missing, the sizes differ, or a value is not finite.
+        ValueError: If it is not such a file, a variable is missing, the sizes differ, or a value is not finite.
         OSError: If the file is missing or cannot be opened.
 
     Example:

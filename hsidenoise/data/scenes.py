@@ -149,7 +149,7 @@ def find_scenes(
     Raises:
         ValueError: If the data set or split is unknown, scenes are missing, a part is empty, or a scene is in two
             parts.
-        FileNotFoundError: If ``root`` is no folder.
+        FileNotFoundError: If ``root`` is not a folder.
     """
     if dataset not in DATASETS:
         raise ValueError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")

@@ -42,7 +42,7 @@ def before_after(
         band: Band of the second row, 0-based; the noisiest one if absent.
 
     Raises:
-        ValueError: If shapes differ, the band does not exist, or the ending is no picture format.
+        ValueError: If shapes differ, the band does not exist, or the ending is not a picture format.
         OSError: If the picture cannot be written.
 
     Example:

@@ -20,7 +20,7 @@ from hsidenoise.inference.onnx_network import OnnxNetwork
 from hsidenoise.inference.tiles import run_tiles
 from hsidenoise.models.compiled import Compiled
 from hsidenoise.signal.mask import find_extremes
-from hsidenoise.signal.pilot_filter import further_passes
+from hsidenoise.signal.pilot_filter import repeat_pilot_filter
 from hsidenoise.signal.scaling import Scaling, fit_scaling
 from hsidenoise.signal.tiling import Tiling, tile_size
 from hsidenoise.system.device import Precision, find_precision, in_use, is_out_of_memory
@@ -154,7 +154,7 @@ def denoise(
             grows with it, the memory hardly.
         join: Whether windows of bands are joined by that last step, or only blended.
         passes: 1 is the network alone; each further pass takes the result so far as the pilot of a Wiener filter of the
-            whole noisy cube, all bands at once (:func:`hsidenoise.signal.pilot_filter.second_step`). If None, what the
+            whole noisy cube, all bands at once (:func:`hsidenoise.signal.pilot_filter.pilot_filter`). If None, what the
             network asks for by an attribute ``passes``, 2 for HCANet-BRA, else 1.
         progress: Show a progress bar on standard error.
 
@@ -170,7 +170,7 @@ def denoise(
     Raises:
         ValueError: If the array is not a cube of real, finite and not all equal numbers, if an option is out of
             range, if the device is missing, if the memory does not suffice even for the smallest tile, or if the
-            network is no network of this kind or answers with values that are not finite.
+            network is not a network of this kind or answers with values that are not finite.
 
     Example:
         >>> class Mean3x3(nn.AvgPool2d):
@@ -362,12 +362,12 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
             if place.type == "cuda":
                 torch.cuda.empty_cache()
     try:
-        values = further_passes(noisy, values, passes - 1, scaling, device=place)
+        values = repeat_pilot_filter(noisy, values, passes - 1, scaling, device=place)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise ValueError(
-            f"not enough memory on {place} for the second step, which takes the whole cube of {noisy.shape} at once; "
+            f"not enough memory on {place} for the pilot filter, which takes the whole cube of {noisy.shape} at once; "
             "1 pass (--passes 1) does without it"
         ) from error
     hidden = scaling.hides(noisy)

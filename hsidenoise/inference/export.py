@@ -139,7 +139,7 @@ def _network(model: nn.Module | str | Path) -> tuple[nn.Module, str, dict[str, s
     for name, kind in MODELS.items():
         if type(model) is kind:
             return model, name, {}
-    raise ValueError(f"{type(model).__name__} is no network of this package ({', '.join(MODELS)}): cannot export it")
+    raise ValueError(f"{type(model).__name__} is not a network of this package ({', '.join(MODELS)}): cannot export it")
 
 
 def _trace(network: nn.Module, opset: int) -> onnx.ModelProto:

@@ -29,7 +29,7 @@ def choose_model(
         compile: As asked for; an exported network needs none.
 
     Raises:
-        ValueError: If it is no model, the device is missing, or an exported network cannot do what is asked.
+        ValueError: If it is not a model, the device is missing, or an exported network cannot do what is asked.
         FileNotFoundError: If there is no such file.
 
     Example:

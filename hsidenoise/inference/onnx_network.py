@@ -44,7 +44,7 @@ class OnnxNetwork(nn.Module):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no file of ``export_onnx``, or ONNX Runtime cannot use the device.
+        ValueError: If it is not a file of ``export_onnx``, or ONNX Runtime cannot use the device.
         ImportError: If ONNX Runtime is not installed.
 
     Example:

@@ -57,7 +57,7 @@ class ConvAttentionFusion(nn.Module):
         released_local_branch: Reshape channels-first memory as the released code does, for weights trained so.
 
     Raises:
-        ValueError: If ``channels`` is no multiple of ``heads``.
+        ValueError: If ``channels`` is not a multiple of ``heads``.
 
     Example:
         >>> ConvAttentionFusion(8, heads=2)(torch.zeros(1, 8, 5, 6)).shape
@@ -222,7 +222,7 @@ class ChannelAttention(nn.Module):
         heads: Number of heads.
 
     Raises:
-        ValueError: If ``channels`` is no multiple of ``heads``.
+        ValueError: If ``channels`` is not a multiple of ``heads``.
 
     Example:
         >>> ChannelAttention(8, heads=2)(torch.zeros(1, 8, 5, 6)).shape

@@ -55,7 +55,7 @@ def save_weights(path: str | Path, model: nn.Module, *, name: str, metadata: Map
 
     Raises:
         ValueError: If the network has no ``config``, or ``metadata`` has one of the header's own keys or a
-            value that is no string.
+            value that is not a string.
         OSError: If the file cannot be written.
 
     Example:
@@ -164,7 +164,7 @@ def read_header(source: str | Path) -> dict[str, str]:
         the number of values stored, as a string.
 
     Raises:
-        ValueError: If it is no file of :func:`save_weights`.
+        ValueError: If it is not a file of :func:`save_weights`.
         FileNotFoundError: If the file does not exist.
     """
     path = _find(source)

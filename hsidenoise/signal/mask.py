@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Real
 
 GAP = 3.0
-"""Times as far from the bulk of the values as all that is nearer: where what is no measurement begins.
+"""Times as far from the bulk of the values as all that is nearer: where what is not a measurement begins.
 
 Real cubes in which nothing is found: Indian Pines, MUUFL, pavia_crop, a satellite cube whose clouds reach 35 times the
 spread of its bulk, CAVE (training and validation), and all of them under impulses and dead columns."""

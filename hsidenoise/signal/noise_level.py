@@ -121,7 +121,7 @@ def _unexplained_shares(correlation: np.ndarray, limit: float, rounds: int = 5) 
 
 
 def _check(cube: np.ndarray) -> None:
-    """Fail on what is no cube."""
+    """Fail on what is not a cube."""
     if cube.ndim != 3 or cube.shape[0] < 1 or min(cube.shape[1:]) < 2:
         raise ValueError(f"cube of shape {cube.shape}: expected (bands, height, width) with at least 2x2 pixels")
     if cube.dtype.kind not in "buif":

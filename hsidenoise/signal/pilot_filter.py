@@ -1,4 +1,4 @@
-"""The second step: what a network found, used as the pilot of a Wiener filter of the noisy cube itself.
+"""The pilot filter: what a network found, used as the pilot of a Wiener filter of the noisy cube itself.
 
 BM3D and its kin denoise twice: the second time as a Wiener filter whose gains are read off the first result. Here the
 first result is the network's. A network blurs what it is unsure of, and what it removes it removes from every band for
@@ -12,7 +12,7 @@ off as a whole are shifted back: as in the spectral Wiener estimate, with a far 
 
 References:
     Dabov et al., "Image denoising by sparse 3-D transform-domain collaborative filtering", IEEE TIP 16(8), 2007.
-    doi:10.1109/TIP.2007.901238 (the second step; block weights by the energy of the gains)
+    doi:10.1109/TIP.2007.901238 (the pilot filter; block weights by the energy of the gains)
     Zhuang & Bioucas-Dias, "Fast hyperspectral image denoising and inpainting based on low-rank and sparse
     representations", IEEE JSTARS 11(3), 2018. doi:10.1109/JSTARS.2018.2796570 (images of a noise-whitened subspace)
 """
@@ -70,7 +70,7 @@ _BLOCK_ROWS = 8  # rows of blocks at a time, one image at a time: fits the cache
 
 
 @torch.no_grad()
-def second_step(
+def pilot_filter(
     noisy: Float32[np.ndarray, "bands height width"],
     pilot: Float32[np.ndarray, "bands height width"],
     *,
@@ -89,13 +89,13 @@ def second_step(
         The result, a new array.
 
     Raises:
-        ValueError: If the shapes differ, or 16 is no multiple of the stride.
+        ValueError: If the shapes differ, or 16 is not a multiple of the stride.
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> clean = np.linspace(0.3, 0.9, 7)[:, None, None] * np.linspace(0, 1, 30)[:, None] * np.ones(40)
         >>> noisy, pilot = ((clean + rng.normal(0, level, clean.shape)).astype(np.float32) for level in (0.1, 0.05))
-        >>> bool(np.std(second_step(noisy, pilot) - clean) < 0.5 * np.std(pilot - clean))
+        >>> bool(np.std(pilot_filter(noisy, pilot) - clean) < 0.5 * np.std(pilot - clean))
         True
     """
     if noisy.shape != pilot.shape:
@@ -114,27 +114,27 @@ def second_step(
     return result
 
 
-def second_step_batch(
+def pilot_filter_batch(
     noisy: Float[Tensor, "batch bands height width"],
     pilot: Float[Tensor, "batch bands height width"],
     *,
     stride: int = STRIDE,
 ) -> Float[Tensor, "batch bands height width"]:
-    """Make the second step with a gradient to the pilot, to train a network for what comes after it.
+    """Make the pilot filter with a gradient to the pilot, to train a network for what comes after it.
 
     What is estimated on the way (noise, subspace, outliers) counts as constant.
 
     Args:
         noisy: Noisy cubes scaled to about [0, 1].
         pilot: The network's answers.
-        stride: As in :func:`second_step`.
+        stride: As in :func:`pilot_filter`.
 
     Returns:
         The results, float32.
 
     Example:
         >>> pilot = torch.rand(1, 4, 20, 30, requires_grad=True)
-        >>> second_step_batch(torch.rand(1, 4, 20, 30), pilot).sum().backward()
+        >>> pilot_filter_batch(torch.rand(1, 4, 20, 30), pilot).sum().backward()
         >>> pilot.grad.shape
         torch.Size([1, 4, 20, 30])
     """
@@ -185,7 +185,7 @@ def _filter_rows(noisy: Tensor, pilot: Tensor, found: _Found, height: int, strid
     return scene.lerp(known[:, inside], PILOT_SHARE) + found.mean
 
 
-def further_passes(
+def repeat_pilot_filter(
     noisy: Real[np.ndarray, "bands height width"],
     denoised: Float[np.ndarray, "bands height width"],
     count: int,
@@ -193,7 +193,7 @@ def further_passes(
     *,
     device: torch.device | str = "cpu",
 ) -> Float[np.ndarray, "bands height width"]:
-    """Make the second step some times, each with the last result as the pilot, on cubes in a unit of their own.
+    """Make the pilot filter some times, each with the last result as the pilot, on cubes in a unit of their own.
 
     Args:
         noisy: Noisy cube.
@@ -208,19 +208,19 @@ def further_passes(
     Example:
         >>> noisy = np.random.default_rng(0).integers(900, 1100, (3, 20, 30)).astype(np.uint16)
         >>> denoised = np.full(noisy.shape, 1000, dtype=np.float32)
-        >>> bool(np.std(further_passes(noisy, denoised, 1, Scaling("minmax", 900, 200, "")) - 1000) < 5)
+        >>> bool(np.std(repeat_pilot_filter(noisy, denoised, 1, Scaling("minmax", 900, 200, "")) - 1000) < 5)
         True
     """
     if count:
         scaled, pilot = scaling.apply(noisy), scaling.apply(denoised)
         for stride in strides(count):
-            pilot = second_step(scaled, pilot, stride=stride, device=device)
+            pilot = pilot_filter(scaled, pilot, stride=stride, device=device)
         denoised = scaling.invert(pilot, denoised.dtype)
     return denoised
 
 
 def strides(count: int) -> tuple[int, ...]:
-    """Stride of each of so many second steps: only the last needs its blocks to lie close.
+    """Stride of each of so many rounds of the pilot filter: only the last needs its blocks to lie close.
 
     Example:
         >>> strides(1), strides(3)

@@ -240,7 +240,7 @@ def _noise(cube: np.ndarray) -> Float64[np.ndarray, " bands"]:
 def _block_medians(
     cube: np.ndarray, extremes: Extremes, noise: np.ndarray
 ) -> tuple[Float64[np.ndarray, " blocks"], Float64[np.ndarray, " blocks"], Bool[np.ndarray, " blocks"]]:
-    """Medians of blocks without a value that is no measurement, the noise of their worst band, and if more is there."""
+    """Medians of blocks of measurements alone, the noise of their worst band, and whether more is there."""
     bands, height, width = cube.shape
     deep, down, across = min(_BANDS, bands), min(_BLOCK, height), min(_BLOCK, width)
     firsts = sorted({min(first, bands - deep) for first in range(0, bands, deep)})

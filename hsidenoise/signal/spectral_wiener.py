@@ -280,7 +280,7 @@ def column_offsets(
 
 
 def without_common(offset: Float[Tensor, "batch bands width"]) -> Float[Tensor, "batch bands width"]:
-    """Offsets of columns, 0 where most bands are off: that is no defect of a band, the estimate has lost the scene.
+    """Offsets of columns, 0 where most bands are off: that is not a defect of a band, the estimate has lost the scene.
 
     Example:
         >>> without_common(torch.tensor([[[0.5, 0.5], [0.0, 0.4], [0.0, 0.3]]]))

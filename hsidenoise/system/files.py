@@ -82,7 +82,7 @@ def check_target(path: str | Path) -> None:
 
     Raises:
         OSError: If not, with what to do.
-        ValueError: If it is no name at all.
+        ValueError: If it is not a name at all.
 
     Example:
         >>> check_target("/no/such/folder/clean.mat")
@@ -96,7 +96,7 @@ def check_target(path: str | Path) -> None:
     if target.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder; give the name of a new file or folder")
     if target.exists() and not target.is_file():
-        raise OSError(f"cannot write {path}: it exists and is no regular file; choose another name")
+        raise OSError(f"cannot write {path}: it exists and is not a regular file; choose another name")
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(f"cannot write {path}: it is write-protected; choose another name")
     if not folder.exists():

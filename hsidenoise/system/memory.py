@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 SMALLEST_TILE = 32
-"""A tile that does not fit is halved, but never below this: less is no image to a network."""
+"""A tile that does not fit is halved, but never below this: less is not an image to a network."""
 USABLE_SHARE = 0.7
 """Share of the memory at hand that tiles may take; the rest is for the cube, its result and whatever else grows."""
 MAPS = 48

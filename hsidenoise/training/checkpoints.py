@@ -270,8 +270,7 @@ def changed_options(
 
 def _moved(state: dict[str, Any], folder: str) -> dict[str, Any]:
     def here(path: str) -> str:
-        return os.path.join(folder, os.path.basename(path)) if path else path  # noqa: PTH118, PTH119 - Lightning's
-        strings
+        return os.path.join(folder, os.path.basename(path)) if path else path  # noqa: PTH118, PTH119
 
     moved = dict(state, dirpath=folder)
     for name in ("best_model_path", "kth_best_model_path", "last_model_path"):

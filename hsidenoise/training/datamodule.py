@@ -164,7 +164,7 @@ class CubeDataModule(pl.LightningDataModule):
 
         Raises:
             ValueError: If a scene is missing, a part is empty, or a scene is in two parts.
-            FileNotFoundError: If ``root`` is no folder.
+            FileNotFoundError: If ``root`` is not a folder.
         """
         for path in self.extra:
             if not path.exists():

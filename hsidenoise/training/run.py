@@ -247,8 +247,8 @@ def _alone(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+b", buffering=0) as file:
         try:
-            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the other processes of a run come with the
-            first
+            # the other processes of a run come with the first
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by worker processes
                 with suppress(OSError):  # only said to others; a full disk is told when the run writes
                     file.truncate(0)

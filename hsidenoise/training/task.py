@@ -19,7 +19,7 @@ from hsidenoise.metrics.functional import evaluate_batch
 from hsidenoise.models import create_model
 from hsidenoise.models.compiled_step import CompiledStep, CompileWhen
 from hsidenoise.models.weights import ASKED, start_from
-from hsidenoise.signal.pilot_filter import second_step_batch, strides
+from hsidenoise.signal.pilot_filter import pilot_filter_batch, strides
 from hsidenoise.training.budget import time_share
 from hsidenoise.training.losses import DataTerm, DenoisingLoss, Form
 from hsidenoise.training.pairs import Batch
@@ -50,10 +50,11 @@ class DenoisingTask(pl.LightningModule):
         gradient_weight: Weight of the gradient regulariser in the loss.
         loss_form: ``cube`` (per cube) or ``released`` (over the batch), see ``hsidenoise.training.losses``.
         angle_weight: Weight of the spectral angle in the loss.
-        second_step_weight: Share of the loss that is taken behind the second step
+        pilot_filter_weight: Share of the loss that is taken behind the pilot filter
             (:mod:`hsidenoise.signal.pilot_filter`), 0 to 1; above 0, validation scores what that step gives.
         passes: Passes that :func:`hsidenoise.denoise` shall make with the weights, at least 2, if a share of the loss
-            is taken behind them: 2 is the network and one second step, each more another one. The weights file says so.
+            is taken behind them: 2 is the network and one pilot filter, each more another one. The weights file says
+            so.
         tile: Side of the tiles that it shall take with them where none is asked for, pixels. None: its own default.
         data_term: ``l1``, ``charbonnier`` or ``mse``.
         channels_last: Whether the network runs on channels-last memory (several times faster on CPUs).
@@ -80,7 +81,7 @@ class DenoisingTask(pl.LightningModule):
         loss_form: Form = "cube",
         data_term: DataTerm = "l1",
         angle_weight: float = 0.0,
-        second_step_weight: float = 0.0,
+        pilot_filter_weight: float = 0.0,
         passes: int = 2,
         tile: int | None = None,
         channels_last: bool = True,
@@ -92,8 +93,8 @@ class DenoisingTask(pl.LightningModule):
             raise ValueError(
                 "learning_rate must be above 0, weight_decay and warmup_steps at least 0, final_share in [0, 1]"
             )
-        if not 0 <= second_step_weight <= 1:
-            raise ValueError(f"second_step_weight={second_step_weight:g} must be in [0, 1]")
+        if not 0 <= pilot_filter_weight <= 1:
+            raise ValueError(f"pilot_filter_weight={pilot_filter_weight:g} must be in [0, 1]")
         if passes < 2 or passes not in ASKED["passes"] or (tile is not None and tile not in ASKED["tile"]):
             most, tiles = ASKED["passes"].stop - 1, ASKED["tile"]
             raise ValueError(
@@ -132,7 +133,7 @@ class DenoisingTask(pl.LightningModule):
     def _behind(self, noisy: Tensor, denoised: Tensor) -> Tensor:
         """What all passes make of the network's answer."""
         for stride in strides(self.hparams["passes"] - 1):
-            denoised = second_step_batch(noisy, denoised, stride=stride)
+            denoised = pilot_filter_batch(noisy, denoised, stride=stride)
         return denoised
 
     def on_train_start(self) -> None:
@@ -168,7 +169,7 @@ class DenoisingTask(pl.LightningModule):
         )
 
         def loss_of(denoised: Tensor) -> Tensor:
-            share = self.hparams["second_step_weight"]
+            share = self.hparams["pilot_filter_weight"]
             with torch.autocast(denoised.device.type, enabled=False):
                 loss: Tensor = self.loss(denoised.float(), clean)
                 if share:
@@ -234,7 +235,7 @@ class DenoisingTask(pl.LightningModule):
         """Score each cube of a batch under its noise case; give the estimates to callbacks."""
         denoised: Tensor = self(batch["noisy"])
         with torch.autocast(denoised.device.type, enabled=False):
-            if self.hparams["second_step_weight"]:
+            if self.hparams["pilot_filter_weight"]:
                 denoised = self._behind(batch["noisy"], denoised)
             scores = evaluate_batch(denoised, batch["clean"])
         for i, case in enumerate(batch["case"]):

@@ -132,7 +132,7 @@ class WeightsFile(pl.Callback):
             key: json.dumps(sorted({*json.loads(described.get(key, "[]")), *json.loads(origin.get(key, "[]"))}))
             for key in (TRAINING_SCENES, VALIDATION_SCENES)
         }
-        wishes = {"tile": options.get("tile"), "passes": options.get("second_step_weight") and options.get("passes")}
+        wishes = {"tile": options.get("tile"), "passes": options.get("pilot_filter_weight") and options.get("passes")}
         return {
             **described,
             **origin,
@@ -152,7 +152,7 @@ class WeightsFile(pl.Callback):
             "optimiser": f"AdamW, betas {tuple(options.get('betas', ()))}, weight decay {options.get('weight_decay')}",
             "gradient_clip": str(trainer.gradient_clip_val),
             "loss": f"{options.get('data_term')} + {options.get('gradient_weight')} x gradient",
-            "loss_behind_second_step": str(options.get("second_step_weight")),
+            "loss_behind_pilot_filter": str(options.get("pilot_filter_weight")),
             "loss_form": str(options.get("loss_form")),
             "ema_decay": "none" if average is None else str(average.decay),
             "commit": commit(),

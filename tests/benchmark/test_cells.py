@@ -102,7 +102,7 @@ class TestIdentity:
 
 
 CHANGES = {
-    "weights.py": "n", "model_choice.py": "n", "second_step.py": "n", "models/bra.py": "n", "sliding_dct.py": "c",
+    "weights.py": "n", "model_choice.py": "n", "pilot_filter.py": "n", "models/bra.py": "n", "sliding_dct.py": "c",
     "ssim.py": "nci", "noise_rules.py": "nci", "table_cells.py": "nci", "data/mat5.py": "nci", "table_figures.py": "",
     "task.py": "", "cli_options.py": "",
 }  # fmt: skip
@@ -337,7 +337,7 @@ class TestPairs:
 
     def test_without_one_it_is_refused_and_blind_methods_go_on(self, tmp_path, pair, told):
         write_mat(tmp_path / "b.mat", {"input": pair[1].transpose(1, 2, 0), "gt": pair[2].transpose(1, 2, 0)})
-        with pytest.raises(ValueError, match=r"told on oak, gaussian-30: .*which this test set does not hold"):
+        with pytest.raises(ValueError, match=r"told on oak, gaussian-30: .*which this noisy set does not hold"):
             compute(job("told", tmp_path / "b.mat", pair=True), str(tmp_path), "cell")
         assert not told
         assert computed(job("pca", tmp_path / "b.mat", pair=True), tmp_path)["seconds"] > 0

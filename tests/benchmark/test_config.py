@@ -44,7 +44,7 @@ def test_every_shipped_table_parses_and_names_what_exists(name):
 
 def test_shipped_tables_are_there():
     needed = {"icvl_gaussian", "icvl_complex", "cave_gaussian", "cave_complex", "pavia", "ablation", "efficiency"}
-    assert needed | {"protocols", "icvl_testset"} <= {Path(name).stem for name in SHIPPED}
+    assert needed | {"protocols", "icvl_noisy_set"} <= {Path(name).stem for name in SHIPPED}
 
 
 def test_all_of_a_file_is_read(tmp_path):
@@ -62,7 +62,7 @@ def test_all_of_a_file_is_read(tmp_path):
 
 
 def test_what_is_left_out_has_its_default(tmp_path):
-    few = {"title": "t", "data": {"root": "a", "dataset": "testset"}, "methods": ["noisy"]}
+    few = {"title": "t", "data": {"root": "a", "dataset": "noisy-set"}, "methods": ["noisy"]}
     config = read_config(write(tmp_path, few))
     assert (config.cases, config.protocols, config.seed, config.figure, config.efficiency) == (
         None, ("standard",), 0, None, None,
@@ -117,7 +117,7 @@ WRONG = [
     ({"data": {"folder": "a"}}, "data has no 'folder'; known: dataset"),
     ({"data": {"root": 5}}, "data.root is 5"),
     ({"data": {"root": None}}, "data.root is None"),
-    ({"data": {"dataset": "cvae"}}, "unknown data set 'cvae'; known: icvl, cave, folder, testset"),
+    ({"data": {"dataset": "cvae"}}, "unknown data set 'cvae'; known: icvl, cave, folder, noisy-set"),
     ({"data": {"part": "tset"}}, "unknown part 'tset'"),
     ({"data": {"missing": "maybe"}}, "data.missing is 'maybe'"),
     ({"data": {"crop": "big"}}, "data.crop is 'big'"),
@@ -126,7 +126,7 @@ WRONG = [
     ({"data": {"scenes": "oak"}}, "'data.scenes' is to be a list"),
     ({"data": {"scenes": [7]}}, "7 is none"),
     ({"data": {"scenes": ["oak", "oak"]}}, "the scene 'oak' is named twice"),
-    ({"data": {"dataset": "testset", "crop": 8}}, "data.crop: a test set is taken as it is"),
+    ({"data": {"dataset": "noisy-set", "crop": 8}}, "data.crop: a noisy set is taken as it is"),
     ({"cases": None}, "'cases' is missing"),
     ({"cases": []}, "no case is named"),
     ({"cases": "blind"}, "'cases' is to be a list"),
@@ -136,8 +136,8 @@ WRONG = [
     ({"methods": ["noisy", "svd-vt"]}, "unknown method 'svd-vt'; known: noisy, nlm"),
     ({"methods": ["noisy", "noisy"]}, "the method 'noisy' is named twice; give one another label"),
     ({"methods": ["tv", {"method": "pca", "label": "tv"}]}, "the method 'tv' is named twice"),
-    ({"methods": [{"label": "x"}]}, "is no method: write its name"),
-    ({"methods": [4]}, "4 is no method"),
+    ({"methods": [{"label": "x"}]}, "is not a method: write its name"),
+    ({"methods": [4]}, "4 is not a method"),
     ({"methods": [{"method": "tv", "passes": 1}]}, "method 'tv' has no option 'passes'"),
     ({"methods": [{"method": "weights:a", "pass": 1}]}, "has no option 'pass'; weights have passes"),
     ({"methods": [{"method": "weights:a", "passes": "1"}]}, "passes is '1', not of type int"),

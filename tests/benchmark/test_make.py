@@ -211,7 +211,7 @@ class TestWholeRun:
         assert line.startswith("hsidenoise: error: weights:seen.safetensors were trained on ash, which the table")
         assert "--allow-leaks" in line
         assert not (place / "elsewhere").exists()
-        # the scene that weights were chosen by is no leak, and a scene they never saw is nothing
+        # the scene that weights were chosen by is not a leak, and a scene they never saw is nothing
         config = read_config("trees.yaml")
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, scenes=("oak",)))
         assert _marks(config) == {"seen": ("chosen by its scores on oak",)}
@@ -492,7 +492,7 @@ class TestOthersData:
             assert "SERT" in page
             assert (tmp_path / kind / "comparison.png").exists()
 
-    def test_a_published_test_set_noise_included(self, tmp_path, rng):
+    def test_a_published_noisy_set_noise_included(self, tmp_path, rng):
         pairs = {}
         for folder, scene, width in (("icvl_512_50", "a", 30), ("icvl_512_50", "b", 26), ("icvl_512_mixture", "b", 26)):
             clean = rng.random((5, 24, width), dtype=np.float32)
@@ -502,7 +502,7 @@ class TestOthersData:
             write_mat(path, published_arrays(noisy, clean, np.full(5, 50 / 255, np.float32)))
             pairs["gaussian-50" if folder.endswith("50") else "mixture", scene] = noisy, clean
         config = with_choice(
-            read_config(TABLES / "icvl_testset.yaml"), root=str(tmp_path / "set"), methods=["noisy", "pca"]
+            read_config(TABLES / "icvl_noisy_set.yaml"), root=str(tmp_path / "set"), methods=["noisy", "pca"]
         )
         run_here(config, tmp_path / "out")
         table = rows(tmp_path / "out" / "scenes.csv")

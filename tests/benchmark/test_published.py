@@ -90,8 +90,8 @@ def test_unknown_names(arguments, message):
     [
         ("SERT,ICVL,,,blind,43.20,,,,,,", "line 2: the column 'source' is empty"),
         ("SERT,ICVL,,,blind,,,,,,,SERT", "line 2: the column 'psnr' is empty"),
-        ("SERT,ICVL,,,blind,fine,,,,,,SERT", "line 2, psnr: 'fine' is no number"),
-        ("SERT,ICVL,,,blind,43.2,nan,,,,,SERT", "line 2, ssim: 'nan' is no number"),
+        ("SERT,ICVL,,,blind,fine,,,,,,SERT", "line 2, psnr: 'fine' is not a number"),
+        ("SERT,ICVL,,,blind,43.2,nan,,,,,SERT", "line 2, ssim: 'nan' is not a number"),
         ("SERT,ICVL", "line 2: the column 'case' is empty"),
     ],
 )

@@ -106,13 +106,13 @@ class TestSplit:
 class TestOthersSets:
     def test_cases_and_scenes_that_differ(self, tmp_path):
         touch(tmp_path, "icvl_512_50/a.mat", "icvl_512_50/b.mat", "icvl_512_noniid/b.mat", "icvl_512_noniid/c.mat")
-        found = find_table_scenes(Data(dataset="testset", root=str(tmp_path)), None)
+        found = find_table_scenes(Data(dataset="noisy-set", root=str(tmp_path)), None)
         assert {scene.name: sorted(scene.files) for scene in found} == {
             "a": ["gaussian-50"],
             "b": ["gaussian-50", "non-iid"],
             "c": ["non-iid"],
         }
-        data = Data(dataset="testset", root=str(tmp_path), scenes=("b",))
+        data = Data(dataset="noisy-set", root=str(tmp_path), scenes=("b",))
         (scene,) = find_table_scenes(data, ["non-iid"])
         assert scene.files == {"non-iid": tmp_path / "icvl_512_noniid" / "b.mat"}
         with pytest.raises(ValueError, match="has no case 'stripe'; it has gaussian-50, non-iid"):

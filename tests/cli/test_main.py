@@ -83,7 +83,7 @@ class TestStart:
             ["--help"],
             ["--version"],
             *([verb, "--help"] for verb in ("denoise", "inspect", "corrupt", "evaluate", "weights", "export")),
-            ["make-testset", "--help"],
+            ["make-noisy-set", "--help"],
             ["benchmark", "--help"],
         ],
         ids=" ".join,
@@ -178,7 +178,7 @@ class TestStart:
 
 
 class TestCorrupt:
-    def test_writes_what_published_test_sets_hold(self, noisy):
+    def test_writes_what_published_noisy_sets_hold(self, noisy):
         content = scipy.io.loadmat(noisy)
         stored = scipy.io.loadmat(SAMPLE)["cube"][40:88, 56:104].astype(np.float64)
         clean = (stored - stored.min()) / (stored.max() - stored.min())
@@ -471,10 +471,10 @@ class TestPaths:
         assert re.search(says, message), message
         assert sorted(tmp_path.rglob("*")) == before
 
-    def test_a_pipe_among_the_cubes_of_a_test_set(self, tmp_path, capsys):
+    def test_a_pipe_among_the_cubes_of_a_noisy_set(self, tmp_path, capsys):
         (tmp_path / "cubes").mkdir()
         os.mkfifo(tmp_path / "cubes" / "oak.mat")
-        assert main(["make-testset", str(tmp_path / "cubes"), str(tmp_path / "set")]) == 2
+        assert main(["make-noisy-set", str(tmp_path / "cubes"), str(tmp_path / "set")]) == 2
         assert "it is a pipe" in capsys.readouterr().err
         assert names(tmp_path) == ["cubes"]
 
@@ -543,7 +543,7 @@ class TestPrinting:
 class TestDisk:
     """A full disk, a folder that may not be written: one line, exit status 2, nothing left."""
 
-    @pytest.mark.parametrize("verb", ["denoise", "corrupt", "make-testset"])
+    @pytest.mark.parametrize("verb", ["denoise", "corrupt", "make-noisy-set"])
     def test_a_full_disk(self, noisy, weights, tmp_path, verb):
         (tmp_path / "cubes").mkdir()
         (tmp_path / "cubes" / "n.mat").write_bytes(noisy.read_bytes())
@@ -555,7 +555,7 @@ class TestDisk:
         arguments = {
             "denoise": ["cubes/n.mat", "-o", "out.mat", "--weights", weights],
             "corrupt": ["cubes/n.mat", "out.mat", "--noise", "blind"],
-            "make-testset": ["cubes", "set", "--crop", "20", "--cases", "blind"],
+            "make-noisy-set": ["cubes", "set", "--crop", "20", "--cases", "blind"],
         }[verb]
         done = subprocess.run(
             [sys.executable, "-c", program, verb, *map(str, arguments)],

@@ -105,7 +105,7 @@ def test_refused_variables():
         layout_of(Variable("s", (1, 1), None, "struct array, not read"))
     with pytest.raises(ValueError, match="the file holds nothing"):
         layout_of()
-    with pytest.raises(ValueError, match=r"'s' is no cube of numbers \(struct array"):
+    with pytest.raises(ValueError, match=r"'s' is not a cube of numbers \(struct array"):
         layout_of(Variable("s", (1, 1), None, "struct array, not read"), key="s")
     with pytest.raises(ValueError, match="no cube of numbers"):
         layout_of(number("m", 3, 4, 5, dtype="?", note="logical values"), key="m")

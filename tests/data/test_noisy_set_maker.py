@@ -1,4 +1,4 @@
-"""Test sets as they are made: the same as `corrupt`, gone on with after an interruption, never mixed."""
+"""Noisy sets as they are made: the same as `corrupt`, gone on with after an interruption, never mixed."""
 
 import json
 import os
@@ -17,8 +17,8 @@ import hsidenoise
 from hsidenoise.cli import main as cli
 from hsidenoise.cli import options as cli_options
 from hsidenoise.data.mat import write_mat
-from hsidenoise.data.noisy_set_maker import MANIFEST, CaseFolder, make_test_set
-from hsidenoise.data.noisy_sets import PUBLISHED_CASES, find_test_set, read_pair
+from hsidenoise.data.noisy_set_maker import MANIFEST, CaseFolder, make_noisy_set
+from hsidenoise.data.noisy_sets import PUBLISHED_CASES, find_noisy_set, read_pair
 from hsidenoise.data.png import save_bands
 from hsidenoise.data.scenes import DATASETS, read_clean, read_split
 from hsidenoise.noise.cases import NOISE_CASES, corrupt
@@ -73,7 +73,7 @@ def source(tmp_path, rng):
 
 class TestMake:
     def test_nine_published_folders_by_default(self, source, tmp_path):
-        done = make_test_set(source, tmp_path / "sets", crop=10)
+        done = make_noisy_set(source, tmp_path / "sets", crop=10)
         names = [f"trees_10_{suffix}" for suffix in PUBLISHED_CASES]
         assert done == tuple(
             CaseFolder(case, tmp_path / "sets" / name, 2, 0)
@@ -81,7 +81,7 @@ class TestMake:
         )
         expected = {MANIFEST} | {f"{name}/{scene}.mat" for name in names for scene in ("oak", "Fir")}
         assert set(contents(tmp_path / "sets")) == expected
-        for case, files in find_test_set(tmp_path / "sets"):
+        for case, files in find_noisy_set(tmp_path / "sets"):
             for file in files:
                 clean = read_clean(source / file.name, crop=10)
                 result = corrupt(clean, case, seed=0)
@@ -94,7 +94,7 @@ class TestMake:
     def test_a_file_is_what_corrupt_writes(self, tmp_path):
         (tmp_path / "clean").mkdir()
         (tmp_path / "clean" / "balls.mat").write_bytes(SAMPLE.read_bytes())
-        make_test_set(tmp_path / "clean", tmp_path / "sets", cases=["mixture", "blind"], crop=40, seed=3, prefix="a")
+        make_noisy_set(tmp_path / "clean", tmp_path / "sets", cases=["mixture", "blind"], crop=40, seed=3, prefix="a")
         for case in ("mixture", "blind"):
             options = ["--noise", case, "--seed", "3", "--crop", "40"]
             assert cli.main(["corrupt", str(SAMPLE), str(tmp_path / "one.mat"), *options]) == 0
@@ -116,11 +116,11 @@ class TestMake:
         write_icvl(tmp_path / "icvl" / read_split("icvl_sert_train.txt")[0], rng)
         arguments = {"cases": ["50", "noniid"], "crop": 16, "dataset": "icvl"}
         with pytest.raises(ValueError, match=r"48 test scene\(s\).*and 43 more.*--missing skip"):
-            make_test_set(tmp_path / "icvl", tmp_path / "sets", **arguments)
+            make_noisy_set(tmp_path / "icvl", tmp_path / "sets", **arguments)
         assert not (tmp_path / "sets").exists()
         with pytest.warns(UserWarning, match="left out"):
-            make_test_set(tmp_path / "icvl", tmp_path / "sets", **arguments, missing="skip")
-        found = dict(find_test_set(tmp_path / "sets"))
+            make_noisy_set(tmp_path / "icvl", tmp_path / "sets", **arguments, missing="skip")
+        found = dict(find_noisy_set(tmp_path / "sets"))
         assert list(found) == ["gaussian-50", "non-iid"]
         file = tmp_path / "sets" / "icvl_16_50" / names[4]
         assert found["gaussian-50"] == tuple(sorted([file, file.with_name(names[2])]))
@@ -141,13 +141,13 @@ class TestMake:
         arguments = {"crop": None, "dataset": "icvl", "split": "qrnn3d", "missing": "skip"}
         for cases in (["blind", "gaussian-25"], ["mixture", "non-iid"]):  # one after the other, into one set
             with pytest.warns(UserWarning, match="left out"):
-                make_test_set(tmp_path / "icvl", tmp_path / "sets", cases=cases, **arguments)
-        found = {case: [path.name for path in files] for case, files in find_test_set(tmp_path / "sets")}
+                make_noisy_set(tmp_path / "icvl", tmp_path / "sets", cases=cases, **arguments)
+        found = {case: [path.name for path in files] for case, files in find_noisy_set(tmp_path / "sets")}
         assert found == {"blind": [gaussian], "gaussian-25": [gaussian], "mixture": [mixed], "non-iid": [mixed]}
         assert read_pair(tmp_path / "sets" / "icvl_blind" / gaussian).clean.shape == (31, 19, 23)
         (tmp_path / "icvl" / gaussian).unlink()
-        with pytest.raises(ValueError, match="no cube for the test set"):
-            make_test_set(tmp_path / "icvl", tmp_path / "more", cases=["30"], **arguments)
+        with pytest.raises(ValueError, match="no cube for the noisy set"):
+            make_noisy_set(tmp_path / "icvl", tmp_path / "more", cases=["30"], **arguments)
 
     def test_scenes_of_other_noise_may_be_missing(self, tmp_path, rng):
         (tmp_path / "icvl").mkdir()
@@ -155,9 +155,9 @@ class TestMake:
         for name in names:
             write_mat(tmp_path / "icvl" / name, {"rad": rng.random((5, 6, 3))})
         arguments = {"crop": 4, "dataset": "icvl", "split": "qrnn3d"}
-        assert make_test_set(tmp_path / "icvl", tmp_path / "sets", cases=["30"], **arguments)[0].written == len(names)
+        assert make_noisy_set(tmp_path / "icvl", tmp_path / "sets", cases=["30"], **arguments)[0].written == len(names)
         with pytest.raises(ValueError, match="are missing"):
-            make_test_set(tmp_path / "icvl", tmp_path / "sets", cases=["mixture"], **arguments)
+            make_noisy_set(tmp_path / "icvl", tmp_path / "sets", cases=["mixture"], **arguments)
 
     def test_folders_of_png_and_a_sub_folder_test(self, tmp_path, rng):
         scene = tmp_path / "cave" / "test" / "balloons_ms"
@@ -166,7 +166,7 @@ class TestMake:
         stored = rng.integers(0, 65536, (8, 11, 4)).astype(np.uint16)
         save_bands(scene, "balloons_ms", stored)
         for name, folder in (("a", tmp_path / "cave"), ("b", tmp_path / "cave" / "test")):
-            make_test_set(folder, tmp_path / name, cases=["impulse"], crop=6)
+            make_noisy_set(folder, tmp_path / name, cases=["impulse"], crop=6)
         assert contents(tmp_path / "a") == contents(tmp_path / "b")  # named after the data set, not its part
         pair = read_pair(tmp_path / "a" / "cave_6_impulse" / "balloons_ms.mat")
         middle = stored[1:7, 2:8].transpose(2, 0, 1).astype(float)
@@ -177,7 +177,7 @@ class TestMake:
         clean = rng.random((7, 8, 5))
         write_mat(tmp_path / "pairs" / "a.mat", {"gt": clean, "input": clean + 1 + rng.random(clean.shape)})
         write_mat(tmp_path / "pairs" / "b.mat", {"gt": rng.random((7, 8)), "indian_pines": clean})
-        make_test_set(tmp_path / "pairs", tmp_path / "sets", cases=["30"], crop=None)
+        make_noisy_set(tmp_path / "pairs", tmp_path / "sets", cases=["30"], crop=None)
         scaled = ((clean - clean.min()) / (clean.max() - clean.min())).transpose(2, 0, 1)
         for scene in "ab":
             pair = read_pair(tmp_path / "sets" / "pairs_30" / f"{scene}.mat")
@@ -187,34 +187,34 @@ class TestMake:
         (tmp_path / "clean").mkdir()
         write_mat(tmp_path / "clean" / "a.mat", {"cube": rng.random((7, 8, 2))})
         with pytest.warns(UserWarning, match="stripe on no band: 2 bands are too few"):
-            make_test_set(tmp_path / "clean", tmp_path / "sets", cases=["stripe"], crop=5)
+            make_noisy_set(tmp_path / "clean", tmp_path / "sets", cases=["stripe"], crop=5)
 
 
 class TestAgain:
     def test_a_second_call_changes_nothing_and_makes_what_is_missing_anew(self, source, tmp_path):
         target = tmp_path / "sets"
-        first = make_test_set(source, target, cases=["30", "mixture"], crop=10)
+        first = make_noisy_set(source, target, cases=["30", "mixture"], crop=10)
         before = contents(target)
         times = {path: path.stat().st_mtime_ns for path in target.rglob("*.mat")}
-        again = make_test_set(source, target, cases=["30", "mixture"], crop=10)
+        again = make_noisy_set(source, target, cases=["30", "mixture"], crop=10)
         assert [(folder.written, folder.kept) for folder in first + again] == [(2, 0)] * 2 + [(0, 2)] * 2
         assert {path: path.stat().st_mtime_ns for path in target.rglob("*.mat")} == times
         (target / "trees_10_mixture" / "oak.mat").unlink()
         time.sleep(1.1)  # MATLAB's header has a date with seconds
-        third = make_test_set(source, target, cases=["30", "mixture"], crop=10)
+        third = make_noisy_set(source, target, cases=["30", "mixture"], crop=10)
         assert [(folder.written, folder.kept) for folder in third] == [(0, 2), (1, 1)]
         assert contents(target) == before
 
     def test_cases_can_be_added(self, source, tmp_path):
-        make_test_set(source, tmp_path / "a", cases=["30"], crop=10)
-        make_test_set(source, tmp_path / "a", cases=["gaussian-25", "30"], crop=10)
-        make_test_set(source, tmp_path / "b", cases=["30", "gaussian-25"], crop=10)
+        make_noisy_set(source, tmp_path / "a", cases=["30"], crop=10)
+        make_noisy_set(source, tmp_path / "a", cases=["gaussian-25", "30"], crop=10)
+        make_noisy_set(source, tmp_path / "b", cases=["30", "gaussian-25"], crop=10)
         assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
     @pytest.mark.parametrize(
         ("changed", "message"),
         [
-            ({"seed": 1}, "holds a test set with seed 0, not 1"),
+            ({"seed": 1}, "holds a noisy set with seed 0, not 1"),
             ({"crop": 9, "prefix": "trees_10"}, "crop 10, not 9"),
             ({"prefix": "wood"}, "prefix trees_10, not wood"),
             ({"cases": ["50"], "seed": 2}, "seed 0, not 2"),
@@ -222,28 +222,28 @@ class TestAgain:
     )
     def test_other_options_are_refused(self, source, tmp_path, changed, message):
         arguments = {"cases": ["30"], "crop": 10}
-        make_test_set(source, tmp_path / "sets", **arguments)
+        make_noisy_set(source, tmp_path / "sets", **arguments)
         before = contents(tmp_path / "sets")
         with pytest.raises(ValueError, match=message):
-            make_test_set(source, tmp_path / "sets", **(arguments | changed))
+            make_noisy_set(source, tmp_path / "sets", **(arguments | changed))
         assert contents(tmp_path / "sets") == before
 
     def test_another_version_is_refused(self, source, tmp_path):
-        make_test_set(source, tmp_path / "sets", cases=["30"], crop=10)
+        make_noisy_set(source, tmp_path / "sets", cases=["30"], crop=10)
         manifest = tmp_path / "sets" / MANIFEST
         manifest.write_text(manifest.read_text().replace('"hsidenoise": "', '"hsidenoise": "9'))
         with pytest.raises(ValueError, match=r"hsidenoise 9\S+, not "):
-            make_test_set(source, tmp_path / "sets", cases=["50"], crop=10)
+            make_noisy_set(source, tmp_path / "sets", cases=["50"], crop=10)
 
     def test_other_clean_cubes_are_refused(self, source, tmp_path, rng):
-        make_test_set(source, tmp_path / "sets", cases=["30"], crop=10)
+        make_noisy_set(source, tmp_path / "sets", cases=["30"], crop=10)
         write_mat(source / "elm.mat", {"cube": rng.random((12, 14, 9))})
         with pytest.raises(ValueError, match="'elm' is not in both"):
-            make_test_set(source, tmp_path / "sets", cases=["50"], crop=10)
+            make_noisy_set(source, tmp_path / "sets", cases=["50"], crop=10)
         (source / "elm.mat").unlink()
         write_mat(source / "oak.mat", {"cube": rng.random((12, 14, 9))})
         with pytest.raises(ValueError, match="'oak' differs"):
-            make_test_set(source, tmp_path / "sets", cases=["30"], crop=10)
+            make_noisy_set(source, tmp_path / "sets", cases=["30"], crop=10)
 
     def test_files_of_somebody_else_are_refused_and_left_alone(self, source, tmp_path, rng):
         theirs = tmp_path / "sets" / "trees_10_30" / "oak.mat"
@@ -252,29 +252,29 @@ class TestAgain:
             write_mat(theirs.with_name(name), {"gt": rng.random((4, 5, 6))})
             before = contents(tmp_path / "sets")
             with pytest.raises(ValueError, match=f"{name}: was not made by this command"):
-                make_test_set(source, tmp_path / "sets", cases=["30"], crop=10)
+                make_noisy_set(source, tmp_path / "sets", cases=["30"], crop=10)
             assert contents(tmp_path / "sets") == before
             theirs.with_name(name).unlink()
 
     def test_without_its_manifest_a_set_is_still_known(self, source, tmp_path):
-        make_test_set(source, tmp_path / "sets", cases=["30"], crop=10)
+        make_noisy_set(source, tmp_path / "sets", cases=["30"], crop=10)
         before = contents(tmp_path / "sets")
         (tmp_path / "sets" / MANIFEST).unlink()
         with pytest.raises(ValueError, match="was not made by this command with these options"):
-            make_test_set(source, tmp_path / "sets", cases=["30"], crop=10, seed=1)
-        assert make_test_set(source, tmp_path / "sets", cases=["30"], crop=10)[0].kept == 2
+            make_noisy_set(source, tmp_path / "sets", cases=["30"], crop=10, seed=1)
+        assert make_noisy_set(source, tmp_path / "sets", cases=["30"], crop=10)[0].kept == 2
         assert contents(tmp_path / "sets") == before
         (tmp_path / "sets" / MANIFEST).unlink()
         write_mat(source / "oak.mat", {"cube": np.arange(1512.0).reshape(12, 14, 9)})
         with pytest.raises(ValueError, match=r"oak\.mat: was not made"):
-            make_test_set(source, tmp_path / "sets", cases=["30"], crop=10)
+            make_noisy_set(source, tmp_path / "sets", cases=["30"], crop=10)
 
     @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"cases": 3, "scenes": {}}'])
     def test_a_damaged_manifest(self, source, tmp_path, text):
         (tmp_path / "sets").mkdir()
         (tmp_path / "sets" / MANIFEST).write_text(text)
         with pytest.raises(ValueError, match="does not say how the set was made"):
-            make_test_set(source, tmp_path / "sets", cases=["30"], crop=10)
+            make_noisy_set(source, tmp_path / "sets", cases=["30"], crop=10)
 
 
 class TestRefused:
@@ -294,7 +294,7 @@ class TestRefused:
     )
     def test_before_anything_is_written(self, source, tmp_path, changed, message):
         with pytest.raises(ValueError, match=message) as caught:
-            make_test_set(source, tmp_path / "sets", **({"crop": 10} | changed))
+            make_noisy_set(source, tmp_path / "sets", **({"crop": 10} | changed))
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "sets").exists()
 
@@ -308,32 +308,32 @@ class TestRefused:
     def test_a_scene_that_cannot_be_used(self, source, tmp_path, values, message):
         write_mat(source / "zelkova.mat", {"cube": values})  # the last one
         with pytest.raises(ValueError, match=f"zelkova.mat: .*{message}"):
-            make_test_set(source, tmp_path / "sets", crop=10)
+            make_noisy_set(source, tmp_path / "sets", crop=10)
         assert not (tmp_path / "sets").exists()
 
     def test_places(self, source, tmp_path):
         (tmp_path / "empty").mkdir()
         (tmp_path / "file").touch()
         with pytest.raises(FileNotFoundError, match="no such folder"):
-            make_test_set(tmp_path / "nowhere", tmp_path / "sets")
-        with pytest.raises(ValueError, match="no cube for the test set found"):
-            make_test_set(tmp_path / "empty", tmp_path / "sets")
+            make_noisy_set(tmp_path / "nowhere", tmp_path / "sets")
+        with pytest.raises(ValueError, match="no cube for the noisy set found"):
+            make_noisy_set(tmp_path / "empty", tmp_path / "sets")
         with pytest.raises(ValueError, match="clean cubes are looked for there"):
-            make_test_set(source, source, crop=10)
+            make_noisy_set(source, source, crop=10)
         (source / read_split("cave_hsir_test.txt")[0]).with_suffix(".mat").write_bytes(
             (source / "oak.mat").read_bytes()
         )
         with pytest.warns(match="left out"), pytest.raises(ValueError, match="clean cubes are looked for there"):
-            make_test_set(source, source / "sets", crop=10, dataset="cave", missing="skip")
+            make_noisy_set(source, source / "sets", crop=10, dataset="cave", missing="skip")
         with pytest.raises(NotADirectoryError, match="it is a file"):
-            make_test_set(source, tmp_path / "file", crop=10)
-        make_test_set(source, source / "sets", crop=10, cases=["30"])  # beside the cubes is fine
-        assert len(find_test_set(source / "sets")[0][1]) == 3
+            make_noisy_set(source, tmp_path / "file", crop=10)
+        make_noisy_set(source, source / "sets", crop=10, cases=["30"])  # beside the cubes is fine
+        assert len(find_noisy_set(source / "sets")[0][1]) == 3
 
     def test_two_files_of_one_scene(self, source, tmp_path):
         (source / "oak_ms.mat").write_bytes((source / "oak.mat").read_bytes())
         with pytest.raises(ValueError, match=r"oak.mat and oak_ms.mat have the same scene name"):
-            make_test_set(source, tmp_path / "sets", crop=10)
+            make_noisy_set(source, tmp_path / "sets", crop=10)
 
 
 class TestCommand:
@@ -347,23 +347,34 @@ class TestCommand:
             "sys.exit(status or ', '.join(heavy) or 0)"
         )
         done = subprocess.run(
-            [sys.executable, "-c", program, "make-testset", "--help"],
+            [sys.executable, "-c", program, "make-noisy-set", "--help"],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        assert "make-testset" in done.stdout
+        assert "make-noisy-set" in done.stdout
 
     def test_options_reach_the_set(self, source, tmp_path):
-        arguments = ["make-testset", "trees", "sets", "--cases", "noniid", "gaussian-25", "--crop", "0", "--seed", "5"]
+        arguments = [
+            "make-noisy-set",
+            "trees",
+            "sets",
+            "--cases",
+            "noniid",
+            "gaussian-25",
+            "--crop",
+            "0",
+            "--seed",
+            "5",
+        ]
         code, out, err = call(*arguments, "--prefix", "wood", cwd=tmp_path)
         assert (code, err) == (0, "")
         assert out.splitlines() == [
             "sets/wood_noniid: non-iid, seed 5, 2 scenes",
             "sets/wood_gaussian-25: gaussian-25, seed 5, 2 scenes",
         ]
-        make_test_set(source, tmp_path / "b", cases=["noniid", "gaussian-25"], crop=None, seed=5, prefix="wood")
+        make_noisy_set(source, tmp_path / "b", cases=["noniid", "gaussian-25"], crop=None, seed=5, prefix="wood")
         assert contents(tmp_path / "sets") == contents(tmp_path / "b")
         assert read_pair(tmp_path / "sets" / "wood_noniid" / "oak.mat").clean.shape == (9, 12, 14)
         code, out, _ = call(*arguments, "--prefix", "wood", cwd=tmp_path)
@@ -374,7 +385,7 @@ class TestCommand:
         (tmp_path / "icvl").mkdir()
         name = read_split("icvl_qrnn3d_test_gaussian.txt")[1]
         write_icvl(tmp_path / "icvl" / name, rng)
-        arguments = ["make-testset", "icvl", "sets", "--dataset", "icvl", "--split", "qrnn3d", "--crop", "16"]
+        arguments = ["make-noisy-set", "icvl", "sets", "--dataset", "icvl", "--split", "qrnn3d", "--crop", "16"]
         code, out, err = call(*arguments, cwd=tmp_path)
         assert (code, out) == (2, "")
         assert err.startswith("hsidenoise: error: icvl: ")
@@ -385,7 +396,7 @@ class TestCommand:
         assert err.startswith("hsidenoise: warning: icvl: ")
 
     def test_a_scene_smaller_than_the_crop_is_one_line(self, source, tmp_path):
-        code, out, err = call("make-testset", "trees", "sets", cwd=tmp_path)
+        code, out, err = call("make-noisy-set", "trees", "sets", cwd=tmp_path)
         assert (code, out) == (2, "")
         assert err.startswith("hsidenoise: error: trees/Fir.mat: 12x14 pixels are less than the crop of 512")
         assert err.count("\n") == 1
@@ -395,7 +406,7 @@ class TestCommand:
         (tmp_path / "clean").mkdir()
         for name in "abc":
             (tmp_path / "clean" / f"{name}.mat").write_bytes(SAMPLE.read_bytes())
-        arguments = ["make-testset", "clean", "sets", "--crop", "96"]
+        arguments = ["make-noisy-set", "clean", "sets", "--crop", "96"]
         process = start(*arguments, cwd=tmp_path)
         while process.poll() is None and not list(tmp_path.glob("sets/*/*.mat")):
             time.sleep(0.01)

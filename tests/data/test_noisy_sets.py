@@ -1,4 +1,4 @@
-"""Test sets of others as they lie on a disk: published names, number types and file versions."""
+"""Noisy sets of others as they lie on a disk: published names, number types and file versions."""
 
 import h5py
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import scipy.io
 
 from hsidenoise.data.mat import write_mat
-from hsidenoise.data.noisy_sets import PUBLISHED_CASES, find_test_set, pair_files, published_arrays, read_pair
+from hsidenoise.data.noisy_sets import PUBLISHED_CASES, find_noisy_set, pair_files, published_arrays, read_pair
 from hsidenoise.noise.cases import NOISE_CASES
 
 PUBLISHED = ["30", "50", "70", "blind", "noniid", "stripe", "deadline", "impulse", "mixture"]
@@ -29,8 +29,8 @@ def touch(root, *names):
 class TestFind:
     def test_the_nine_published_folders_in_the_order_of_the_papers(self, tmp_path):
         touch(tmp_path, *(f"icvl_512_{suffix}/{scene}.mat" for suffix in sorted(PUBLISHED) for scene in "ba"))
-        touch(tmp_path, "testset.json", "icvl_512_30/notes.txt", "icvl_512_30/._a.mat", ".cache/a.mat", "empty/x.txt")
-        found = find_test_set(tmp_path)
+        touch(tmp_path, "noisy_set.json", "icvl_512_30/notes.txt", "icvl_512_30/._a.mat", ".cache/a.mat", "empty/x.txt")
+        found = find_noisy_set(tmp_path)
         assert [case for case, _ in found] == list(NOISE_CASES)[:9]
         for (_, files), suffix in zip(found, PUBLISHED, strict=True):
             assert [str(path.relative_to(tmp_path)) for path in files] == [
@@ -53,14 +53,14 @@ class TestFind:
     )
     def test_the_ending_says_the_case_else_the_name_stands(self, tmp_path, monkeypatch, name, case):
         touch(tmp_path, f"{name}/a.mat")
-        assert find_test_set(tmp_path) == [(case, (tmp_path / name / "a.mat",))]
-        assert find_test_set(tmp_path / name) == [(case, (tmp_path / name / "a.mat",))]
+        assert find_noisy_set(tmp_path) == [(case, (tmp_path / name / "a.mat",))]
+        assert find_noisy_set(tmp_path / name) == [(case, (tmp_path / name / "a.mat",))]
         monkeypatch.chdir(tmp_path / name)
-        assert [case for case, _ in find_test_set(".")] == [case]
+        assert [case for case, _ in find_noisy_set(".")] == [case]
 
     def test_unknown_cases_come_last_by_name(self, tmp_path):
         touch(tmp_path, "z/a.mat", "b/a.mat", "x_mixture/a.mat", "x_30/a.mat")
-        assert [case for case, _ in find_test_set(tmp_path)] == ["gaussian-30", "mixture", "b", "z"]
+        assert [case for case, _ in find_noisy_set(tmp_path)] == ["gaussian-30", "mixture", "b", "z"]
 
     @pytest.mark.parametrize(
         ("files", "message"),
@@ -73,11 +73,11 @@ class TestFind:
     def test_what_is_no_set_is_refused(self, tmp_path, files, message):
         touch(tmp_path, *files)
         with pytest.raises(ValueError, match=message):
-            find_test_set(tmp_path)
+            find_noisy_set(tmp_path)
 
     def test_a_missing_folder(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no such folder"):
-            find_test_set(tmp_path / "nowhere")
+            find_noisy_set(tmp_path / "nowhere")
 
     def test_files_of_a_folder(self, tmp_path):
         touch(tmp_path, "b.mat", "a.MAT", ".c.mat", "d.txt")

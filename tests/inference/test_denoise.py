@@ -352,7 +352,7 @@ def test_memory_that_never_suffices_is_an_error_of_one_line():
     assert "\n" not in str(caught.value)
 
 
-def test_a_second_step_without_memory_names_the_way_out():
+def test_a_pilot_filter_without_memory_names_the_way_out():
     """It takes the whole cube: smaller tiles would not help it."""
     script = """
 import hsidenoise, numpy, resource, torch
@@ -372,7 +372,7 @@ except ValueError as error:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("not enough memory on cpu for the second step")
+    assert done.stdout.startswith("not enough memory on cpu for the pilot filter")
     assert "--passes 1" in done.stdout
 
 

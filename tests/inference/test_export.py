@@ -241,7 +241,7 @@ def test_refusals_come_before_the_work(tmp_path):
         export_onnx(network, tmp_path / "no" / "a.onnx")
     with pytest.raises(ValueError, match="operator set 11 has no layer norm"):
         export_onnx(network, tmp_path / "a.onnx", opset=11)
-    with pytest.raises(ValueError, match="Conv2d is no network of this package"):
+    with pytest.raises(ValueError, match="Conv2d is not a network of this package"):
         export_onnx(nn.Conv2d(3, 3, 1), tmp_path / "a.onnx")
     with pytest.raises(FileNotFoundError, match="no-such-weights"):
         export_onnx("no-such-weights", tmp_path / "a.onnx")

@@ -1,4 +1,4 @@
-"""The second step against a slow twin, and what it is for: noise, impulses, stripes and dead columns."""
+"""The pilot filter against a slow twin, and what it is for: noise, impulses, stripes and dead columns."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hsidenoise.signal.pilot_filter import (
     STRIDE,
     _filter_rows,
     _find,
-    further_passes,
-    second_step,
-    second_step_batch,
+    pilot_filter,
+    pilot_filter_batch,
+    repeat_pilot_filter,
 )
 from hsidenoise.signal.scaling import Scaling, fit_scaling
 
@@ -72,7 +72,7 @@ def reference(noisy: np.ndarray, pilot: np.ndarray, sigma: float, stride: int) -
 def test_is_the_wiener_filter_of_a_band(stride: int) -> None:
     rng = np.random.default_rng(0)
     clean = scene((1, 48, 56))
-    clean = clean - clean.mean()  # the mean spectrum is no part of the filter
+    clean = clean - clean.mean()  # the mean spectrum is not part of the filter
     noisy = (clean + rng.normal(0, 0.1, clean.shape)).astype(np.float32)
     pilot = clean.astype(np.float32)
     residual = np.abs(noisy - pilot)
@@ -82,7 +82,7 @@ def test_is_the_wiener_filter_of_a_band(stride: int) -> None:
     # what is off by three sigma counts half, as in the module
     drawn = pilot + (noisy - pilot) / (1 + ((noisy - pilot) / (3 * sigma)) ** 4)
     expected = (1 - PILOT_SHARE) * reference(drawn[0], pilot[0], sigma, stride) + PILOT_SHARE * pilot[0]
-    np.testing.assert_allclose(second_step(noisy, pilot, stride=stride)[0], expected, atol=2e-5)
+    np.testing.assert_allclose(pilot_filter(noisy, pilot, stride=stride)[0], expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("case", ["gaussian-30", "non-iid", "stripe", "deadline", "impulse", "mixture"])
@@ -90,7 +90,7 @@ def test_betters_a_pilot(case: str) -> None:
     clean = scene((12, 70, 61))
     pilot = pilot_of(clean)
     noisy = corrupt(clean, case, seed=1).noisy
-    assert error(second_step(noisy, pilot), clean) < 0.9 * error(pilot, clean)
+    assert error(pilot_filter(noisy, pilot), clean) < 0.9 * error(pilot, clean)
 
 
 def test_a_stripe_is_shifted_back() -> None:
@@ -98,8 +98,8 @@ def test_a_stripe_is_shifted_back() -> None:
     noisy = (clean + np.random.default_rng(0).normal(0, 0.05, clean.shape)).astype(np.float32)
     striped = noisy.copy()
     striped[4, :, 20] += 0.1  # two sigma: no value by itself is an outlier
-    result = second_step(striped, pilot_of(clean))
-    assert np.abs(result - second_step(noisy, pilot_of(clean))).max() < 0.02
+    result = pilot_filter(striped, pilot_of(clean))
+    assert np.abs(result - pilot_filter(noisy, pilot_of(clean))).max() < 0.02
 
 
 def test_a_shift_of_most_bands_is_scene() -> None:
@@ -108,7 +108,7 @@ def test_a_shift_of_most_bands_is_scene() -> None:
     noisy = (clean + np.random.default_rng(0).normal(0, 0.02, clean.shape)).astype(np.float32)
     pilot = clean.copy()
     pilot[:, :, 20] -= 0.03
-    column = second_step(noisy, pilot)[:, :, 20] - pilot[:, :, 20]
+    column = pilot_filter(noisy, pilot)[:, :, 20] - pilot[:, :, 20]
     assert column.mean() > 0.015
 
 
@@ -118,7 +118,7 @@ def test_any_size(shape: tuple[int, int, int]) -> None:
     noisy = rng.random(shape, dtype=np.float32)
     pilot = noisy.mean(axis=0, keepdims=True) + np.zeros_like(noisy)
     before = noisy.copy(), pilot.copy()
-    result = second_step(noisy, pilot)
+    result = pilot_filter(noisy, pilot)
     assert result.shape == shape
     assert np.isfinite(result).all()
     assert np.array_equal(noisy, before[0])
@@ -128,32 +128,32 @@ def test_any_size(shape: tuple[int, int, int]) -> None:
 def test_strips_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     clean = scene((5, 150, 33))
     noisy = corrupt(clean, "gaussian-30", seed=0).noisy
-    usual = second_step(noisy, pilot_of(clean))
+    usual = pilot_filter(noisy, pilot_of(clean))
     monkeypatch.setattr("hsidenoise.signal.pilot_filter._ROWS", 1000)
-    np.testing.assert_allclose(usual, second_step(noisy, pilot_of(clean)), atol=2e-6)
+    np.testing.assert_allclose(usual, pilot_filter(noisy, pilot_of(clean)), atol=2e-6)
 
 
 def test_a_clean_cube_with_a_good_pilot_stays() -> None:
     clean = scene()
-    assert error(second_step(clean, clean), clean) < 1e-3
+    assert error(pilot_filter(clean, clean), clean) < 1e-3
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match=r"\(7, 45, 52\) and a pilot of \(7, 45, 51\)"):
-        second_step(scene(), scene()[..., 1:])
+        pilot_filter(scene(), scene()[..., 1:])
     with pytest.raises(ValueError, match=r"stride=3 does not divide 16"):
-        second_step(scene(), scene(), stride=3)
+        pilot_filter(scene(), scene(), stride=3)
 
 
-def test_further_passes_in_any_unit() -> None:
+def test_rounds_in_any_unit() -> None:
     clean = scene()
     noisy = corrupt(clean, "gaussian-30", seed=0).noisy
     pilot = pilot_of(clean)
-    once = second_step(noisy, pilot, stride=COARSE)
-    assert further_passes(noisy, pilot, 0, Scaling("none", 0.0, 1.0, "")) is pilot
-    counts = further_passes(500 * noisy + 100, 500 * pilot + 100, 2, Scaling("minmax", 100.0, 500.0, ""))
-    np.testing.assert_allclose(counts, 500 * second_step(noisy, once) + 100, atol=0.01)
+    once = pilot_filter(noisy, pilot, stride=COARSE)
+    assert repeat_pilot_filter(noisy, pilot, 0, Scaling("none", 0.0, 1.0, "")) is pilot
+    counts = repeat_pilot_filter(500 * noisy + 100, 500 * pilot + 100, 2, Scaling("minmax", 100.0, 500.0, ""))
+    np.testing.assert_allclose(counts, 500 * pilot_filter(noisy, once) + 100, atol=0.01)
 
 
 def test_denoise_makes_the_passes_that_it_is_asked_for() -> None:
@@ -162,8 +162,8 @@ def test_denoise_makes_the_passes_that_it_is_asked_for() -> None:
     noisy = corrupt(scene(), "gaussian-50", seed=0).noisy
     alone = denoise(noisy, network, passes=1)
     scaling = fit_scaling(noisy)
-    assert np.array_equal(denoise(noisy, network), further_passes(noisy, alone, 1, scaling))
-    assert np.array_equal(denoise(noisy, network, passes=3), further_passes(noisy, alone, 2, scaling))
+    assert np.array_equal(denoise(noisy, network), repeat_pilot_filter(noisy, alone, 1, scaling))
+    assert np.array_equal(denoise(noisy, network, passes=3), repeat_pilot_filter(noisy, alone, 2, scaling))
     network.passes = 1
     assert np.array_equal(denoise(noisy, network), alone)
     with pytest.raises(ValueError, match="0 passes are too few"):
@@ -185,9 +185,9 @@ def test_a_batch_is_the_same_with_a_gradient() -> None:
     clean = scene((5, 45, 52))
     noisy = [corrupt(clean, "mixture", seed=seed).noisy for seed in (0, 1)]
     pilot = torch.from_numpy(np.stack([pilot_of(clean)] * 2)).requires_grad_()
-    results = second_step_batch(torch.from_numpy(np.stack(noisy)), pilot)
+    results = pilot_filter_batch(torch.from_numpy(np.stack(noisy)), pilot)
     for one, result in zip(noisy, results, strict=True):
-        np.testing.assert_allclose(result.detach(), second_step(one, pilot_of(clean)), atol=2e-6)
+        np.testing.assert_allclose(result.detach(), pilot_filter(one, pilot_of(clean)), atol=2e-6)
     results.square().sum().backward()
     assert pilot.grad is not None
     assert (pilot.grad.abs().amax(dim=(2, 3)) > 0).all()
@@ -199,7 +199,7 @@ def test_the_gradient_is_that_of_the_filter() -> None:
     pilot = torch.from_numpy(pilot_of(clean))[None]
     toward = torch.randn(pilot.shape, generator=torch.Generator().manual_seed(0))
     guide = pilot.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad((second_step_batch(noisy, guide) * toward).sum(), guide)
+    (gradient,) = torch.autograd.grad((pilot_filter_batch(noisy, guide) * toward).sum(), guide)
     # what is estimated on the way counts as constant, so a change along the pilot itself is compared on one plane
     fixed = _find(noisy[0].numpy(), pilot[0].numpy(), torch.device("cpu"))
     rows = np.pad(np.arange(24), BLOCK, mode="symmetric")

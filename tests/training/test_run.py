@@ -25,7 +25,7 @@ from hsidenoise.data.scenes import DATASETS, read_split
 from hsidenoise.metrics.functional import evaluate
 from hsidenoise.models.weights import load_model, read_header, sha256
 from hsidenoise.noise.cases import noise_case
-from hsidenoise.signal.pilot_filter import COARSE, second_step_batch
+from hsidenoise.signal.pilot_filter import COARSE, pilot_filter_batch
 from hsidenoise.training import run as training
 from hsidenoise.training.callbacks import AverageWeights
 from hsidenoise.training.datamodule import CubeDataModule
@@ -149,7 +149,7 @@ def test_a_run_resumed_inside_an_epoch_ends_as_if_never_stopped(root, tmp_path):
         return torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
 
     straight = run(tmp_path / "straight", 8)
-    broken = run(tmp_path / "broken", 6)  # the second step of the second epoch
+    broken = run(tmp_path / "broken", 6)  # the pilot filter of the second epoch
     assert broken["global_step"] == 6
     resumed = run(tmp_path / "broken", 8, "--resume", "last")
     assert resumed["global_step"] == straight["global_step"] == 8
@@ -299,10 +299,10 @@ def test_initial_weights_are_where_the_run_starts(root, tmp_path):
     assert all(torch.equal(task.network.state_dict()[name], value) for name, value in load_file(weights).items())
     initial = ("--model.initial_weights", str(weights), "--seed_everything", "7")
     assert not {"tile", "passes"} & set(read_header(weights))
-    wishes = ("--model.second_step_weight", "0.5", "--model.passes", "3", "--model.tile", "160")
+    wishes = ("--model.pilot_filter_weight", "0.5", "--model.passes", "3", "--model.tile", "160")
     main(arguments(root, tmp_path / "second", "--trainer.max_steps", "1", *initial, *wishes))
     header = read_header(tmp_path / "second" / "weights.safetensors")
-    assert (header["passes"], header["tile"], header["loss_behind_second_step"]) == ("3", "160", "0.5")
+    assert (header["passes"], header["tile"], header["loss_behind_pilot_filter"]) == ("3", "160", "0.5")
     assert header["initial_weights"] == str(weights)
     assert header["initial_weights_sha256"] == sha256(weights)
     assert header["steps_before"] == read_header(weights)["steps"]
@@ -634,9 +634,9 @@ def test_a_wild_configuration_is_one_line(tmp_path, capsys, text, message):
     assert not (tmp_path / "o").exists()
 
 
-def test_the_loss_behind_the_second_step(rng):
+def test_the_loss_behind_the_pilot_filter(rng):
     torch.manual_seed(0)
-    task = DenoisingTask(bands=6, model_config={"dim": 16, "num_blocks": [1, 1, 1]}, second_step_weight=0.25)
+    task = DenoisingTask(bands=6, model_config={"dim": 16, "num_blocks": [1, 1, 1]}, pilot_filter_weight=0.25)
     clean = torch.from_numpy(smooth_cube(rng, 24, 20, 6)).permute(2, 0, 1)[None].contiguous()
     clean = (clean - clean.min()) / (clean.max() - clean.min())
     noisy = clean + 0.1 * torch.randn_like(clean)
@@ -645,7 +645,7 @@ def test_the_loss_behind_the_second_step(rng):
     batch = {"noisy": noisy, "clean": clean, "case": ["gaussian-50"], "weight": torch.ones(1)}
     loss = task.training_step(batch, 0)
     alone = task(noisy)
-    again = second_step_batch(noisy, alone)
+    again = pilot_filter_batch(noisy, alone)
     torch.testing.assert_close(loss, 0.75 * task.loss(alone, clean) + 0.25 * task.loss(again, clean))
     loss.backward()
     assert all(weight.grad is not None for weight in task.network.parameters())
@@ -654,11 +654,11 @@ def test_the_loss_behind_the_second_step(rng):
         torch.testing.assert_close(task.validation_step(batch, 0), again.detach())
     task.hparams["passes"] = 3
     loss = task.training_step(batch, 0)
-    third = second_step_batch(noisy, second_step_batch(noisy, task(noisy), stride=COARSE))
+    third = pilot_filter_batch(noisy, pilot_filter_batch(noisy, task(noisy), stride=COARSE))
     torch.testing.assert_close(loss, 0.75 * task.loss(alone, clean) + 0.25 * task.loss(third, clean))
     with torch.no_grad():
         torch.testing.assert_close(task.validation_step(batch, 0), third.detach())
-    with pytest.raises(ValueError, match=r"second_step_weight=1\.5 must be in \[0, 1\]"):
-        DenoisingTask(second_step_weight=1.5)
+    with pytest.raises(ValueError, match=r"pilot_filter_weight=1\.5 must be in \[0, 1\]"):
+        DenoisingTask(pilot_filter_weight=1.5)
     with pytest.raises(ValueError, match=r"passes=1 must be from 2 to 16, and tile=None from 16 to 4096"):
         DenoisingTask(passes=1)

@@ -43,7 +43,7 @@ def flex_limit(
     Example:
         >>> x = torch.zeros(1, 4, 49, 32, device="meta")
         >>> flex_limit(x, x, x, heads=1)
-        'a region of 49 pixels is no block of 64, 128, 256 ... pixels'
+        'a region of 49 pixels is not a block of 64, 128, 256 ... pixels'
     """
     batch, regions, queries, _ = q.shape
     on_cpu = q.device.type == "cpu"
@@ -53,7 +53,7 @@ def flex_limit(
         return "it has no gradient on a CPU"
     for pixels in () if on_cpu else (queries, k.shape[2]):
         if pixels < _LEAST_BLOCK or pixels & (pixels - 1):
-            return f"a region of {pixels} pixels is no block of 64, 128, 256 ... pixels"
+            return f"a region of {pixels} pixels is not a block of 64, 128, 256 ... pixels"
     if not on_cpu and min(q.shape[3], v.shape[3]) // heads < 16:
         return "a head is narrower than 16"
     if batch * regions**2 > _MOST_PAIRS:
