@@ -165,7 +165,8 @@ def _png() -> list[Files]:
     folders = [[encode(band) for band in bands] for bands in (grey, wide, colour, alpha)]
     folders.append([encode((band > 99).astype("u1") * 255, bits=1) for band in grey])
     named = [{f"s_{number:02d}.png": data for number, data in enumerate(bands, 1)} for bands in folders]
-    return [*named, {f"s_ms/{name}": data for name, data in named[0].items()}]
+    dated = {**named[0], "s_20240131123456.png": folders[0][0]}  # nobody should count up to that
+    return [*named, {f"s_ms/{name}": data for name, data in named[0].items()}, dated]
 
 
 def _header(data: bytes) -> tuple[dict[str, Any], bytes]:

@@ -3,13 +3,16 @@
 A file from elsewhere is not to be trusted. So links are followed here, not by the library: nothing outside the file is
 opened unless the caller allows it, and nothing outside the copy is ever written. Chunks are checked and unpacked here
 too, because the library reads beyond a chunk that is shorter than its index says. What it has to read or write itself
-happens in a process of its own, which may crash without taking the caller along.
+happens in a process of its own, which may crash without taking the caller along; so does the first look at a file that
+may hold virtual data sets, since the library (HDF5 2.0) runs over its stack, or for ever, where it opens one whose list
+of parts is damaged.
 
 References:
     HDF Group, "HDF5 File Format Specification 3.0", sections III.A (chunk indices) and IV.A.2 (object headers).
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -17,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +36,8 @@ _CLASS_TYPES = {name: np.dtype(code) for code, name in MATLAB_NAMES.items()}
 _DEFLATE, _SHUFFLE = 1, 2  # registered numbers of the filters that are undone here
 _DEEPEST = 32  # groups in groups, and links to links
 _SECONDS, _BYTES_A_SECOND = 60, 1 << 22  # patience with the process that reads or writes: so long, and for the size
+_LOOK = 1  # seconds of computing that a first look may take at one data set
+_HEAP, _SCANNED = b"GCOL", 1 << 26  # where lists of parts lie; a larger file is not searched for it but looked at
 
 
 def list_hdf5(path: Path, *, allow_external: bool = False) -> list[Variable]:
@@ -44,6 +50,7 @@ def list_hdf5(path: Path, *, allow_external: bool = False) -> list[Variable]:
     Raises:
         OSError, RuntimeError, KeyError, ValueError: If the file is damaged.
     """
+    _look(path, allow_external)
     with _Links(path, allow_external) as links:
         return list(links.variables())
 
@@ -60,6 +67,7 @@ def load_hdf5(path: Path, name: str, *, allow_external: bool = False) -> np.ndar
         OSError, RuntimeError, KeyError, ValueError: If the file is damaged, or what it promises is neither in the file
             nor fits into memory, or its data lie in another file.
     """
+    _look(path, allow_external)
     with _Links(path, allow_external) as links:
         node = links.find(name)
         if not isinstance(node, h5py.Dataset):
@@ -99,6 +107,18 @@ def replace_hdf5(source: Path, target: Path, name: str, array: np.ndarray) -> No
         _in_child(request, write=content)
     except ValueError as error:
         raise OSError(str(error)) from error
+
+
+def _look(path: Path, allow_external: bool) -> None:
+    """Have another process open everything in a file first, where it could end or stop the one that does."""
+    status = path.stat()
+    if status.st_size > _SCANNED or _HEAP in path.read_bytes():
+        _look_once(str(path.absolute()), (status.st_ino, status.st_mtime_ns, status.st_size), allow_external)
+
+
+@functools.lru_cache(maxsize=4096)
+def _look_once(path: str, stamp: tuple[int, int, int], allow_external: bool) -> None:
+    _in_child({"do": "look", "path": path, "allow": allow_external})
 
 
 def storage_options(shape: tuple[int, ...], size: int) -> dict[str, Any]:
@@ -365,19 +385,21 @@ def _unpack(file: BinaryIO, chunk: Any, filters: list[int], node: Any) -> np.nda
 
 def _in_child(request: dict[str, Any], *, read: np.ndarray | None = None, write: np.ndarray | None = None) -> None:
     """Let another process read into one array, or write another, and say in one line what went wrong there."""
-    array = read if read is not None else write
-    assert array is not None
+    size = sum(array.nbytes for array in (read, write) if array is not None)
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     command = [sys.executable, "-c", "from hsidenoise.data.hdf5 import _child; _child()", json.dumps(request)]
-    limit = _SECONDS + array.nbytes / _BYTES_A_SECOND
-    content = None if write is None else _bytes(write)
+    limit = _SECONDS + size / _BYTES_A_SECOND
+    content = b"" if write is None else _bytes(write)
     try:
         done = subprocess.run(command, input=content, capture_output=True, timeout=limit, env=environment, check=False)
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"gave no answer in {limit:.0f} s") from error
     if done.returncode < 0:
-        raise ValueError(f"the HDF5 library crashed on it ({signal.Signals(-done.returncode).name})")
+        what = signal.Signals(-done.returncode).name
+        raise ValueError(
+            f"the HDF5 library {'comes to no end with' if what == 'SIGXCPU' else 'crashed on'} it ({what})"
+        )
     if done.returncode or (read is not None and len(done.stdout) != read.nbytes):
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise ValueError(lines[-1] if lines else "not as long as it should be")
@@ -390,10 +412,16 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 
 def _child() -> None:
-    """What the other process does: read a data set onto stdout, or write one from stdin."""
+    """What the other process does: look at a file, read a data set onto stdout, or write one from stdin."""
     request = json.loads(sys.argv[1])
     try:
-        if request["do"] == "read":
+        if request["do"] == "look":
+            _be_done_soon()
+            # what is wrong there in other ways is said by who asked
+            with contextlib.suppress(Exception), _Links(Path(request["path"]), request["allow"]) as links:
+                for _ in links.variables():
+                    _be_done_soon()
+        elif request["do"] == "read":
             with _Links(Path(request["path"]), request["allow"]) as links:
                 stored = np.ascontiguousarray(links.find(request["name"])[()])
             sys.stdout.buffer.write(_bytes(stored))
@@ -404,6 +432,14 @@ def _child() -> None:
                 _write(links, request["name"], array)
     except Exception as error:  # one line for the process that asked
         raise SystemExit((str(error).splitlines() or [type(error).__name__])[0]) from error
+
+
+def _be_done_soon() -> None:
+    """End this process if it goes on computing; how busy the machine is does not count."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + _LOOK, resource.RLIM_INFINITY))
 
 
 def _write(links: _Links, name: str, array: np.ndarray) -> None:

@@ -5,6 +5,7 @@ References:
     doi:10.1109/TIP.2010.2046811. The database: https://www.cs.columbia.edu/CAVE/databases/multispectral/
 """
 
+import itertools
 import re
 import struct
 import warnings
@@ -68,9 +69,10 @@ def find_bands(folder: Path, scene: str | None = None) -> tuple[str, list[Path]]
         )
     scene = scene if scene is not None else next(iter(scenes))
     bands = scenes[scene]
-    missing = sorted(set(range(min(bands), max(bands) + 1)) - set(bands))
-    if missing or min(bands) > 1:
-        raise ValueError(f"band {missing[0] if missing else 1} of scene '{printable(scene)}' is missing in {folder}")
+    first = min(bands)
+    missing = 1 if first > 1 else next(number for number in itertools.count(first) if number not in bands)
+    if missing <= max(bands):
+        raise ValueError(f"band {missing} of scene '{printable(scene)}' is missing in {folder}")
     return scene, [bands[number] for number in sorted(bands)]
 
 
@@ -146,7 +148,7 @@ def _load_band(file: Path) -> tuple[np.ndarray, bool]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a large picture: its size is checked here
             plane = np.asarray(skimage.io.imread(file))
-    except (OSError, ValueError, SyntaxError, IndexError, struct.error) as error:
+    except Exception as error:  # a damaged picture makes Pillow stumble over itself: AttributeError, SyntaxError, ...
         raise ValueError(f"cannot read {file}: no PNG, truncated or damaged; copy or download it again") from error
     if plane.ndim == 3 and depth == 16:  # the reader would silently keep only the upper 8 bits
         raise ValueError(f"{file} is a 16-bit colour PNG; save each band as 16-bit grey")

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -233,3 +234,15 @@ def test_a_file_on_which_the_library_crashes_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"cannot write .*b\.mat: .*crashed on it \(SIGSEGV\).*nothing was left behind"):
         write_cube(tmp_path / "b.mat", cube)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["a.mat", "site"]
+
+
+@pytest.mark.parametrize(("name", "signal"), [("crash", "SIGSEGV"), ("endless", "SIGXCPU")])
+def test_a_virtual_data_set_that_the_library_cannot_open_is_one_line(name, signal):
+    # found by tests/fuzz.py: the list of its parts is damaged
+    damaged = Path(__file__).parents[1] / "golden" / f"virtual_{name}.mat"
+    command = [sys.executable, "-m", "hsidenoise", "inspect", str(damaged)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "damaged (the HDF5 library" in done.stderr
+    assert signal in done.stderr

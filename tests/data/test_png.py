@@ -91,6 +91,17 @@ def test_truncated_image(tmp_path, cube):
             load_bands(find_bands(tmp_path)[1])
 
 
+def test_a_picture_that_contradicts_itself(tmp_path):
+    size, rows = struct.pack(">II", 3, 2), zlib.compress(bytes(8))
+    grey, palette = (size + bytes([8, colour, 0, 0, 0]) for colour in (0, 3))
+    huge = struct.pack(">II", 2**31 - 1, 2**31 - 1) + grey[8:]
+    for headers in ([palette], [grey, huge]):  # a palette that is not there; a second header
+        chunks = [*(chunk(b"IHDR", header) for header in headers), chunk(b"IDAT", rows), chunk(b"IEND", b"")]
+        (tmp_path / "a_1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+        with pytest.raises(ValueError, match=r"cannot read .*a_1\.png"):
+            load_bands(find_bands(tmp_path)[1])
+
+
 def test_which_scene(tmp_path, cube):
     with pytest.raises(ValueError, match="folder without band images"):
         find_bands(tmp_path)
