@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import nn
 
 from hsidenoise.inference.ensemble import Ensemble, mirrorings
+from hsidenoise.inference.memory import SMALLEST_TILE, fitting_tile
 from hsidenoise.inference.network import bands_of, choose_model, name_of
 from hsidenoise.inference.onnx_network import OnnxNetwork
 from hsidenoise.inference.tiles import run_tiles
@@ -24,7 +25,7 @@ from hsidenoise.signal.pilot_filter import repeat_pilot_filter
 from hsidenoise.signal.scaling import Scaling, fit_scaling
 from hsidenoise.signal.tiling import Tiling, tile_size
 from hsidenoise.system.device import Precision, find_precision, in_use, is_out_of_memory
-from hsidenoise.system.memory import SMALLEST_TILE, fitting_tile, free_memory
+from hsidenoise.system.memory import free_memory
 
 if TYPE_CHECKING:
     from hsidenoise.data.io import Cube

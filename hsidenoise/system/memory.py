@@ -1,38 +1,16 @@
-"""How much memory there is at hand, how much a tile takes, and the tile that fits.
-
-On Linux an allocation that is too large rarely fails: memory is given out on trust, and a process that then uses more
-than there is gets killed without a word. So the size of a tile is chosen by what there is, before anything runs.
-"""
+"""Memory: how much a process may still take, and how much it took from a moment on."""
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
 import torch
-from torch import nn
 
-SMALLEST_TILE = 32
-"""A tile that does not fit is halved, but never below this: less is not an image to a network."""
-USABLE_SHARE = 0.7
-"""Share of the memory at hand that tiles may take; the rest is for the cube, its result and whatever else grows."""
-MAPS = 48
-"""Feature maps alive at once, in units of the first convolution's width; an upper bound for the networks here.
-
-Measured (growth of the process' peak, tiles of 192 and 320 pixels, float32): HCANet 20 on a CPU, where features are
-computed in pieces, and 47 where they are whole (compiled, or on a GPU); HCANetBRA 24 and 34.
-"""
-
-BATCH_ON_CPU = 4
-"""Tiles at a time on a CPU at most, and pixels in them: beyond that the features leave the caches.
-
-Measured before features were computed in pieces, seconds of one thread per tile in batches of 1 / 2 / 4 / 8: shipped
-HCANetBRA 0.084 / 0.077 / 0.075 / 0.076 (tile 64) and 0.209 / 0.193 / 0.191 / 0.204 (tile 96); HCANet 0.165 / 0.161 /
-0.158 / 0.172 and 0.371 / 0.385 / 0.471 / 0.499.
-"""
-_PIXELS_ON_CPU = 2 * 96 * 96
-
-_LEAST_WIDTH = 16
+_STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_FORGET_PEAK = "5"
+"""What resets the peak of the resident set when it is written to clear_refs (proc(5))."""
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -59,70 +37,41 @@ def free_memory(device: torch.device) -> int | None:
     return max(0, min(known)) if known else None
 
 
-def tile_memory(network: nn.Module, bands: int, height: int, width: int) -> int:
-    """Memory in bytes that a network takes for one tile, at most: a rule of thumb in float32.
+class PeakMemory:
+    """Peak memory of this process, or of its tensors on a GPU, from now on.
 
-    The features of full height and width make up the most of it, and their width is that of the first convolution
-    or a small multiple. A network without any (a filter, an ONNX file) is taken for one as wide as it has bands. A
-    network with a number ``extra_cubes`` (an ensemble) holds so many more cubes.
-
-    Args:
-        network: Any network.
-        bands: Bands of the tile.
-        height: Height in pixels.
-        width: Width in pixels.
-
-    Example:
-        >>> tile_memory(nn.Conv2d(31, 48, 3), bands=31, height=96, width=96) // 2**20
-        85
-    """
-    first = next((parameter for parameter in network.parameters() if parameter.ndim == 4), None)
-    maps = MAPS * max(_LEAST_WIDTH, bands if first is None else first.shape[0])
-    cubes = 4 + int(getattr(network, "extra_cubes", 0))
-    return 4 * height * width * (maps + cubes * bands)
-
-
-def fitting_tile(network: nn.Module, bands: int, tile: tuple[int, int], free: int | None) -> tuple[int, int]:
-    """The tile, halved as often as it takes to fit the memory at hand.
+    ``resource.getrusage`` alone misleads: its peak never falls, and a child process starts with its parent's. Linux can
+    forget the peak; elsewhere what getrusage says is all there is.
 
     Args:
-        network: Network to run.
-        bands: Bands of the tile.
-        tile: Wanted height and width in pixels.
-        free: Memory at hand in bytes, see :func:`free_memory`; None for no limit.
-
-    Returns:
-        The tile as it was where it fits, else a square one of at least 32 pixels.
+        device: Where the tensors are; on a GPU only tensors count.
 
     Example:
-        >>> network = nn.Conv2d(31, 48, 3)
-        >>> fitting_tile(network, 31, (96, 120), None), fitting_tile(network, 31, (96, 120), 64 * 2**20)
-        ((96, 120), (60, 60))
+        >>> memory = PeakMemory(torch.device("cpu"))
+        >>> block = torch.ones(1_000_000)  # counts if the system gave it; memory freed before may be used again
+        >>> total, added = memory.read()
+        >>> total > added >= 0
+        True
     """
-    while free is not None and tile_memory(network, bands, *tile) > USABLE_SHARE * free and max(tile) > SMALLEST_TILE:
-        side = max(max(tile) // 2, SMALLEST_TILE)
-        tile = (side, side)
-    return tile
 
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
+        else:
+            try:
+                _FORGET.write_text(_FORGET_PEAK)
+            except OSError:  # not Linux, or not allowed
+                self.before = _peak()
+            else:
+                self.before = _status("VmRSS") or _peak()
 
-def fitting_batch(network: nn.Module, tile: tuple[int, int, int], free: int | None) -> int:
-    """Tiles that a CPU does best to take at a time.
-
-    Args:
-        network: Network to run.
-        tile: Bands, height and width of a tile.
-        free: Memory at hand in bytes, None for no limit.
-
-    Example:
-        >>> network = nn.Conv2d(31, 48, 3)
-        >>> [fitting_batch(network, (31, side, side), None) for side in (64, 96, 128, 256)]
-        [4, 2, 1, 1]
-    """
-    _, height, width = tile
-    most = min(BATCH_ON_CPU, _PIXELS_ON_CPU // (height * width))
-    if free is not None:
-        most = min(most, int(USABLE_SHARE * free) // tile_memory(network, *tile))
-    return max(1, most)
+    def read(self) -> tuple[int, int]:
+        """Peak since the start, in bytes: in total, and beyond what was in use then."""
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _peak()
+        return peak, max(0, peak - self.before)
 
 
 def _spare() -> int | None:
@@ -176,3 +125,24 @@ def _read(path: str | Path) -> str:
         return Path(path).read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""
+
+
+def _peak() -> int:
+    """Peak resident set in bytes, 0 where the system does not say."""
+    peak = _status("VmHWM")
+    if peak:
+        return peak
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _status(name: str) -> int:
+    """A line of the process's status in bytes, 0 without one."""
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)

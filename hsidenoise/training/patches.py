@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from hsidenoise.data.scenes import read_clean
 from hsidenoise.system.files import replacing
+from hsidenoise.system.memory import free_memory
 from hsidenoise.training.augment import BandChoice
 
 #: Scales of the usual ICVL preparation (QRNN3D, SERT, HSIR): 1, 1/2 and 1/4.
@@ -32,6 +33,8 @@ _FORM = 2
 
 # Quantised to 16 bits a value moves by at most 1/131070: 0.002 of a grey level of 255, far under any noise here.
 _STEPS = 65535
+
+_MEMORY_UNKNOWN = 4 << 30  # bytes that are taken for free where the system does not tell
 
 Cache = Literal["auto", "memory", "mmap"]
 
@@ -118,7 +121,8 @@ class CubeStore:
             levels = self._levels(read_clean(path, key=key, crop=crop), path)
             if number == 0:
                 need = sum(level.nbytes for level in levels) * len(paths)
-                dtype = self._choose(need, available_memory())
+                free = free_memory(torch.device("cpu"))
+                dtype = self._choose(need, _MEMORY_UNKNOWN if free is None else free)
             if self.cache == "mmap":
                 _write_levels(levels, file)
                 levels = _read_levels(file) or [_quantised(level) for level in levels]  # gone at once: from memory
@@ -256,20 +260,6 @@ def reduced(
         return clean
     height, width = (max(1, int(side * scale)) for side in clean.shape[1:])
     return np.asarray(F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(clean)), (height, width)).numpy())
-
-
-def available_memory() -> int:
-    """Bytes of memory that can be had without swapping; 4 GiB where the system does not tell."""
-    try:
-        with Path("/proc/meminfo").open(encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        # free pages alone leave out the page cache, which the system gives back on demand
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        try:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, ValueError, AttributeError):
-            return 4 << 30
 
 
 def _quantised(level: Shaped[np.ndarray, "bands height width"]) -> np.ndarray:

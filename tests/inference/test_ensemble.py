@@ -7,8 +7,8 @@ from torch import nn
 
 from hsidenoise.inference.denoise import denoise
 from hsidenoise.inference.ensemble import ENSEMBLES, Ensemble, mirrorings
+from hsidenoise.inference.memory import tile_memory
 from hsidenoise.models import create_model
-from hsidenoise.system.memory import tile_memory
 
 CUBE = np.random.default_rng(0).random((7, 20, 30)).astype(np.float32)
 
