@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from hsidenoise.models.attention.bra import BiLevelRoutingAttention
 from hsidenoise.models.blocks import Downsample, LayerNorm2d, Upsample, pad_to_multiple
 from hsidenoise.models.feed_forward import Mlp, MultiScaleFeedForward
-from hsidenoise.models.fusion import ChannelAttention
-from hsidenoise.models.spectral_conv import LocalBranch
+from hsidenoise.models.fusion import ChannelAttention, LocalBranch
 from hsidenoise.signal.spectral_wiener import OVERLAP, ROUNDS, SpectralEstimate, spectral_wiener
 
 SKIPS = ("wiener", "identity")

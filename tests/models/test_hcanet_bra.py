@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hsidenoise.models.fusion import LocalBranch, SpectralConv
 from hsidenoise.models.hcanet_bra import SKIPS, SWITCHES, HCANetBRA, mirrored_bands
-from hsidenoise.models.spectral_conv import LocalBranch, SpectralConv
 from hsidenoise.signal.spectral_wiener import spectral_wiener
 
 SMALL = {"dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)}

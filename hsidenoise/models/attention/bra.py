@@ -30,11 +30,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hsidenoise.models.attention.absorbed import absorbed_attention
 from hsidenoise.models.attention.backends import BACKENDS, routed_attention
+from hsidenoise.models.attention.kernels import absorbed_attention
 from hsidenoise.models.attention.pooling import KeyValuePooling
-from hsidenoise.models.attention.regions import from_regions, to_regions
-from hsidenoise.models.attention.routing import TopkRouting
+from hsidenoise.models.attention.routing import TopkRouting, from_regions, to_regions
 
 #: Numbers of an image that are mapped and convolved at a time for inference on a CPU: what its cache holds.
 _STRIP = 2**18

@@ -1,14 +1,15 @@
-"""Backends of routed attention against the plain one, forward and backward."""
+"""Backends of routed attention against the plain one, forward and backward; the fastest is measured and remembered."""
 
 import functools
+import time
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from hsidenoise.models.attention import backends as routed
-from hsidenoise.models.attention import gathered, kernels
-from hsidenoise.models.attention.backends import routed_attention
+from hsidenoise.models.attention import kernels
+from hsidenoise.models.attention.backends import fastest, routed_attention
 
 ON_CPU = ("gathered", "matmul", "sdpa")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -67,7 +68,7 @@ def test_the_reference_is_what_it_says():
 @pytest.mark.parametrize("gate", [None, "values", "both"])
 @pytest.mark.parametrize("keep", [0, 2**23])
 def test_a_backend_equals_the_reference(monkeypatch, backend, heads, masked, gate, keep):
-    monkeypatch.setattr(gathered, "_MOST_KEPT", keep)
+    monkeypatch.setattr(kernels, "_MOST_KEPT", keep)
     q, k, v, index, weight, mask = tensors()
     given = (q, k, v, index, weight if gate else None, mask if masked else None)
     options = {"heads": heads, "scale": 0.4, "weight_keys": gate == "both"}
@@ -78,7 +79,7 @@ def test_a_backend_equals_the_reference(monkeypatch, backend, heads, masked, gat
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("keep", [0, 2**23])
 def test_half_precision_stays_within_it(monkeypatch, backend, dtype, keep):
-    monkeypatch.setattr(gathered, "_MOST_KEPT", keep)
+    monkeypatch.setattr(kernels, "_MOST_KEPT", keep)
     given = tensors(dtype=dtype, qk=16, dim=16)
     exact = run(*(x.float() if x.is_floating_point() else x for x in given), backend="reference", heads=2, scale=0.3)
     got = run(*given, backend=backend, heads=2, scale=0.3)
@@ -105,7 +106,7 @@ def test_pieces_give_what_the_whole_gives(monkeypatch, backend, budget):
     given = tensors(queries=150)
     whole = run(*given, backend=backend, heads=2, scale=0.4)
     monkeypatch.setattr(kernels, "_CPU_BUDGET", budget)
-    monkeypatch.setattr(gathered, "_MOST_KEPT", 0)  # 1: a region at a time, 64 of its queries at a time
+    monkeypatch.setattr(kernels, "_MOST_KEPT", 0)  # 1: a region at a time, 64 of its queries at a time
     close(run(*given, backend=backend, heads=2, scale=0.4), whole, 1e-5)
 
 
@@ -114,9 +115,7 @@ def test_pieces_give_what_the_whole_gives(monkeypatch, backend, budget):
 def test_gradients_by_differences(kernel, weight_keys):
     q, k, v, index, weight, mask = tensors(dtype=torch.float64, batch=1, regions=4, queries=3, keys=2, qk=2, dim=2)
     q, k, v, weight = (x.requires_grad_() for x in (q, k, v, weight))
-    attend = functools.partial(
-        gathered.gathered_attention, mask=mask, scale=0.7, weight_keys=weight_keys, kernel=kernel
-    )
+    attend = functools.partial(kernels.gathered_attention, mask=mask, scale=0.7, weight_keys=weight_keys, kernel=kernel)
     assert torch.autograd.gradcheck(lambda q, k, v, w: attend(q, k, v, index, w), (q, k, v, weight))
 
 
@@ -125,7 +124,7 @@ def test_the_operators_keep_their_word():
     q, k, v, index, weight, mask = tensors(regions=5)
     q, k, v, weight = (x.requires_grad_() for x in (q, k, v, weight))
     for gate, real in ((weight, mask), (None, None)):
-        torch.library.opcheck(gathered._operator, (q, k, v, index, gate, real, 0.3, True, "matmul"))
+        torch.library.opcheck(kernels._operator, (q, k, v, index, gate, real, 0.3, True, "matmul"))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -207,4 +206,68 @@ def test_on_a_gpu(monkeypatch, backend, dtype, masked):
 
 
 def test_backends_are_named_once():
-    assert set(gathered.KERNELS) < set(routed.BACKENDS)
+    assert set(kernels.KERNELS) < set(routed.BACKENDS)
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch):
+    monkeypatch.setattr(routed, "_winners", {})
+
+
+def runner(seconds, calls):
+    def run(name, x):
+        calls.append((name, x.requires_grad))
+        time.sleep(seconds[name])
+        return x * 2.0
+
+    return run
+
+
+def test_the_fastest_wins_and_is_remembered():
+    calls = []
+    run = runner({"slow": 0.02, "fast": 0.0}, calls)
+    x = torch.ones(5, 7)
+    assert fastest(["slow", "fast"], run, [x]) == "fast"
+    measured = len(calls)
+    assert fastest(["slow", "fast"], run, [torch.zeros(6, 7)]) == "fast"  # as large but for a factor below two
+    assert len(calls) == measured
+    for other in (torch.ones(50, 7), torch.ones(5, 8), x.double()):
+        fastest(["slow", "fast"], run, [other])
+        assert len(calls) > measured
+        measured = len(calls)
+    fastest(["slow", "fast"], run, [x], kind="another")
+    assert len(calls) > measured
+
+
+def test_gradients_are_measured_where_they_are_wanted():
+    calls = []
+    run = runner({"one": 0.0, "two": 0.0}, calls)
+    x = torch.ones(5, 7, requires_grad=True)
+    fastest(["one", "two"], run, [x])
+    assert all(wanted for _, wanted in calls)
+    assert x.grad is None
+    calls.clear()
+    with torch.no_grad():
+        fastest(["one", "two"], run, [x])
+    assert calls
+    assert not any(wanted for _, wanted in calls)
+
+
+def test_a_failing_candidate_is_left_out_with_one_warning():
+    def run(name, x):
+        if name == "broken":
+            raise RuntimeError("no such kernel\nand much more")
+        return x
+
+    x = torch.ones(3)
+    with pytest.warns(RuntimeWarning, match="'broken' fails here and is left out: no such kernel$") as caught:
+        assert fastest(["sound", "broken"], run, [x]) == "sound"
+    assert len(caught) == 1
+    assert fastest(["sound", "broken"], run, [x]) == "sound"  # remembered: filterwarnings=error would raise
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        fastest(["broken", "sound"], run, [x])
+
+
+def test_no_candidate_is_an_error():
+    with pytest.raises(ValueError, match="no candidate"):
+        fastest([], lambda name: torch.zeros(1), [])
