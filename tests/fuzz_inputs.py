@@ -367,7 +367,9 @@ def _mutate_weights(rng: random.Random, data: bytes, other: bytes) -> bytes:
                 )
             header["__metadata__"] = {**saved, "config": config}
         elif kind <= 5:
-            name = rng.choice(("tile", "passes", "training_scenes", "validation_scenes", "data", "model", "format"))
+            name = rng.choice(
+                ("tile", "pilot_rounds", "training_scenes", "validation_scenes", "data", "model", "format")
+            )
             value = rng.choice(
                 (_values(rng), "[" * 3000, "[1, {}]", "{}", "hcanet", "hcanet-bra", "\u0663", "3.0", "1_0")
             )

@@ -153,7 +153,7 @@ def make_place(place: Path) -> dict[str, Verb]:
         "title": "Trees",
         "data": {"root": "cubes"},
         "cases": ["gaussian-50", "mixture"],
-        "methods": ["noisy", "svd-tv", {"method": "weights:w.safetensors", "label": "own", "passes": 1}],
+        "methods": ["noisy", "svd-tv", {"method": "weights:w.safetensors", "label": "own", "pilot_rounds": 0}],
         "figure": {"case": "mixture", "scene": "oak"},
     }
     (work / "trees.yaml").write_text(yaml.safe_dump(config))

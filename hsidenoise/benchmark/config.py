@@ -31,7 +31,7 @@ MOST = 2**20
 
 #: Options of :func:`hsidenoise.denoise` that a method with weights may set: type, and the values that are taken.
 OPTIONS: dict[str, tuple[type, Sequence[Any]]] = {
-    "passes": (int, ASKED["passes"]),
+    "pilot_rounds": (int, ASKED["pilot_rounds"]),
     "ensemble": (int, (1, 2, 4, 8)),
     "tile": (int, ASKED["tile"]),
     "overlap": (int, range(ASKED["tile"].stop - 1)),
@@ -73,7 +73,7 @@ class Method:
     Attributes:
         method: ``noisy``, the name of a baseline, ``package.module:function``, or ``weights:NAME|FILE``.
         label: Name in the table; the method itself if not given.
-        options: For weights, options of :func:`hsidenoise.denoise`: ``passes``, ``ensemble``, ``tile``, ...
+        options: For weights, options of :func:`hsidenoise.denoise`: ``pilot_rounds``, ``ensemble``, ``tile``, ...
     """
 
     method: str
@@ -322,6 +322,10 @@ def _method(given: Any, others: Sequence[str] | Mapping[str, Any] = ()) -> Metho
     if method != NOISY and method not in BASELINES and ":" not in method:
         known = ", ".join(dict.fromkeys((*others, NOISY, *BASELINES)))
         raise ValueError(f"unknown method '{method}'; known: {known}, {WEIGHTS}NAME|FILE, package.module:function")
+    passes = options.get("passes")
+    if type(passes) is int and method.startswith(WEIGHTS):  # older name: the network and each round
+        options["pilot_rounds"] = passes - 1
+        del options["passes"]
     for key, value in options.items():
         if key not in OPTIONS or not method.startswith(WEIGHTS):
             raise ValueError(f"method '{method}' has no option '{key}'; weights have {', '.join(OPTIONS)}")

@@ -189,7 +189,7 @@ def _table(
         notes.append(
             f"GFLOP: products of one pass of the network over the bands that it takes at once, counted on "
             f"{COUNTED}x{COUNTED} pixels and scaled to a scene of {pixels} pixels; what tiles and windows of bands "
-            f"overlap or repeat, the spectral estimate and further passes come on top."
+            f"overlap or repeat, the spectral estimate and the pilot filter come on top."
         )
     if len(config.protocols) > 1:
         notes.append(f"The same outputs as in the tables of the protocols {', '.join(config.protocols)}.")

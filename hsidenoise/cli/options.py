@@ -158,12 +158,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="blend windows of bands without the last step across all bands, for cubes of more bands than the network",
     )
     sub.add_argument(
-        "--passes",
-        type=_count,
+        "--pilot-rounds",
+        type=_natural,
         metavar="N",
-        help="1: the network alone; each further pass takes the result as the pilot of a Wiener filter of the noisy "
-        "cube (default: what the network asks for, 2 for HCANet-BRA)",
+        help="rounds of the pilot filter, which takes the result as the pilot of a Wiener filter of the noisy cube; "
+        "0: the network alone (default: what the network asks for, 1 for HCANet-BRA)",
     )
+    sub.add_argument("--passes", type=_count, help=argparse.SUPPRESS)
     sub.add_argument("--picture", type=_path, metavar="FILE.png", help="also draw a before/after page")
     sub.add_argument(
         "--band", type=_natural, metavar="N", help="band shown on that picture, 0-based; the noisiest if absent"

@@ -31,6 +31,9 @@ def denoise(options: argparse.Namespace) -> None:
 
     from hsidenoise.inference.denoise import denoise_file
 
+    if options.passes is not None:
+        options.pilot_rounds = options.passes - 1
+        print(f"hsidenoise: hint: --passes {options.passes} is --pilot-rounds {options.pilot_rounds}", file=sys.stderr)
     done = denoise_file(
         source,
         target,
@@ -48,7 +51,7 @@ def denoise(options: argparse.Namespace) -> None:
         compile=options.compile,
         ensemble=options.ensemble,
         join=options.join,
-        passes=options.passes,
+        pilot_rounds=options.pilot_rounds,
         progress=sys.stderr is not None and sys.stderr.isatty(),
     )
     _print_read(source, done.cube)
@@ -57,8 +60,8 @@ def denoise(options: argparse.Namespace) -> None:
     windows = f", {done.windows} windows of bands{' joined' * options.join}" if done.windows > 1 else ""
     if options.ensemble > 1:
         windows += f", ensemble of {options.ensemble}"
-    if done.passes > 1:
-        windows += f", {done.passes} passes"
+    if done.pilot_rounds:
+        windows += f", pilot filter{f' x {done.pilot_rounds}' * (done.pilot_rounds > 1)}"
     print(f"network  {done.model} on {done.device}, {tiles}{windows}, {done.seconds:.1f} s")
     print(f"wrote    {target}")
     if options.picture:

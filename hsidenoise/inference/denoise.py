@@ -47,7 +47,7 @@ class DenoisedFile:
         tile: Height and width of the tiles in the end, pixels.
         overlap: Smallest overlap of the tiles, pixels.
         windows: Number of windows of bands.
-        passes: 1 is the network alone, see :func:`denoise`.
+        pilot_rounds: Rounds of the pilot filter behind the network.
         device: Where the network ran, such as ``cpu`` or ``cuda:0``.
         model: Name of the weights, or of the network's class.
         seconds: Time for denoising, without reading and writing.
@@ -62,7 +62,7 @@ class DenoisedFile:
     tile: tuple[int, int]
     overlap: int
     windows: int
-    passes: int
+    pilot_rounds: int
     device: str
     model: str
     seconds: float
@@ -82,7 +82,7 @@ class _Options:
     compile: bool
     ensemble: int
     join: bool
-    passes: int | None
+    pilot_rounds: int | None
     progress: bool
 
 
@@ -93,7 +93,7 @@ class _Run:
     values: Float[np.ndarray, "bands height width"]
     scaling: Scaling
     tiling: Tiling
-    passes: int
+    pilot_rounds: int
     device: torch.device
     warnings: tuple[str, ...]
 
@@ -111,7 +111,7 @@ def denoise(
     compile: bool = False,
     ensemble: int = 1,
     join: bool = True,
-    passes: int | None = None,
+    pilot_rounds: int | None = None,
     progress: bool = False,
 ) -> Float[np.ndarray, "bands height width"]:
     """Denoise a cube of any size and any number of bands.
@@ -154,9 +154,10 @@ def denoise(
             bands, the answers mirrored back and averaged (:class:`hsidenoise.inference.ensemble.Ensemble`). The time
             grows with it, the memory hardly.
         join: Whether windows of bands are joined by that last step, or only blended.
-        passes: 1 is the network alone; each further pass takes the result so far as the pilot of a Wiener filter of the
-            whole noisy cube, all bands at once (:func:`hsidenoise.signal.pilot_filter.pilot_filter`). If None, what the
-            network asks for by an attribute ``passes``, 2 for HCANet-BRA, else 1.
+        pilot_rounds: Rounds of the pilot filter, 0 (the network alone), 1 or 2: each takes the result so far as the
+            pilot of a Wiener filter of the whole noisy cube, all bands at once
+            (:func:`hsidenoise.signal.pilot_filter.pilot_filter`). If None, what the network asks for by an attribute
+            ``pilot_rounds``, 1 for HCANet-BRA, else 0.
         progress: Show a progress bar on standard error.
 
     Returns:
@@ -181,7 +182,9 @@ def denoise(
         >>> denoised.shape, denoised.dtype, bool(denoised.std() < 0.5 * noisy.std())
         ((40, 30, 20), dtype('float64'), True)
     """
-    options = _Options(tile, overlap, batch, normalize, device, precision, compile, ensemble, join, passes, progress)
+    options = _Options(
+        tile, overlap, batch, normalize, device, precision, compile, ensemble, join, pilot_rounds, progress
+    )
     return _denoise(_as_cube(noisy), model, options).values
 
 
@@ -203,7 +206,7 @@ def denoise_file(
     compile: bool = False,
     ensemble: int = 1,
     join: bool = True,
-    passes: int | None = None,
+    pilot_rounds: int | None = None,
     progress: bool = False,
 ) -> DenoisedFile:
     """Denoise the cube in a file and write a file of the same layout.
@@ -228,7 +231,7 @@ def denoise_file(
         compile: Compile the network first.
         ensemble: Ways in which each tile goes through the network: 1, 2, 4 or 8.
         join: Whether windows of bands are joined.
-        passes: 1 is the network alone, each further one a Wiener filter of the noisy cube.
+        pilot_rounds: Rounds of the pilot filter behind the network.
         progress: Show a progress bar on standard error.
 
     Returns:
@@ -242,7 +245,9 @@ def denoise_file(
     from hsidenoise.data.layout import printable
     from hsidenoise.system.files import check_source, check_target
 
-    options = _Options(tile, overlap, batch, normalize, device, precision, compile, ensemble, join, passes, progress)
+    options = _Options(
+        tile, overlap, batch, normalize, device, precision, compile, ensemble, join, pilot_rounds, progress
+    )
     check_source(source)  # first: where both are wrong, the input is what is meant
     check_target(target)
     source, target = Path(source), Path(target)
@@ -266,7 +271,7 @@ def denoise_file(
         tile=run.tiling.tile[1:],
         overlap=max(run.tiling.overlap[1:]),
         windows=run.tiling.counts[0],
-        passes=run.passes,
+        pilot_rounds=run.pilot_rounds,
         device=str(run.device),
         model=name_of(model),
         seconds=seconds,
@@ -294,8 +299,8 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
     """Everything that :func:`denoise` and :func:`denoise_file` share."""
     if options.batch is not None and options.batch < 1:
         raise ValueError(f"a batch of {options.batch} tiles is too small; choose 1 or more, or leave it out")
-    if options.passes is not None and options.passes < 1:
-        raise ValueError(f"{options.passes} passes are too few; choose 1 (the network alone) or more, or leave it out")
+    if options.pilot_rounds is not None and options.pilot_rounds < 0:
+        raise ValueError(f"pilot_rounds={options.pilot_rounds}: choose 0 (the network alone) or more, or leave it out")
     mirrorings(options.ensemble)  # refused before anything is read or loaded
     extremes = find_extremes(noisy)
     scaling = fit_scaling(noisy, options.normalize, extremes)
@@ -306,7 +311,7 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
         size, overlap = tile_size(noisy.shape[1], noisy.shape[2], None, options.overlap, usual=usual)
     precision = find_precision("float32" if isinstance(network, OnnxNetwork) else options.precision, place)
     bands = bands_of(network)
-    passes: int = getattr(network, "passes", 1) if options.passes is None else options.passes
+    rounds: int = getattr(network, "pilot_rounds", 0) if options.pilot_rounds is None else options.pilot_rounds
     run: nn.Module = Compiled(network) if options.compile else network
     if options.ensemble > 1:
         run = Ensemble(run, options.ensemble)
@@ -363,17 +368,17 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
             if place.type == "cuda":
                 torch.cuda.empty_cache()
     try:
-        values = repeat_pilot_filter(noisy, values, passes - 1, scaling, device=place)
+        values = repeat_pilot_filter(noisy, values, rounds, scaling, device=place)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise ValueError(
             f"not enough memory on {place} for the pilot filter, which takes the whole cube of {noisy.shape} at once; "
-            "1 pass (--passes 1) does without it"
+            "the network alone (--pilot-rounds 0) does without it"
         ) from error
     hidden = scaling.hides(noisy)
     values[hidden] = noisy[hidden]
-    return _Run(values, scaling, tiling, passes, place, tuple(notes))
+    return _Run(values, scaling, tiling, rounds, place, tuple(notes))
 
 
 def _tiling(shape: tuple[int, ...], bands: int, tile: tuple[int, int], overlap: int) -> Tiling:

@@ -224,7 +224,7 @@ def _describe(proto: onnx.ModelProto, network: nn.Module, name: str, header: dic
         "config": json.dumps(network.config),
         "bands": str(network.bands),
         "mirrors_bands": json.dumps(bool(getattr(network, "mirrors_bands", False))),
-        "passes": json.dumps(getattr(network, "passes", 1)),
+        "pilot_rounds": json.dumps(getattr(network, "pilot_rounds", 0)),
         "tile": json.dumps(getattr(network, "tile", None)),
         "inputs": inputs,
         "output": "denoised: cubes of the size and in the unit of the first input",

@@ -37,7 +37,7 @@ class OnnxNetwork(nn.Module):
     Attributes:
         bands: Bands that the network takes at once.
         mirrors_bands: Whether it takes fewer as they are.
-        passes: Passes that :func:`hsidenoise.denoise` makes with it; 1 in files from before there were more.
+        pilot_rounds: Rounds of the pilot filter that its weights ask for; 0 if the file does not say.
         tile: Side of the tiles that it takes by default, if its weights say so.
         device: Where it runs.
         metadata: What the file says of itself: ``model``, ``config`` (JSON), ``weights`` (JSON), ...
@@ -74,7 +74,7 @@ class OnnxNetwork(nn.Module):
             check_config({**config, "bands": self.bands})
         except ValueError as error:
             raise ValueError(f"{path}: its metadata are not those of an export: {error}; export it again") from error
-        self.passes = asked.get("passes", 1)
+        self.pilot_rounds = asked.get("pilot_rounds", 0)
         self.tile = asked.get("tile")
         names = tuple(item.name for item in self._session.get_inputs())
         if names not in (("noisy",), ESTIMATE_INPUTS):

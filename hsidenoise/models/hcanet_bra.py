@@ -182,7 +182,7 @@ class HCANetBRA(nn.Module):
             if value not in SWITCHES[name]:
                 raise ValueError(f"{name} '{value}' is not one of {', '.join(SWITCHES[name])}")
         self.mirrors_bands = True  # says to denoise() that cubes of fewer bands are welcome as they are
-        self.passes = 2 if skip == "wiener" else 1  # says to denoise() that its answer makes a good pilot
+        self.pilot_rounds = int(skip == "wiener")  # says to denoise() that its answer makes a good pilot
         if skip not in SKIPS:
             raise ValueError(f"skip '{skip}' is not one of {', '.join(SKIPS)}")
         if len(num_blocks) != 3 or len(heads) != 3 or min(num_blocks) < 0 or min(heads) < 1:

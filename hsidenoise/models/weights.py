@@ -29,7 +29,7 @@ from hsidenoise.system import files
 FORMAT = "hsidenoise-weights-1"
 
 #: What weights may ask :func:`hsidenoise.denoise` to take by default, and the values that are taken.
-ASKED: dict[str, range] = {"tile": range(16, 4097), "passes": range(1, 17)}
+ASKED: dict[str, range] = {"tile": range(16, 4097), "pilot_rounds": range(16)}
 
 LARGEST_HEADER, LARGEST_FIELD = 10_000_000, 1_000_000
 """Bytes of a file's header, and characters of JSON in a field of it, at most; those that ship have 20,000 and 400."""
@@ -203,17 +203,20 @@ def asked_of(facts: Mapping[str, str]) -> dict[str, int]:
         ValueError: If a value is none of :data:`ASKED`; it names the field.
 
     Example:
-        >>> asked_of({"passes": "3", "seed": "0"})
-        {'passes': 3}
+        >>> asked_of({"pilot_rounds": "2", "seed": "0"}), asked_of({"passes": "3"})
+        ({'pilot_rounds': 2}, {'pilot_rounds': 2})
     """
-    found = {}
-    for name, taken in ASKED.items():
+    found: dict[str, int] = {}
+    for name, taken in (*ASKED.items(), ("passes", range(1, 17))):
         text = facts.get(name, "null")
         if text == "null":
             continue
         if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) in taken):
             raise ValueError(f"{name} is {short(text)}: {said(taken)} is expected")
-        found[name] = int(text)
+        if name == "passes":  # in older files: the network and each round of the pilot filter
+            found.setdefault("pilot_rounds", int(text) - 1)
+        else:
+            found[name] = int(text)
     return found
 
 

@@ -198,7 +198,7 @@ def repeat_pilot_filter(
     Args:
         noisy: Noisy cube.
         denoised: Result so far, in the same unit.
-        count: Number of passes; 0 or more.
+        count: Number of rounds; 0 or more.
         scaling: What takes both to about [0, 1].
         device: Where to compute.
 

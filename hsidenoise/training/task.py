@@ -95,8 +95,8 @@ class DenoisingTask(pl.LightningModule):
             )
         if not 0 <= pilot_filter_weight <= 1:
             raise ValueError(f"pilot_filter_weight={pilot_filter_weight:g} must be in [0, 1]")
-        if passes < 2 or passes not in ASKED["passes"] or (tile is not None and tile not in ASKED["tile"]):
-            most, tiles = ASKED["passes"].stop - 1, ASKED["tile"]
+        if passes < 2 or passes - 1 not in ASKED["pilot_rounds"] or (tile is not None and tile not in ASKED["tile"]):
+            most, tiles = ASKED["pilot_rounds"].stop, ASKED["tile"]
             raise ValueError(
                 f"passes={passes} must be from 2 to {most}, and tile={tile} from {tiles.start} to {tiles.stop - 1}"
             )

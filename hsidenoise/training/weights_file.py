@@ -132,7 +132,8 @@ class WeightsFile(pl.Callback):
             key: json.dumps(sorted({*json.loads(described.get(key, "[]")), *json.loads(origin.get(key, "[]"))}))
             for key in (TRAINING_SCENES, VALIDATION_SCENES)
         }
-        wishes = {"tile": options.get("tile"), "passes": options.get("pilot_filter_weight") and options.get("passes")}
+        rounds = options["passes"] - 1 if options.get("pilot_filter_weight") else None
+        wishes = {"tile": options.get("tile"), "pilot_rounds": rounds}
         return {
             **described,
             **origin,

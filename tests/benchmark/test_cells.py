@@ -81,9 +81,9 @@ class TestIdentity:
     @pytest.mark.parametrize(
         "change",
         [
-            {"method": "tv"}, {"options": {"passes": 2}}, {"scene": "fir"}, {"case": "blind"}, {"seed": 1}, {"crop": 9},
-            {"key": "rad"}, {"protocols": ("sert",)}, {"protocols": ("standard", "sert")}, {"device": "cuda"},
-            {"pair": True},
+            {"method": "tv"}, {"options": {"pilot_rounds": 1}}, {"scene": "fir"}, {"case": "blind"}, {"seed": 1},
+            {"crop": 9}, {"key": "rad"}, {"protocols": ("sert",)}, {"protocols": ("standard", "sert")},
+            {"device": "cuda"}, {"pair": True},
         ],
         ids=str,
     )  # fmt: skip
@@ -246,10 +246,10 @@ class TestCompute:
         noisy = corrupt(read_clean(scene), "gaussian-30", seed=0).noisy
         scores = []
         for options in (
-            {"passes": 1},
-            {"passes": 2},
-            {"ensemble": 2, "passes": 1},
-            {"normalize": "minmax", "passes": 1},
+            {"pilot_rounds": 0},
+            {"pilot_rounds": 1},
+            {"ensemble": 2, "pilot_rounds": 0},
+            {"normalize": "minmax", "pilot_rounds": 0},
         ):
             compute(job(weights, scene, options=options), str(tmp_path), "cell", True)
             wanted = denoise(noisy, weights[8:], **{"normalize": "none"} | options)  # scenes are on [0, 1]

@@ -16,7 +16,7 @@ FULL = {
     "title": "Trees",
     "data": {"root": "cubes", "part": "all", "crop": 16},
     "cases": ["gaussian-30", "mixture"],
-    "methods": ["noisy", "svd-tv", {"method": "weights:hcanet-bra", "label": "ours", "passes": 1}],
+    "methods": ["noisy", "svd-tv", {"method": "weights:hcanet-bra", "label": "ours", "pilot_rounds": 0}],
     "protocols": ["standard", "sert"],
     "seed": 3,
     "figure": {"case": "mixture", "methods": ["noisy", "ours"], "pixel": [1, 2], "inset": [0, 0, 8], "band": 2},
@@ -54,7 +54,7 @@ def test_all_of_a_file_is_read(tmp_path):
     assert [(each.method, each.label, dict(each.options)) for each in config.methods] == [
         ("noisy", "noisy", {}),
         ("svd-tv", "svd-tv", {}),
-        ("weights:hcanet-bra", "ours", {"passes": 1}),
+        ("weights:hcanet-bra", "ours", {"pilot_rounds": 0}),
     ]
     assert config.figure.pixel == (1, 2)
     assert (config.figure.inset, config.figure.band, config.figure.methods) == ((0, 0, 8), 2, ("noisy", "ours"))
@@ -99,10 +99,13 @@ WRONG = [
     ({"figure": {"case": "mixture", "pixel": [1, 10**12]}}, "figure: pixel is [1, 1000000000000]"),
     ({"methods": [{"method": "tv", "label": [1]}]}, "label is [1]; it is a name"),
     (
-        {"methods": [{"method": "weights:a", "passes": 10**9}]},
-        "passes is 1000000000; it is a whole number from 1 to 16",
+        {"methods": [{"method": "weights:a", "pilot_rounds": 10**9}]},
+        "pilot_rounds is 1000000000; it is a whole number from 0 to 15",
     ),
-    ({"methods": [{"method": "weights:a", "passes": -5}]}, "passes is -5; it is a whole number from 1 to 16"),
+    (
+        {"methods": [{"method": "weights:a", "pilot_rounds": -5}]},
+        "pilot_rounds is -5; it is a whole number from 0 to 15",
+    ),
     ({"methods": [{"method": "weights:a", "tile": 1}]}, "tile is 1; it is a whole number from 16 to 4096"),
     ({"methods": [{"method": "weights:a", "ensemble": 3}]}, "ensemble is 3; it is one of 1, 2, 4, 8"),
     ({"methods": [{"method": "weights:a", "precision": "half"}]}, "precision is 'half'; it is one of float32"),
@@ -139,8 +142,8 @@ WRONG = [
     ({"methods": [{"label": "x"}]}, "is not a method: write its name"),
     ({"methods": [4]}, "4 is not a method"),
     ({"methods": [{"method": "tv", "passes": 1}]}, "method 'tv' has no option 'passes'"),
-    ({"methods": [{"method": "weights:a", "pass": 1}]}, "has no option 'pass'; weights have passes"),
-    ({"methods": [{"method": "weights:a", "passes": "1"}]}, "passes is '1', not of type int"),
+    ({"methods": [{"method": "weights:a", "pass": 1}]}, "has no option 'pass'; weights have pilot_rounds"),
+    ({"methods": [{"method": "weights:a", "pilot_rounds": "1"}]}, "pilot_rounds is '1', not of type int"),
     ({"methods": [{"method": "weights:a", "join": 1}]}, "join is 1, not of type bool"),
     ({"methods": [{"method": "noisy", "label": "input"}]}, "cannot be labelled 'input'"),
     ({"methods": [{"method": "tv", "label": "noisy"}]}, "cannot be labelled 'noisy'"),
@@ -222,7 +225,7 @@ class TestChoice:
     def test_methods_by_label_or_new_ones_in_the_order_given(self, config):
         chosen = with_choice(config, methods=["ours", "pca", "peer:function", "svd-tv"])
         assert [method.method for method in chosen.methods] == ["weights:hcanet-bra", "pca", "peer:function", "svd-tv"]
-        assert dict(chosen.methods[0].options) == {"passes": 1}
+        assert dict(chosen.methods[0].options) == {"pilot_rounds": 0}
         # the figure drops what is gone and what it never had, and shows what is new
         assert chosen.figure.methods == ("ours", "pca", "peer:function")
         assert with_choice(config, methods=["svd-tv"]).figure.methods is None

@@ -154,7 +154,7 @@ class TestWholeRun:
             "noisy": lambda noisy: noisy,
             "svd-tv": lambda noisy: run_baseline("svd-tv", noisy),
             "peer_of_tables:half": lambda noisy: noisy * np.float32(0.5),
-            "own, 1 pass": lambda noisy: denoise(noisy, place / "own.safetensors", passes=1),
+            "own, 1 pass": lambda noisy: denoise(noisy, place / "own.safetensors", pilot_rounds=0),
             "seen": lambda noisy: denoise(noisy, place / "seen.safetensors"),
         }
         found = {
@@ -272,7 +272,7 @@ class TestCells:
             assert other.keys() == first.keys()
             assert not set(other.values()) & set(first.values())
         methods = tuple(
-            dataclasses.replace(method, options={"passes": 2}) if method.label.startswith("own") else method
+            dataclasses.replace(method, options={"pilot_rounds": 1}) if method.label.startswith("own") else method
             for method in config.methods
         )
         other = names(dataclasses.replace(config, methods=methods))

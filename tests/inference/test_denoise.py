@@ -359,13 +359,14 @@ import hsidenoise, numpy, resource, torch
 class Same(torch.nn.Identity):
     bands = 40
 noisy = numpy.random.default_rng(0).random((40, 500, 500), dtype=numpy.float32)
-hsidenoise.denoise(noisy[:, :64, :64], Same(), passes=2)  # OpenBLAS ends the program if it finds no memory to begin
+hsidenoise.denoise(noisy[:, :64, :64], Same(), pilot_rounds=1)
+# (OpenBLAS ends the program if it finds no memory to begin)
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 7 * noisy.nbytes // 2,) * 2)
 hsidenoise.denoise(noisy, Same(), tile=100, batch=1)
 try:
-    hsidenoise.denoise(noisy, Same(), tile=100, batch=1, passes=2)
+    hsidenoise.denoise(noisy, Same(), tile=100, batch=1, pilot_rounds=1)
 except ValueError as error:
     print(error)
 """
@@ -373,7 +374,7 @@ except ValueError as error:
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("not enough memory on cpu for the pilot filter")
-    assert "--passes 1" in done.stdout
+    assert "--pilot-rounds 0" in done.stdout
 
 
 def test_other_runtime_errors_are_not_swallowed():

@@ -36,8 +36,8 @@ def small(name: str, **config: object) -> nn.Module:
 
 def exported(network: nn.Module, name: str, folder: Path) -> tuple[nn.Module, Path, str]:
     """By the command, in a process of its own: tracing cannot see through the annotation checks of this one."""
-    network.tile, network.passes = 48, 3
-    wishes = {"tile": "48", "passes": "3"}
+    network.tile, network.pilot_rounds = 48, 2
+    wishes = {"tile": "48", "pilot_rounds": "2"}
     save_weights(folder / "weights.safetensors", network, name=name, metadata={"seed": "0", **wishes})
     printed = export("--weights", folder / "weights.safetensors", "-o", folder / "network.onnx")
     return network, folder / "network.onnx", printed
@@ -121,7 +121,7 @@ def test_the_file_says_what_it_is(wiener):
     assert facts["version"] == __version__
     assert "spectral_wiener(noisy, rounds=2, overlap=0.25)" in facts["inputs"]
     assert json.loads(facts["weights"])["seed"] == "0"
-    assert (OnnxNetwork(path).tile, OnnxNetwork(path).passes) == (network.tile, network.passes)
+    assert (OnnxNetwork(path).tile, OnnxNetwork(path).pilot_rounds) == (network.tile, network.pilot_rounds)
 
 
 def test_the_file_needs_nothing_of_this_package(wiener):
@@ -204,7 +204,7 @@ def test_files_that_are_none(tmp_path):
     ("field", "text"),
     [
         ("bands", "1e9"), ("bands", "1000000000"), ("bands", "-5"), ("bands", "x"), ("bands", None), ("bands", "true"),
-        ("mirrors_bands", "3"), ("mirrors_bands", None), ("passes", "-5"), ("passes", "NaN"), ("tile", "1"),
+        ("mirrors_bands", "3"), ("mirrors_bands", None), ("pilot_rounds", "-5"), ("passes", "NaN"), ("tile", "1"),
         ("tile", "[" * 3000), ("config", "[1]"), ("config", "[" * 3000), ("config", '{"wiener_rounds": 1000000000}'),
         ("config", '{"wiener_overlap": "a"}'),
     ],

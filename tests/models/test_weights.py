@@ -50,13 +50,13 @@ def test_a_loaded_network_computes_the_same(file, network):
 def test_weights_say_which_tiles_and_how_many_passes_suit_them(file):
     noisy = np.random.default_rng(0).random((7, 56, 56), dtype=np.float32)
     usual = load_model(file)
-    assert (getattr(usual, "tile", None), usual.passes) == (None, 2)
+    assert (getattr(usual, "tile", None), usual.pilot_rounds) == (None, 1)
     rewrite(file, tile="32", passes="3")
     asking = load_model(file)
-    assert (asking.tile, asking.passes) == (32, 3)
+    assert (asking.tile, asking.pilot_rounds) == (32, 2)
     answer = denoise(noisy, asking)
-    assert np.array_equal(answer, denoise(noisy, usual, tile=32, passes=3))
-    assert not np.array_equal(answer, denoise(noisy, usual, passes=3))
+    assert np.array_equal(answer, denoise(noisy, usual, tile=32, pilot_rounds=2))
+    assert not np.array_equal(answer, denoise(noisy, usual, pilot_rounds=2))
 
 
 def test_header_says_what_it_is(file, network):

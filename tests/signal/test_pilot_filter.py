@@ -160,25 +160,25 @@ def test_denoise_makes_the_passes_that_it_is_asked_for() -> None:
     torch.manual_seed(0)
     network = HCANetBRA(bands=7, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4))
     noisy = corrupt(scene(), "gaussian-50", seed=0).noisy
-    alone = denoise(noisy, network, passes=1)
+    alone = denoise(noisy, network, pilot_rounds=0)
     scaling = fit_scaling(noisy)
     assert np.array_equal(denoise(noisy, network), repeat_pilot_filter(noisy, alone, 1, scaling))
-    assert np.array_equal(denoise(noisy, network, passes=3), repeat_pilot_filter(noisy, alone, 2, scaling))
-    network.passes = 1
+    assert np.array_equal(denoise(noisy, network, pilot_rounds=2), repeat_pilot_filter(noisy, alone, 2, scaling))
+    network.pilot_rounds = 0
     assert np.array_equal(denoise(noisy, network), alone)
-    with pytest.raises(ValueError, match="0 passes are too few"):
-        denoise(noisy, network, passes=0)
+    with pytest.raises(ValueError, match="pilot_rounds=-1: choose 0"):
+        denoise(noisy, network, pilot_rounds=-1)
 
 
 def test_a_network_that_does_not_ask_is_left_alone() -> None:
-    assert HCANetBRA(bands=7, dim=8, num_blocks=(1, 1, 1), skip="identity").passes == 1
+    assert HCANetBRA(bands=7, dim=8, num_blocks=(1, 1, 1), skip="identity").pilot_rounds == 0
 
     class Mean(torch.nn.AvgPool2d):
         bands = 7
 
     network = Mean(3, stride=1, padding=1, count_include_pad=False)
     noisy = corrupt(scene(), "gaussian-50", seed=0).noisy
-    assert np.array_equal(denoise(noisy, network), denoise(noisy, network, passes=1))
+    assert np.array_equal(denoise(noisy, network), denoise(noisy, network, pilot_rounds=0))
 
 
 def test_a_batch_is_the_same_with_a_gradient() -> None:

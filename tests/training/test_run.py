@@ -298,11 +298,11 @@ def test_initial_weights_are_where_the_run_starts(root, tmp_path):
     task = DenoisingTask(bands=6, model_config=config, initial_weights=str(weights))
     assert all(torch.equal(task.network.state_dict()[name], value) for name, value in load_file(weights).items())
     initial = ("--model.initial_weights", str(weights), "--seed_everything", "7")
-    assert not {"tile", "passes"} & set(read_header(weights))
+    assert not {"tile", "pilot_rounds"} & set(read_header(weights))
     wishes = ("--model.pilot_filter_weight", "0.5", "--model.passes", "3", "--model.tile", "160")
     main(arguments(root, tmp_path / "second", "--trainer.max_steps", "1", *initial, *wishes))
     header = read_header(tmp_path / "second" / "weights.safetensors")
-    assert (header["passes"], header["tile"], header["loss_behind_pilot_filter"]) == ("3", "160", "0.5")
+    assert (header["pilot_rounds"], header["tile"], header["loss_behind_pilot_filter"]) == ("2", "160", "0.5")
     assert header["initial_weights"] == str(weights)
     assert header["initial_weights_sha256"] == sha256(weights)
     assert header["steps_before"] == read_header(weights)["steps"]
