@@ -102,9 +102,10 @@ class TestIdentity:
 
 
 CHANGES = {
-    "weights.py": "n", "model_choice.py": "n", "pilot_filter.py": "n", "models/bra.py": "n", "sliding_dct.py": "c",
-    "ssim.py": "nci", "noise_rules.py": "nci", "table_cells.py": "nci", "data/mat5.py": "nci", "table_figures.py": "",
-    "task.py": "", "cli_options.py": "",
+    "models/weights.py": "n", "inference/network.py": "n", "signal/pilot_filter.py": "n", "models/attention/bra.py": "n",
+    "classical/sliding_dct.py": "c", "metrics/structural_similarity.py": "nci", "noise/rules.py": "nci",
+    "benchmark/cells.py": "nci", "data/mat5.py": "nci", "benchmark/figures.py": "", "training/task.py": "",
+    "cli/options.py": "",
 }  # fmt: skip
 """File of the package -> which cells are others once it has changed: of a network, a classical method, the input."""
 
@@ -211,7 +212,7 @@ class TestVersion:
             sys.setprofile(None)
         hashed = {str(path) for path in code_version.imported_files(*roots)[0].values()}
         # the cell itself, hashed too, and how it is written
-        assert {Path(name).stem for name in ran - hashed} <= {"table_cells", "files"}
+        assert {Path(name).stem for name in ran - hashed} <= {"cells", "files"}
 
     def test_a_folder_counts_with_names_and_contents(self, tmp_path):
         (tmp_path / "a").mkdir()
