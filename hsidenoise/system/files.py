@@ -225,6 +225,8 @@ def sha256(path: str | Path, *, ending: str = "") -> str:
         '2cf24dba'
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
