@@ -227,12 +227,8 @@ def _facts(config: TableConfig, plan: Plan, protocol: str, command: str) -> tupl
             digest_ = weights_digest(method.method)[:16]
             facts.append((method.label, f"{method.method}, sha256 {digest_}{tile}{options}{unknown}"))
         elif ":" in method.method:
-            facts.append(
-                (
-                    method.label,
-                    f"{method.method}, code sha256 {version_of(method.method)[:16]}; its training is not known here",
-                )
-            )
+            code = f"code sha256 {version_of(method.method)[:16]}"
+            facts.append((method.label, f"{method.method}, {code}; what it was trained on is not known here"))
     # the threads of this process, which computes nothing, say nothing
     return (*facts, ("machine", f"{describe_machine(threads=1)}; one thread for each cell"))
 

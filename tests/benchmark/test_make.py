@@ -393,7 +393,7 @@ class TestRefused:
             ({"methods": ["noisy_peer:function"]}, "there is no module 'noisy_peer'"),
             ({"methods": ["math:nothing"]}, "module 'math' has no 'nothing'"),
             ({"methods": ["weights:nowhere.safetensors"]}, "nowhere.safetensors"),
-            ({"methods": ["weights:nowhere.onnx"]}, "nowhere.onnx: no such file"),
+            ({"methods": ["weights:nowhere.onnx"]}, "nowhere.onnx: No such file"),
             ({"published": ["Nobody 2031"]}, "no published numbers of 'Nobody 2031'"),
             ({"methods": ["noisy"], "efficiency": "gaussian-50"}, "efficiency: there is no method but the noisy"),
         ],
