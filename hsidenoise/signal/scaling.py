@@ -97,7 +97,8 @@ class Scaling:
         Args:
             values: In the cube's unit.
         """
-        hidden: np.ndarray = (values < self.low) | (values > self.high)
+        with np.errstate(over="ignore"):  # a bound beyond the type of the values hides nothing
+            hidden: np.ndarray = (values < self.low) | (values > self.high)
         return hidden
 
     def invert(
