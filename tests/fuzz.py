@@ -212,6 +212,8 @@ def _lines(pipe: int, seconds: float) -> Iterator[str | None]:
 
 def outcomes(reader: str, numbers: range, folder: Path) -> Iterator[tuple[int, str, str]]:
     """(number, kind, traceback) of every read; a child that dies or hangs is replaced."""
+    import torch  # noqa: F401 - what a reader imports late must not count as its time
+
     seeds_of(reader)
     while numbers:
         here, write = os.pipe()

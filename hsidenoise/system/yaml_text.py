@@ -10,6 +10,9 @@ import yaml
 LARGEST, DEEPEST, MOST_ALIASES = 100_000, 20, 10
 """Characters, levels and references (``*name``) of a configuration at most; those that ship have 4,000, 4 and none."""
 
+MISFITS = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
+"""What PyYAML raises where a value does not fit its tag, such as ``!!bool x`` or ``!!int ''``."""
+
 _EVENTS = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -64,5 +67,5 @@ def read_yaml(path: str | Path) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:  # what PyYAML says to `!!bool x`
+    except MISFITS as error:
         raise ValueError(f"{path}: a value does not fit its tag (!!bool, !!int, ...): {error}") from error

@@ -32,7 +32,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hsidenoise.system.files import write_text
-from hsidenoise.system.yaml_text import check_yaml
+from hsidenoise.system.yaml_text import MISFITS, check_yaml
 from hsidenoise.training.budget import Part, seconds_spent
 from hsidenoise.training.callbacks import AverageWeights, Pictures
 from hsidenoise.training.checkpoints import (
@@ -280,7 +280,7 @@ def _bounded_yaml() -> Iterator[None]:
         check_yaml(text)
         try:
             return load(text)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except MISFITS as error:
             raise yaml.YAMLError(f"a value does not fit its tag (!!bool, !!int, ...): {error}") from error
 
     set_loader("yaml", load_bounded, exceptions=(yaml.YAMLError,))

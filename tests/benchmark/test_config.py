@@ -87,6 +87,7 @@ WRONG = [
     ("title: " + "x" * 200_000, "more than 100000 characters"),
     ("title: !!bool x", "does not fit its tag"),
     ("title: !!timestamp x", "does not fit its tag"),
+    ("title: !!int ''", "does not fit its tag"),
     ("title: !!int x", "not a YAML file: invalid literal"),
     ("title: 2020-99-99", "not a YAML file: month must be"),
     ("title: 1" + "0" * 5000, "not a YAML file: Exceeds the limit"),

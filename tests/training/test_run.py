@@ -602,6 +602,7 @@ def test_the_gpu_script_wants_minutes_and_output():
         ("- " * 3000, "more than 20 levels"),
         ("model: " + "x" * 200_000, "more than 100000 characters"),
         ("model: !!bool x", "does not fit its tag"),
+        ("model: !!int ''", "does not fit its tag"),
         ("model: !!python/object/apply:os.system ['true']", "could not determine a constructor for the tag"),
         ("model: {model_config: {dim: 20000}}", "dim is 20000"),
         ("model: {model_config: {wiener_rounds: 1000000000}}", "wiener_rounds is 1000000000"),
