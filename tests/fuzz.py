@@ -189,6 +189,8 @@ def _child(reader: str, numbers: range, pipe: int, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size + SPACE, resource.RLIM_INFINITY))
     for seed in numbers:
         kind, trace = read(reader, put(mutated(reader, seed), input_))
+        if kind == "hang":  # or the machine was busy
+            kind, trace = read(reader, put(mutated(reader, seed), input_))
         os.write(pipe, json.dumps([seed, kind, trace[-3500:]]).encode() + b"\n")
         if trace:
             gc.collect()

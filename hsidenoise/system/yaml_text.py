@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-LARGEST, DEEPEST, MOST_ALIASES = 100_000, 20, 10
+LARGEST, DEEPEST, MOST_ALIASES = 40_000, 20, 10
 """Characters, levels and references (``*name``) of a configuration at most; those that ship have 4,000, 4 and none."""
 
 MISFITS = (ValueError, LookupError, TypeError, AttributeError, OverflowError)

@@ -600,7 +600,7 @@ def test_the_gpu_script_wants_minutes_and_output():
         ("model: &a [*a]", "*a lies in what it refers to"),
         ("model: " + "[" * 3000, "nesting depth"),
         ("- " * 3000, "more than 20 levels"),
-        ("model: " + "x" * 200_000, "more than 100000 characters"),
+        ("model: " + "x" * 200_000, "more than 40000 characters"),
         ("model: !!bool x", "does not fit its tag"),
         ("model: !!int ''", "does not fit its tag"),
         ("model: !!python/object/apply:os.system ['true']", "could not determine a constructor for the tag"),
