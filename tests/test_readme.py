@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 import pytest
 
+from hsidenoise.data.datasets import read_split
 from hsidenoise.data.io import write_arrays
-from hsidenoise.data.scenes import read_split
 from hsidenoise.models import create_model
 from hsidenoise.models.shipped import WEIGHTS
 from hsidenoise.models.weights import save_weights

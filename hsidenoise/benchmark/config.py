@@ -11,11 +11,11 @@ from typing import Any, get_args
 
 from hsidenoise.benchmark.table import NOISY
 from hsidenoise.classical.methods import BASELINES
-from hsidenoise.data.scenes import DATASETS
+from hsidenoise.data.datasets import DATASETS
 from hsidenoise.metrics.protocols import PROTOCOLS
 from hsidenoise.models.weights import ASKED, said
 from hsidenoise.signal.scaling import NORMALIZE_MODES
-from hsidenoise.system.device import Precision
+from hsidenoise.system.choices import Precision
 from hsidenoise.system.yaml_text import read_yaml
 
 NOISY_SET = "noisy-set"
@@ -46,7 +46,7 @@ class Data:
     """Where the scenes are.
 
     Attributes:
-        dataset: Name in :data:`hsidenoise.data.scenes.DATASETS`, or :data:`NOISY_SET` for files that hold the noise.
+        dataset: Name in :data:`hsidenoise.data.datasets.DATASETS`, or :data:`NOISY_SET` for files that hold the noise.
         root: Folder.
         split: Name of a published split; the data set's first if None.
         part: Part of the split: test, validation, train or all. A folder without sub-folders is taken whole.

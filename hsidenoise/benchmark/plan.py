@@ -13,7 +13,7 @@ from hsidenoise.benchmark.scenes import Scene, find_table_scenes
 from hsidenoise.benchmark.seen_scenes import overlap
 from hsidenoise.benchmark.table import NOISY
 from hsidenoise.classical.methods import find_method
-from hsidenoise.data.scenes import scene_name
+from hsidenoise.data.datasets import scene_name
 from hsidenoise.models.weights import read_header, scenes_seen
 from hsidenoise.noise.cases import noise_case
 from hsidenoise.system.files import sha256

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsidenoise.benchmark.config import NOISY_SET, Data
+from hsidenoise.data.datasets import DATASETS, Split, read_split, scene_name
 from hsidenoise.data.noisy_set_maker import is_gaussian
 from hsidenoise.data.noisy_sets import find_noisy_set
-from hsidenoise.data.scenes import DATASETS, Split, cubes_in, read_split, scene_name, scenes_under
+from hsidenoise.data.scenes import cubes_in, scenes_under
 
 
 @dataclass(frozen=True)

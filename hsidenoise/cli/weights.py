@@ -36,10 +36,10 @@ def weights(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Write a network as an ONNX file."""
-    from hsidenoise.inference.export import OPSET, export_onnx
+    from hsidenoise.inference.export import export_onnx
     from hsidenoise.inference.onnx_network import ESTIMATE_INPUTS
 
-    done = export_onnx(options.weights, options.output, opset=options.opset or OPSET)
+    done = export_onnx(options.weights, options.output, opset=options.opset or 20)
     for name, axes in done.inputs.items():
         print(f"input    {name} ({', '.join(axes)})")
     print(f"output   denoised ({', '.join(done.output)})")

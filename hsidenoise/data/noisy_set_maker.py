@@ -20,10 +20,11 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from tqdm.auto import tqdm
 
+from hsidenoise.data.datasets import DATASETS, read_split, scene_name
 from hsidenoise.data.io import ABOUT, list_variables, read_cube, write_arrays
 from hsidenoise.data.layout import times
 from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, pair_files, published_arrays
-from hsidenoise.data.scenes import DATASETS, centre_crop, cubes_in, read_split, scene_name, scenes_under
+from hsidenoise.data.scenes import centre_crop, cubes_in, scenes_under
 from hsidenoise.noise.cases import corrupt, noise_case
 from hsidenoise.noise.rules import SameSigma
 from hsidenoise.system.files import check_source, check_target, sha256, write_text
@@ -84,7 +85,7 @@ def make_noisy_set(
         seed: Seed of the noise, the same for every file.
         prefix: What the folders' names begin with; by default the data set's (of ``folder``: the source folder's)
             name and the crop, ``cave_512``.
-        dataset: Row of ``hsidenoise.data.scenes.DATASETS``. ``folder`` takes every cube that lies directly in
+        dataset: Row of ``hsidenoise.data.datasets.DATASETS``. ``folder`` takes every cube that lies directly in
             the source (or in its sub-folder ``test``); the others take the test scenes of a published split, wherever
             they lie under the source. QRNN3D's split has other scenes for Gaussian than for complex noise.
         split: Name of the published split; the data set's first by default.

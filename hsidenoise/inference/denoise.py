@@ -5,27 +5,31 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import nn
 
+from hsidenoise.data.options import ReadOptions
 from hsidenoise.inference.ensemble import Ensemble, mirrorings
 from hsidenoise.inference.memory import SMALLEST_TILE, fitting_tile
 from hsidenoise.inference.network import bands_of, choose_model, name_of
 from hsidenoise.inference.onnx_network import OnnxNetwork
+from hsidenoise.inference.options import DenoiseOptions
 from hsidenoise.inference.tiles import run_tiles
 from hsidenoise.models.compiled import Compiled
 from hsidenoise.signal.mask import find_extremes
 from hsidenoise.signal.pilot_filter import repeat_pilot_filter
 from hsidenoise.signal.scaling import Scaling, fit_scaling
 from hsidenoise.signal.tiling import Tiling, tile_size
-from hsidenoise.system.device import Precision, find_precision, in_use, is_out_of_memory
+from hsidenoise.system.device import find_precision, in_use, is_out_of_memory
 from hsidenoise.system.memory import free_memory
+from hsidenoise.system.options import takes_options, with_changes
 
 if TYPE_CHECKING:
     from hsidenoise.data.io import Cube
@@ -70,23 +74,6 @@ class DenoisedFile:
 
 
 @dataclass(frozen=True)
-class _Options:
-    """What :func:`denoise` and :func:`denoise_file` have in common."""
-
-    tile: int | None
-    overlap: int | None
-    batch: int | None
-    normalize: str
-    device: str | torch.device | None
-    precision: Precision
-    compile: bool
-    ensemble: int
-    join: bool
-    pilot_rounds: int | None
-    progress: bool
-
-
-@dataclass(frozen=True)
 class _Run:
     """A denoised array and how it came about."""
 
@@ -98,21 +85,12 @@ class _Run:
     warnings: tuple[str, ...]
 
 
+@takes_options(DenoiseOptions)
 def denoise(
     noisy: Shaped[np.ndarray, "*axes"] | Shaped[torch.Tensor, "*axes"],
     model: nn.Module | str | Path | None = None,
-    *,
-    tile: int | None = None,
-    overlap: int | None = None,
-    batch: int | None = None,
-    normalize: str = "auto",
-    device: str | torch.device | None = None,
-    precision: Precision = "float32",
-    compile: bool = False,
-    ensemble: int = 1,
-    join: bool = True,
-    pilot_rounds: int | None = None,
-    progress: bool = False,
+    options: DenoiseOptions | None = None,
+    **changes: Any,
 ) -> Float[np.ndarray, "bands height width"]:
     """Denoise a cube of any size and any number of bands.
 
@@ -127,38 +105,26 @@ def denoise(
 
     Args:
         noisy: Cube of shape (bands, height, width), in any unit and of any integer or floating dtype. Not written to.
-        model: A network with an attribute ``bands``, or the name of shipped weights, or the path of a weights file or
-            of an ``.onnx`` file that :func:`hsidenoise.inference.export.export_onnx` wrote; the default weights if
-            None. A network is used where it is: its training mode is restored, and if ``device`` moves it, it is moved
-            back.
-        tile: Height and width of a tile in pixels. If None, the sizes near 96, or near what the weights ask for,
-            that cover height and width with little to spare (near 96: an axis of up to about 130 pixels goes whole, 512
-            as seven tiles of 96); smaller ones, with a warning, where the memory is little. Larger tiles are faster by
-            what overlaps less, need memory in proportion to their area, and denoise no better. HCANet's
-            attention between channels is over the whole tile, so that its output at a pixel depends on the size of the
-            tile: use that of the training patches.
-        overlap: Smallest overlap of neighbouring tiles in pixels, from 0 to ``tile - 1``; 24 or a quarter of the tile
-            if None. The windows of bands always overlap by about a third.
-        batch: Tiles that go through the network together; the result is the same. If None, what suits the device: a few
-            on a CPU, as many as fit the memory of a GPU.
-        normalize: Scaling of values, see :func:`hsidenoise.signal.scaling.fit_scaling`.
-        device: Where to run, such as ``cpu`` or ``cuda``. If None, a network stays on its own device, and weights go
-            to the GPU if CUDA has one, else to the CPU.
-        precision: ``bfloat16`` runs the products of the network in bfloat16. With the default weights the result is off
-            by up to 4e-4 of the range in the mean, 2e-2 at most, and its PSNR by 0.01 dB (seven pairs of a scene of
-            `cave/validation`, centre 256 x 256, and a case from gaussian-5 to mixture). ``auto`` takes it where the
-            hardware has it (NVIDIA GPUs since Ampere, CPUs with AMX).
-        compile: Compile the network first: see :class:`hsidenoise.models.compiled.Compiled` for how long it takes, how
-            often, and when it pays.
-        ensemble: Ways in which each tile goes through the network, 1, 2, 4 or 8: mirrored in its columns, rows and
-            bands, the answers mirrored back and averaged (:class:`hsidenoise.inference.ensemble.Ensemble`). The time
-            grows with it, the memory hardly.
-        join: Whether windows of bands are joined by that last step, or only blended.
-        pilot_rounds: Rounds of the pilot filter, 0 (the network alone), 1 or 2: each takes the result so far as the
-            pilot of a Wiener filter of the whole noisy cube, all bands at once
-            (:func:`hsidenoise.signal.pilot_filter.pilot_filter`). If None, what the network asks for by an attribute
-            ``pilot_rounds``, 1 for HCANet-BRA, else 0.
-        progress: Show a progress bar on standard error.
+        model: A network with an attribute ``bands``, or what the option ``weights`` names. A network is used where it
+            is: its training mode is restored, and if ``device`` moves it, it is moved back.
+        options: The options together; the defaults if None.
+        **changes: Options by name:
+
+    Tiles: without ``tile``, the sizes near 96, or near what the weights ask for, that cover height and width with
+    little to spare (near 96: an axis of up to about 130 pixels goes whole, 512 as seven tiles of 96); smaller ones, with
+    a warning, where the memory is little. Larger tiles are faster by what overlaps less, need memory in proportion to
+    their area, and denoise no better. HCANet's attention between channels is over the whole tile, so that its output at
+    a pixel depends on the size of the tile: use that of the training patches. The windows of bands always overlap by
+    about a third.
+
+    Precision: with the default weights, bfloat16 is off by up to 4e-4 of the range in the mean, 2e-2 at most, and its
+    PSNR by 0.01 dB (seven pairs of a scene of `cave/validation`, centre 256 x 256, and a case from gaussian-5 to
+    mixture). ``auto`` takes it on NVIDIA GPUs since Ampere and on CPUs with AMX.
+
+    More of single options: :func:`hsidenoise.signal.scaling.fit_scaling` (``normalize``),
+    :class:`hsidenoise.models.compiled.Compiled` (how long ``compile`` takes, and when it pays),
+    :class:`hsidenoise.inference.ensemble.Ensemble`, :func:`hsidenoise.inference.band_windows.join_windows`,
+    :func:`hsidenoise.signal.pilot_filter.pilot_filter`.
 
     Returns:
         The denoised cube, in the unit of ``noisy``: float64 if ``noisy`` is float64 or has integers of 32 bits or more,
@@ -173,6 +139,7 @@ def denoise(
         ValueError: If the array is not a cube of real, finite and not all equal numbers, if an option is out of
             range, if the device is missing, if the memory does not suffice even for the smallest tile, or if the
             network is not a network of this kind or answers with values that are not finite.
+        TypeError: If there is no option of that name.
 
     Example:
         >>> class Mean3x3(nn.AvgPool2d):
@@ -182,32 +149,19 @@ def denoise(
         >>> denoised.shape, denoised.dtype, bool(denoised.std() < 0.5 * noisy.std())
         ((40, 30, 20), dtype('float64'), True)
     """
-    options = _Options(
-        tile, overlap, batch, normalize, device, precision, compile, ensemble, join, pilot_rounds, progress
-    )
+    options = _options(options, changes, "denoise")
     return _denoise(_as_cube(noisy), model, options).values
 
 
+@takes_options(DenoiseOptions, ReadOptions)
 def denoise_file(
     source: str | Path,
     target: str | Path,
     model: nn.Module | str | Path | None = None,
+    options: DenoiseOptions | None = None,
     *,
-    key: str | None = None,
-    axes: str | None = None,
-    size: tuple[int, int] | None = None,
-    allow_external: bool = False,
-    tile: int | None = None,
-    overlap: int | None = None,
-    batch: int | None = None,
-    normalize: str = "auto",
-    device: str | torch.device | None = None,
-    precision: Precision = "float32",
-    compile: bool = False,
-    ensemble: int = 1,
-    join: bool = True,
-    pilot_rounds: int | None = None,
-    progress: bool = False,
+    reading: ReadOptions | None = None,
+    **changes: Any,
 ) -> DenoisedFile:
     """Denoise the cube in a file and write a file of the same layout.
 
@@ -218,21 +172,9 @@ def denoise_file(
         source: File to read, see :func:`hsidenoise.read_cube`.
         target: File to write; not the source.
         model: As for :func:`denoise`.
-        key: Name of the variable; found if None.
-        axes: Order of the axes as MATLAB sees them, such as ``hwb`` or ``bp``; found if None.
-        size: Height and width of an unfolded (bands x pixels) matrix.
-        allow_external: Whether the numbers may lie in other files, see :func:`hsidenoise.read_cube`.
-        tile: As for :func:`denoise`, like all that follow.
-        overlap: Smallest overlap of neighbouring tiles, pixels.
-        batch: Tiles at a time.
-        normalize: Scaling of values.
-        device: Where to run.
-        precision: ``float32``, ``bfloat16`` or ``auto``.
-        compile: Compile the network first.
-        ensemble: Ways in which each tile goes through the network: 1, 2, 4 or 8.
-        join: Whether windows of bands are joined.
-        pilot_rounds: Rounds of the pilot filter behind the network.
-        progress: Show a progress bar on standard error.
+        options: As for :func:`denoise`.
+        reading: How the source is read, see :func:`hsidenoise.read_cube`.
+        **changes: Options of either kind by name:
 
     Returns:
         What was read, written and chosen.
@@ -245,15 +187,15 @@ def denoise_file(
     from hsidenoise.data.layout import printable
     from hsidenoise.system.files import check_source, check_target
 
-    options = _Options(
-        tile, overlap, batch, normalize, device, precision, compile, ensemble, join, pilot_rounds, progress
-    )
+    given = {name: changes.pop(name) for name in list(changes) if name in ReadOptions.__dataclass_fields__}
+    reading = with_changes(reading or ReadOptions(), given, "denoise_file")
+    options = _options(options, changes, "denoise_file")
     check_source(source)  # first: where both are wrong, the input is what is meant
     check_target(target)
     source, target = Path(source), Path(target)
     if target.exists() and source.samefile(target):
         raise ValueError(f"{target} is the noisy file itself and would be lost; choose another output name")
-    cube = read_cube(source, key=key, axes=axes, size=size, allow_external=allow_external, exact=True)
+    cube = read_cube(source, **reading.by_name(), exact=True)
     name = "the cube" if cube.layout is None else f"'{printable(cube.layout.key)}'"
     check_values(cube.values, f"{source}: {name}")
     check_cube_target(target, cube)
@@ -273,10 +215,19 @@ def denoise_file(
         windows=run.tiling.counts[0],
         pilot_rounds=run.pilot_rounds,
         device=str(run.device),
-        model=name_of(model),
+        model=name_of(options.weights if model is None else model),
         seconds=seconds,
         warnings=run.warnings,
     )
+
+
+def _options(options: DenoiseOptions | None, changes: Mapping[str, Any], function: str) -> DenoiseOptions:
+    """What a caller gave in either way; a ``torch.device`` is taken by its name."""
+    if changes.get("passes") is not None:
+        raise TypeError(f"{function}() has no option 'passes'; pilot_rounds={changes['passes'] - 1} is the same")
+    if isinstance(changes.get("device"), torch.device):
+        changes = {**changes, "device": str(changes["device"])}
+    return with_changes(options or DenoiseOptions(), changes, function)
 
 
 def _as_cube(noisy: Shaped[np.ndarray, "*axes"] | Shaped[torch.Tensor, "*axes"]) -> np.ndarray:
@@ -295,7 +246,7 @@ def _as_cube(noisy: Shaped[np.ndarray, "*axes"] | Shaped[torch.Tensor, "*axes"])
     return values
 
 
-def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _Options) -> _Run:
+def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: DenoiseOptions) -> _Run:
     """Everything that :func:`denoise` and :func:`denoise_file` share."""
     if options.batch is not None and options.batch < 1:
         raise ValueError(f"a batch of {options.batch} tiles is too small; choose 1 or more, or leave it out")
@@ -305,7 +256,9 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: _
     extremes = find_extremes(noisy)
     scaling = fit_scaling(noisy, options.normalize, extremes)
     size, overlap = tile_size(noisy.shape[1], noisy.shape[2], options.tile, options.overlap)
-    network, place = choose_model(model, options.device, options.precision, options.compile)
+    network, place = choose_model(
+        options.weights if model is None else model, options.device, options.precision, options.compile
+    )
     usual = getattr(network, "tile", None)  # what its weights ask for
     if options.tile is None and usual is not None:
         size, overlap = tile_size(noisy.shape[1], noisy.shape[2], None, options.overlap, usual=usual)

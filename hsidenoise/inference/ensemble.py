@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hsidenoise.models.hcanet_bra import HCANetBRA
+from hsidenoise.system.choices import EnsembleSize
 
-ENSEMBLES = (1, 2, 4, 8)
+ENSEMBLES: tuple[int, ...] = get_args(EnsembleSize)
 """Sizes of an ensemble: groups of mirrorings."""
 
 _MIRRORED = (3, 2, 1)  # axes of (batch, bands, height, width); an ensemble of 2 takes the first, one of 4 the first two

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hsidenoise.inference.onnx_network import ESTIMATE_INPUTS, FORMAT, OnnxNetwork
 from hsidenoise.inference.onnx_padding import MULTIPLE, padded, with_padding
+from hsidenoise.inference.options import OPSET
 from hsidenoise.models import MODELS
 from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS
@@ -31,7 +32,6 @@ from hsidenoise.system.files import check_target, replacing
 if TYPE_CHECKING:
     import onnx
 
-OPSET = 20
 """Operator set of the file; from 18 on layer norm, from 20 on GELU are operators of their own."""
 TOLERANCE = 1e-4
 """Largest difference to PyTorch that is let through, relative to the largest value of the answer."""

@@ -10,7 +10,8 @@ from torch import nn
 from hsidenoise.inference.onnx_network import OnnxNetwork
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS
 from hsidenoise.models.weights import load_model
-from hsidenoise.system.device import Precision, find_device, home
+from hsidenoise.system.choices import Precision
+from hsidenoise.system.device import find_device, home
 
 
 def choose_model(

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from hsidenoise.data.scenes import scene_name
+from hsidenoise.data.datasets import scene_name
 from hsidenoise.models import create_model
 from hsidenoise.models.hcanet import HCANet
 from hsidenoise.models.released import load_released

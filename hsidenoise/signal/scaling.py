@@ -9,7 +9,7 @@ dark band up to the level of a bright one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Real
@@ -17,8 +17,9 @@ from numpy.typing import DTypeLike
 
 from hsidenoise.signal.mask import Extremes, find_extremes
 from hsidenoise.signal.noise_level import noise_level
+from hsidenoise.system.choices import Normalize
 
-NORMALIZE_MODES = ("auto", "none", "minmax")
+NORMALIZE_MODES: tuple[str, ...] = get_args(Normalize)
 
 # What the range of the clean cube is read off. Chosen on the two scenes of cave/validation (centre 128 x 128),
 # pavia_crop and MUUFL, from clean to gaussian-50, non-iid and deadline: 1 % and 99.9 % of the medians come out at

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from hsidenoise.system.choices import Precision
+
 #: oneDNN says no more when it finds no memory. What it cannot do at all ends in "a primitive descriptor ...".
 _ONEDNN = re.compile(r"could not (create|execute) a (primitive|memory)(?! descriptor)")
-
-Precision = Literal["float32", "bfloat16", "auto"]
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:

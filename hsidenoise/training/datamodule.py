@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hsidenoise.data.scenes import DATASETS, Scenes, find_scenes, read_clean, scene_name
+from hsidenoise.data.datasets import DATASETS, scene_name
+from hsidenoise.data.scenes import Scenes, find_scenes, read_clean
 from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.signal.spectral_wiener import SpectralEstimate, spectral_wiener
 from hsidenoise.training.augment import BandAugment
@@ -307,7 +308,7 @@ class CubeDataModule(pl.LightningDataModule):
         }
 
     def scene_names(self, part: Literal["train", "validation"] = "train") -> list[str]:
-        """Sorted names of the scenes of one part, as ``hsidenoise.data.scenes.scene_name`` gives them.
+        """Sorted names of the scenes of one part, as ``hsidenoise.data.datasets.scene_name`` gives them.
 
         Args:
             part: Which part.

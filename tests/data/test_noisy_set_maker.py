@@ -16,11 +16,12 @@ import scipy.io
 import hsidenoise
 from hsidenoise.cli import main as cli
 from hsidenoise.cli import options as cli_options
+from hsidenoise.data.datasets import DATASETS, read_split
 from hsidenoise.data.mat import write_mat
 from hsidenoise.data.noisy_set_maker import MANIFEST, CaseFolder, make_noisy_set
 from hsidenoise.data.noisy_sets import PUBLISHED_CASES, find_noisy_set, read_pair
 from hsidenoise.data.png import save_bands
-from hsidenoise.data.scenes import DATASETS, read_clean, read_split
+from hsidenoise.data.scenes import read_clean
 from hsidenoise.noise.cases import NOISE_CASES, corrupt
 
 ROOT = Path(__file__).parents[2]

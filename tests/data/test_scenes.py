@@ -4,8 +4,9 @@ import h5py
 import numpy as np
 import pytest
 
+from hsidenoise.data.datasets import DATASETS, SPLITS, read_split, scene_name
 from hsidenoise.data.io import write_arrays
-from hsidenoise.data.scenes import DATASETS, SPLITS, find_scenes, read_clean, read_split, scene_name
+from hsidenoise.data.scenes import find_scenes, read_clean
 
 
 def touch(root, *names):

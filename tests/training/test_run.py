@@ -20,8 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from hsidenoise.cli.main import main as cli_main
+from hsidenoise.data.datasets import DATASETS, read_split
 from hsidenoise.data.io import write_arrays
-from hsidenoise.data.scenes import DATASETS, read_split
 from hsidenoise.metrics.functional import evaluate
 from hsidenoise.models.weights import load_model, read_header, sha256
 from hsidenoise.noise.cases import noise_case

@@ -1,0 +1,108 @@
+"""The data sets that are known by name, and their published splits: lists of scenes that ship with the package.
+
+One table, :data:`DATASETS`, has a row per data set and, in it, a row per published split (lists in
+``hsidenoise/data/splits``). Imports nothing heavy.
+
+References:
+    ICVL: Arad and Ben-Shahar, "Sparse Recovery of Hyperspectral Signal from Natural RGB Images", ECCV 2016.
+    doi:10.1007/978-3-319-46478-7_2
+    CAVE: Yasuma et al., "Generalized Assorted Pixel Camera", IEEE TIP 2010. doi:10.1109/TIP.2010.2046811
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SPLITS = Path(__file__).parent / "splits"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One published split of a data set.
+
+    Attributes:
+        source: Who published it.
+        train: List of training scenes, a file name in the package's ``splits`` folder.
+        test: Lists of test scenes.
+        validation: List of validation scenes; one that is also in the training list is taken out of that.
+        held_out: Without a validation list, this many scenes at the end of the training list become validation.
+    """
+
+    source: str
+    train: str
+    test: tuple[str, ...]
+    validation: str | None = None
+    held_out: int = 0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One row of the table of data sets.
+
+    Attributes:
+        name: What ``--data.dataset`` calls it.
+        summary: What it is.
+        key: Variable that holds the cube, where every file has the same one.
+        splits: Published splits by name; the first is the default. None: sub-folders make the split.
+    """
+
+    name: str
+    summary: str
+    key: str | None = None
+    splits: Mapping[str, Split] = field(default_factory=dict)
+
+
+_ROWS = (
+    Dataset(
+        "icvl",
+        "ICVL, 201 scenes 1392x1300, 31 bands 400-700 nm, MATLAB v7.3",
+        key="rad",
+        splits={
+            "sert": Split("SERT", "icvl_sert_train.txt", ("icvl_sert_test.txt",), "icvl_sert_val.txt"),
+            "qrnn3d": Split(
+                "QRNN3D",
+                "icvl_qrnn3d_train.txt",
+                ("icvl_qrnn3d_test_gaussian.txt", "icvl_qrnn3d_test_complex.txt"),
+                held_out=5,
+            ),
+        },
+    ),
+    Dataset(
+        "cave",
+        "CAVE, 32 scenes 512x512, 31 bands 400-700 nm, folders of PNG or .mat",
+        splits={
+            "hsir": Split("HSIR", "cave_hsir_train.txt", ("cave_hsir_test.txt",), "cave_hsidenoise_validation.txt")
+        },
+    ),
+    Dataset("folder", "any folder of cubes, with or without sub-folders train, validation and test"),
+)
+
+#: Every data set that ``hsidenoise train`` knows.
+DATASETS: dict[str, Dataset] = {row.name: row for row in _ROWS}
+
+
+def scene_name(path: str | Path) -> str:
+    """Name of a scene, the same for ``balloons.mat``, ``balloons_ms`` and ``Balloons_ms.mat``.
+
+    Example:
+        >>> scene_name("cave/balloons_ms"), scene_name("BGU_0403-1419-1.mat")
+        ('balloons', 'bgu_0403-1419-1')
+    """
+    name = Path(path).name
+    return name.removesuffix(".mat").removesuffix("_ms").lower()
+
+
+def read_split(file: str) -> tuple[str, ...]:
+    """Scene names of one list that ships with the package, in the order of the list.
+
+    Args:
+        file: File name in the package's ``splits`` folder.
+
+    Example:
+        >>> read_split("icvl_sert_val.txt")[0]
+        'gavyam_0823-0945.mat'
+    """
+    text = (SPLITS / file).read_text(encoding="utf-8")
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
