@@ -111,10 +111,10 @@ def denoise(
         **changes: Options by name:
 
     Tiles: without ``tile``, the sizes near 96, or near what the weights ask for, that cover height and width with
-    little to spare (near 96: an axis of up to about 130 pixels goes whole, 512 as seven tiles of 96); smaller ones, with
-    a warning, where the memory is little. Larger tiles are faster by what overlaps less, need memory in proportion to
-    their area, and denoise no better. HCANet's attention between channels is over the whole tile, so that its output at
-    a pixel depends on the size of the tile: use that of the training patches. The windows of bands always overlap by
+    little to spare (near 96: an axis of up to about 130 pixels goes whole, 512 as seven tiles of 96); smaller ones,
+    with a warning, where the memory is little. Larger tiles are faster by what overlaps less, need memory in proportion
+    to their area, and denoise no better. HCANet's attention between channels is over the whole tile, so that its output
+    at a pixel depends on the size of the tile: use that of the training patches. The windows of bands always overlap by
     about a third.
 
     Precision: with the default weights, bfloat16 is off by up to 4e-4 of the range in the mean, 2e-2 at most, and its
