@@ -279,7 +279,7 @@ def test_unwritable_targets(tmp_path):
         (tmp_path, IsADirectoryError, "it is a folder"),
         (tmp_path / "none" / "a.mat", FileNotFoundError, "create it first"),
         (tmp_path / "file" / "a.mat", NotADirectoryError, "is a file, not a folder"),
-        (Path("/dev/null"), OSError, "no regular file"),
+        (Path("/dev/null"), OSError, "not a regular file"),
         (Path("/proc/a.mat"), OSError, "no file can be created|is missing"),
     ]:
         with pytest.raises(kind, match=message):
@@ -346,7 +346,7 @@ def test_failures_on_the_way_leave_nothing(tmp_path):
     with pytest.raises(ValueError, match="cannot write 'b'"):
         write_arrays(tmp_path / "b.mat", {"a": np.ones(3), "b": np.array(["text"])})
     for name in ("_x", "1x", "a b", "x" * 40, ""):
-        with pytest.raises(ValueError, match="no name for a MATLAB variable"):
+        with pytest.raises(ValueError, match="not a name for a MATLAB variable"):
             write_arrays(tmp_path / "b.mat", {name: np.ones(3)})
     write_mat(tmp_path / "a.mat", {"x": np.ones((2, 2))})
     with pytest.raises(ValueError, match="no longer holds it"):
