@@ -155,8 +155,8 @@ class TestWholeRun:
             "noisy": lambda noisy: noisy,
             "svd-tv": lambda noisy: run_baseline("svd-tv", noisy),
             "peer_of_tables:half": lambda noisy: noisy * np.float32(0.5),
-            "own, 1 pass": lambda noisy: denoise(noisy, place / "own.safetensors", pilot_rounds=0),
-            "seen": lambda noisy: denoise(noisy, place / "seen.safetensors"),
+            "own, 1 pass": lambda noisy: denoise(noisy, place / "own.safetensors", pilot_rounds=0, normalize="none"),
+            "seen": lambda noisy: denoise(noisy, place / "seen.safetensors", normalize="none"),
         }
         found = {
             (protocol, row["method"], row["case"], row["scene"]): row
@@ -394,7 +394,7 @@ class TestRefused:
             ({"methods": ["noisy_peer:function"]}, "there is no module 'noisy_peer'"),
             ({"methods": ["math:nothing"]}, "module 'math' has no 'nothing'"),
             ({"methods": ["weights:nowhere.safetensors"]}, "nowhere.safetensors"),
-            ({"methods": ["weights:nowhere.onnx"]}, "nowhere.onnx: No such file"),
+            ({"methods": ["weights:nowhere.onnx"]}, "nowhere.onnx: no such file"),
             ({"published": ["Nobody 2031"]}, "no published numbers of 'Nobody 2031'"),
             ({"methods": ["noisy"], "efficiency": "gaussian-50"}, "efficiency: there is no method but the noisy"),
         ],
