@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsidenoise.benchmark.config import NOISY_SET, Data
-from hsidenoise.data.datasets import DATASETS, Split, read_split, scene_name
-from hsidenoise.data.noisy_set_maker import is_gaussian
+from hsidenoise.data.datasets import Split, find_split, read_split, scene_name
 from hsidenoise.data.noisy_sets import find_noisy_set
-from hsidenoise.data.scenes import cubes_in, scenes_under
+from hsidenoise.data.scenes import cubes_in, scenes_for_tests, scenes_under, some_of
 
 
 @dataclass(frozen=True)
@@ -71,15 +70,8 @@ def _found(root: Path, data: Data, cases: Sequence[str] | None) -> tuple[Scene, 
         return _of_noisy_set(root, cases)
     if not cases:
         raise ValueError("no noise case is named; only a noisy set says itself which it has")
-    splits = DATASETS[data.dataset].splits
-    if not splits:
-        if data.split is not None:
-            raise ValueError(f"data set '{data.dataset}' has no published splits; leave out split '{data.split}'")
-        return _of_folder(root, data.part, cases)
-    name = next(iter(splits)) if data.split is None else data.split
-    if name not in splits:
-        raise ValueError(f"data set '{data.dataset}' has no split '{name}'; known: {', '.join(splits)}")
-    return _of_split(root, splits[name], data, cases)
+    split = find_split(data.dataset, data.split)
+    return _of_folder(root, data.part, cases) if split is None else _of_split(root, split, data, cases)
 
 
 def _of_noisy_set(root: Path, cases: Sequence[str] | None) -> tuple[Scene, ...]:
@@ -111,15 +103,13 @@ def _of_split(root: Path, split: Split, data: Data, cases: Sequence[str]) -> tup
     train = list(read_split(split.train))
     validation = list(read_split(split.validation)) if split.validation else train[len(train) - split.held_out :]
     held = {scene_name(name) for name in validation}
-    lists: list[tuple[list[str], Sequence[str]]] = []
+    lists: list[tuple[Sequence[str], Sequence[str]]] = []
     if data.part in ("train", "all"):
         lists.append(([name for name in train if scene_name(name) not in held], cases))
     if data.part in ("validation", "all"):
         lists.append((validation, cases))
     if data.part in ("test", "all"):
-        for file in split.test:
-            own = [case for case in cases if len(split.test) == 1 or is_gaussian(case) == ("gaussian" in file)]
-            lists.append((list(read_split(file)), own))
+        lists += scenes_for_tests(split, cases)
     known = scenes_under(root)
     wanted = [(name, own) for names, own in lists for name in names if own]
     if data.scenes is not None:  # the others need not be there
@@ -128,10 +118,7 @@ def _of_split(root: Path, split: Split, data: Data, cases: Sequence[str]) -> tup
     names = list(dict.fromkeys(name for name, _ in wanted))
     absent = [name for name in names if scene_name(name) not in known]
     if absent:
-        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        text = (
-            f"{root}: {len(absent)} scene(s) of the split of {split.source} are missing ({', '.join(absent[:3])}{more})"
-        )
+        text = f"{root}: {len(absent)} scene(s) of the split of {split.source} are missing ({some_of(absent, most=3)})"
         if len(absent) == len(names):
             raise ValueError(f"{text}, and no other is there; --data.root names the folder of the cubes")
         if data.missing == "error":

@@ -24,15 +24,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64
 
-from hsidenoise.classical.subspace import (
-    SIGMA_FLOOR,
-    denoise_planes,
-    sigma_per_band,
-    spread_of_most,
-    unexplained_by_others,
-)
+from hsidenoise.classical.subspace import denoise_planes, sigma_per_band
 from hsidenoise.classical.total_variation import denoise_tv
-from hsidenoise.signal.noise_level import noise_level
+from hsidenoise.signal.noise_level import CLASSICAL_FLOOR, noise_level, spread_of_most, unexplained_by_others
 
 # All chosen on cave/validation and two scenes of cave/train.
 _OFF_MEDIAN = 3.0  # noise levels off the median cube at which a value is trusted by half
@@ -89,12 +83,12 @@ def replace_outliers(
     residual = noisy - median
     level = np.minimum(most, spread_of_most(residual))
     first = median + _trust(residual, level, _OFF_MEDIAN, 4) * residual
-    first = denoise_planes(first, lambda planes: denoise_tv(planes, 1.0, rounds=30), np.maximum(level, SIGMA_FLOOR))
+    first = denoise_planes(first, lambda planes: denoise_tv(planes, 1.0, rounds=30), np.maximum(level, CLASSICAL_FLOOR))
     residual = noisy - first
-    level = np.maximum(np.minimum(most, spread_of_most(residual)), SIGMA_FLOOR)
+    level = np.maximum(np.minimum(most, spread_of_most(residual)), CLASSICAL_FLOOR)
     trust = _trust(residual, level, _OFF_MEDIAN, 4) * _column_trust(residual, level)
     unexplained = _unexplained(noisy, first, trust, level)
-    spread = np.maximum(spread_of_most(unexplained), SIGMA_FLOOR)
+    spread = np.maximum(spread_of_most(unexplained), CLASSICAL_FLOOR)
     trust = _trust(unexplained, spread, _OFF_FIT, 8)
     ordinary = (1.0 - trust).mean(axis=(1, 2), keepdims=True) < _ORDINARY
     trust = np.where(ordinary, np.float32(1.0), trust) * _column_trust(unexplained, spread)
@@ -124,7 +118,7 @@ def _median_cube(noisy: np.ndarray) -> np.ndarray:
 
 def _trust(residual: np.ndarray, level: np.ndarray, off: float, power: int) -> np.ndarray:
     """Trust in each value, one half where it is off by ``off`` levels."""
-    scale = (off * np.maximum(level, SIGMA_FLOOR)).astype(np.float32)[:, None, None]
+    scale = (off * np.maximum(level, CLASSICAL_FLOOR)).astype(np.float32)[:, None, None]
     # beyond 30 times it is zero anyway, and its power would overflow
     ratio = np.minimum(np.abs(residual) / scale, np.float32(30.0))
     return np.asarray(1.0 / (1.0 + ratio**power), dtype=np.float32)

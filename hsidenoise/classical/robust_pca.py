@@ -10,13 +10,13 @@ References:
 
 from __future__ import annotations
 
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
-from hsidenoise.classical.subspace import noise_sigma, sigma_per_band
+from hsidenoise.classical.subspace import sigma_per_band
+from hsidenoise.signal.noise_level import noise_sigma, normal_quantile
 from hsidenoise.signal.tiling import plan, tapers
 
 # Chosen on cave/validation.
@@ -27,7 +27,6 @@ _GROSS = 4.0  # levels of the pursuit's own noise off it, at which a value does 
 _ROUNDS = 12
 _SPARSITY = 2.0  # over 1 / sqrt(pixels): with 31 bands the usual weight takes part of the scene for sparse
 _TYPICAL = 0.6  # quantile of the magnitudes that tells how far off a guess is
-_NORMAL_TYPICAL = NormalDist().inv_cdf(0.5 + _TYPICAL / 2.0)
 _PURSUIT_ROUNDS = 30
 _RATIO = 1.5  # growth of the penalty, as in Lin et al.
 _FIRST_PENALTY = 1.25  # over the largest singular value, as in Lin et al.
@@ -170,7 +169,7 @@ def _stable(spectra: np.ndarray, low_rank: np.ndarray) -> np.ndarray:
     for _ in range(_ROUNDS):
         off = np.abs(spectra - low_rank)
         # a guess that is off by more than the noise must not make outliers of all that it does not explain
-        limit = _OUTLIER * max(1.0, float(np.quantile(off, _TYPICAL)) / _NORMAL_TYPICAL)
+        limit = _OUTLIER * max(1.0, float(np.quantile(off, _TYPICAL)) / normal_quantile(_TYPICAL))
         rest = np.where(off > limit, low_rank, spectra)
         mean = rest.mean(axis=1, keepdims=True)
         centred = rest - mean

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float32
 
+from hsidenoise.signal.pilot_filter import cosine_basis
+
 _BLOCK = 8
 _THRESHOLD = 3.0  # times sigma; chosen on cave/validation
 
@@ -36,9 +38,7 @@ def denoise_dct(images: Float32[np.ndarray, "images height width"]) -> Float32[n
         >>> bool(denoise_dct(noisy).std() < 0.2)
         True
     """
-    frequencies, positions = np.arange(_BLOCK)[:, None], np.arange(_BLOCK)[None, :]
-    cosines = np.cos(np.pi * (2 * positions + 1) * frequencies / (2 * _BLOCK)) * np.sqrt(2.0 / _BLOCK)
-    cosines[0] /= np.sqrt(2.0)
+    cosines = cosine_basis(_BLOCK)
     blocks = np.einsum("ui,vj->uvij", cosines, cosines).reshape(_BLOCK**2, 1, _BLOCK, _BLOCK)
     transform = torch.from_numpy(blocks.astype(np.float32))
     denoised = np.empty_like(images)

@@ -15,23 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
-from hsidenoise.signal.noise_level import noise_level
+from hsidenoise.signal.noise_level import CLASSICAL_FLOOR, haar_details, noise_sigma, spectral_covariance
 
 #: Filter of images (images, height, width), each with Gaussian noise of standard deviation 1.
 ImageFilter = Callable[[np.ndarray], np.ndarray]
 
-#: Smallest noise level that is assumed, on the scale where a cube spans about 1: keeps whitening finite.
-SIGMA_FLOOR = 1e-4
-
 _RANK_MARGIN = 0.015  # energy above the edge of pure noise that makes a plane signal; chosen on cave/validation
 _WORTH_KEEPING = 2.0  # a plane kept whole costs 1 of noise and saves energy - 1 of signal
-_QUANTILE = 0.3  # of the magnitudes of residuals
-_RIDGE = 1e-10  # of the mean variance: repeated or constant bands leave a covariance singular
 
 
 @dataclass(frozen=True)
@@ -65,56 +59,6 @@ class Subspace:
         return flat.reshape(len(self.mean), *planes.shape[1:])
 
 
-def noise_sigma(noisy: Float32[np.ndarray, "bands height width"]) -> Float64[np.ndarray, " bands"]:
-    """Noise level of every band for whitening: the smaller of two blind estimates, each of which errs upwards.
-
-    The diagonal Haar details see fine texture as noise; the part of a band that a regression on all the others leaves
-    contains whatever only that band has, stripes and impulses too.
-
-    Args:
-        noisy: Noisy cube on about [0, 1], at least 2x2 pixels. The regression is left out where there are fewer than
-            three bands, or fewer pixels than twice the bands.
-
-    Returns:
-        Sigma per band, at least :data:`SIGMA_FLOOR`.
-
-    Raises:
-        ValueError: If the cube is not three-dimensional, too small, or has non-finite values.
-
-    Example:
-        >>> noise_sigma(np.random.default_rng(0).normal(0.5, 0.1, (2, 60, 70)).astype(np.float32)).round(2)
-        array([0.1, 0.1])
-
-    References:
-        Bioucas-Dias and Nascimento, "Hyperspectral Subspace Identification", IEEE TGRS 2008, section II-A.
-        doi:10.1109/TGRS.2008.918089
-    """
-    return np.asarray(np.maximum(np.minimum(noise_level(noisy), unexplained_by_others(noisy)), SIGMA_FLOOR))
-
-
-def unexplained_by_others(noisy: Float32[np.ndarray, "bands height width"]) -> Float64[np.ndarray, " bands"]:
-    """Standard deviation of what a linear regression on all other bands leaves of each band.
-
-    Args:
-        noisy: Noisy cube of any size and unit.
-
-    Returns:
-        One level per band; infinite where there are fewer than three bands, or fewer pixels than twice the bands.
-
-    Example:
-        >>> planes = np.random.default_rng(0).random((2, 20, 30), dtype=np.float32)
-        >>> bool(unexplained_by_others(np.concatenate([planes, planes.sum(axis=0, keepdims=True)])).max() < 1e-4)
-        True
-    """
-    bands, pixels = len(noisy), noisy[0].size
-    if bands < 3 or pixels < 2 * bands:
-        return np.full(bands, np.inf)
-    covariance = _covariance(noisy)
-    ridge = max(_RIDGE * float(np.trace(covariance)) / bands, np.finfo(np.float64).tiny)
-    inverse = np.linalg.inv(covariance + ridge * np.eye(bands))
-    return np.asarray(np.sqrt(1.0 / np.diag(inverse) * (pixels / (pixels - bands))))
-
-
 def sigma_per_band(
     noisy: Float32[np.ndarray, "bands height width"], sigma: float | Float[np.ndarray, " bands"] | None
 ) -> Float64[np.ndarray, " bands"]:
@@ -125,7 +69,7 @@ def sigma_per_band(
         sigma: One level for all bands or one per band, in the unit of the cube, 0 or more; None: :func:`noise_sigma`.
 
     Returns:
-        Sigma per band, at least :data:`SIGMA_FLOOR`.
+        Sigma per band, at least :data:`CLASSICAL_FLOOR`.
 
     Raises:
         ValueError: If a level is negative or not finite, or there is neither one nor as many as bands.
@@ -141,26 +85,7 @@ def sigma_per_band(
         raise ValueError(f"sigma of shape {told.shape}: pass one number, or one for each of the {len(noisy)} bands")
     if not np.isfinite(told).all() or (told < 0).any():
         raise ValueError("sigma must be finite and 0 or more, in the unit of the cube (50 / 255, not 50)")
-    return np.maximum(np.broadcast_to(told, len(noisy)), SIGMA_FLOOR)
-
-
-def spread_of_most(residual: Float[np.ndarray, "bands height width"]) -> Float64[np.ndarray, " bands"]:
-    """Standard deviation of the Gaussian part of each band of a residual, with outliers on up to 70 % of the pixels.
-
-    A low quantile of the magnitudes, divided by that of a normal variable: impulses can hit half of the pixels of a
-    band and more, and a median would follow them.
-
-    Args:
-        residual: Noisy cube minus an estimate of the clean one.
-
-    Example:
-        >>> residual = np.random.default_rng(0).normal(0.0, 0.1, (2, 60, 70))
-        >>> residual[1, :30] = 0.9
-        >>> spread_of_most(residual).round(1)
-        array([0.1, 0.2])
-    """
-    quantile = np.quantile(np.abs(residual).reshape(len(residual), -1), _QUANTILE, axis=1)
-    return np.asarray(quantile / NormalDist().inv_cdf(0.5 + _QUANTILE / 2.0), dtype=np.float64)
+    return np.maximum(np.broadcast_to(told, len(noisy)), CLASSICAL_FLOOR)
 
 
 def whitened_subspace(noisy: Float32[np.ndarray, "bands height width"], sigma: Float[np.ndarray, " bands"]) -> Subspace:
@@ -183,7 +108,7 @@ def whitened_subspace(noisy: Float32[np.ndarray, "bands height width"], sigma: F
     """
     bands, pixels = len(noisy), noisy[0].size
     mean = noisy.reshape(bands, -1).mean(axis=1, dtype=np.float64)
-    energy, directions = np.linalg.eigh(_covariance(noisy) / np.outer(sigma, sigma))
+    energy, directions = np.linalg.eigh(spectral_covariance(noisy) / np.outer(sigma, sigma))
     energy, directions = energy[::-1], directions[:, ::-1]
     edge = (1.0 + np.sqrt(bands / pixels)) ** 2 + _RANK_MARGIN
     rank = max(1, int(np.count_nonzero(energy > edge)))
@@ -242,7 +167,7 @@ def truncated_pca(
         True
     """
     levels = sigma_per_band(noisy, sigma)
-    energy, directions = np.linalg.eigh(_covariance(noisy))
+    energy, directions = np.linalg.eigh(spectral_covariance(noisy))
     noise = np.square(levels) @ np.square(directions)
     kept = directions[:, energy > _WORTH_KEEPING * noise]
     return _project(noisy, kept @ kept.T)
@@ -274,26 +199,18 @@ def truncated_mnf(
     bands = len(noisy)
     if sigma is None:
         levels = sigma_per_band(noisy, None)
-        columns = noisy[:, :, 1:] - noisy[:, :, :-1]
-        detail = ((columns[:, 1:] - columns[:, :-1]) / 2.0).reshape(bands, -1)
+        detail = haar_details(noisy.mT).mT.reshape(bands, -1)
         noise = (detail @ detail.T / detail.shape[1]).astype(np.float64)
         noise += float(np.square(levels).min()) * 1e-3 * np.eye(bands)  # fewer details than bands leave it singular
     else:
         noise = np.diag(np.square(sigma_per_band(noisy, sigma)))
     variance, axes = np.linalg.eigh(noise)
-    root = np.sqrt(np.maximum(variance, SIGMA_FLOOR**2 * 1e-3))
+    root = np.sqrt(np.maximum(variance, CLASSICAL_FLOOR**2 * 1e-3))
     whiten = (axes / root) @ axes.T
     restore = (axes * root) @ axes.T
-    energy, directions = np.linalg.eigh(whiten @ _covariance(noisy) @ whiten)
+    energy, directions = np.linalg.eigh(whiten @ spectral_covariance(noisy) @ whiten)
     kept = directions[:, energy > _WORTH_KEEPING]
     return _project(noisy, restore @ kept @ kept.T @ whiten)
-
-
-def _covariance(cube: np.ndarray) -> np.ndarray:
-    """Covariance of the spectra in float64, (bands, bands)."""
-    flat = cube.reshape(len(cube), -1).astype(np.float64)
-    flat -= flat.mean(axis=1, keepdims=True)
-    return np.asarray(flat @ flat.T / flat.shape[1])
 
 
 def _project(cube: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -16,10 +16,8 @@ import numpy as np
 
 from hsidenoise.data.io import Cube, Variable, check_cube_target, list_variables, read_cube, write_arrays
 from hsidenoise.data.layout import printable
+from hsidenoise.data.noisy_sets import CLEAN_KEY, NOISY_KEY, SIGMA_KEY, published_arrays
 from hsidenoise.system.files import check_source, check_target
-
-# Names of the published noisy sets' variables; `corrupt` writes them and `evaluate` knows them.
-NOISY_KEY, CLEAN_KEY, SIGMA_KEY = "input", "gt", "sigma"
 
 
 def denoise(options: argparse.Namespace) -> None:
@@ -127,8 +125,8 @@ def inspect(options: argparse.Namespace) -> None:
 
 def corrupt(options: argparse.Namespace) -> None:
     """Write a noisy cube, its clean one and the noise level, as the published noisy sets do."""
-    from hsidenoise.data.scenes import centre_crop
     from hsidenoise.noise.cases import corrupt, noise_case
+    from hsidenoise.signal.scaling import centre_crop, to_unit_range
 
     case = noise_case(options.noise)
     source, target = Path(options.clean), Path(options.noisy)
@@ -147,16 +145,14 @@ def corrupt(options: argparse.Namespace) -> None:
         print(f"crop     centre {options.crop} x {options.crop}")
     low, high = float(clean.min()), float(clean.max())
     if options.minmax:
-        if low == high:
-            raise ValueError(f"{source}: every value is {low:g}: there is nothing to scale to [0, 1]")
-        clean = ((clean - np.float32(low)) / np.float32(high - low)).astype(np.float32)
+        clean, low, high = to_unit_range(clean, str(source))
         print(f"scaling  ({low:g} .. {high:g}) to (0 .. 1), one scale for the whole cube")
     elif low < 0 or high > 1:
         warnings.warn(
             f"--no-minmax: the values reach from {low:g} to {high:g}, but the noise is made for [0, 1]", stacklevel=1
         )
     result = corrupt(clean, case, seed=options.seed)
-    write_arrays(target, _published(result.noisy, clean, result.sigma, cube.wavelengths))
+    write_arrays(target, published_arrays(result.noisy, clean, result.sigma, cube.wavelengths))
     sigma = result.sigma * 255
     print(
         f"noise    {case.name}, seed {options.seed}: {case.definition}; sigma {sigma.min():g} to {sigma.max():g} of 255"
@@ -325,26 +321,6 @@ def _facts(cube: Cube) -> dict[str, Any]:
         "noise": noise,
         "bad_bands": [] if noise is None else np.flatnonzero(bad_bands(cube.values)).tolist(),
     }
-
-
-def _published(
-    noisy: np.ndarray, clean: np.ndarray, sigma: np.ndarray, wavelengths: np.ndarray | None
-) -> dict[str, np.ndarray]:
-    """The variables of a published test file, plus the wavelengths where they are known.
-
-    QRNN3D's generator (matlab/generate_dataset*.m of its repository) saves sigma on the 0-255 scale: 1 x 1 where
-    all bands share it, else 1 x bands. Its cubes are double; float32 holds all that a network reads of them.
-    """
-    shared = bool(np.all(sigma == sigma[0]))
-    arrays = {
-        NOISY_KEY: np.ascontiguousarray(noisy.transpose(1, 2, 0)),
-        CLEAN_KEY: np.ascontiguousarray(clean.transpose(1, 2, 0)),
-        # The product in float32 would say 30.000001
-        SIGMA_KEY: np.round((sigma[:1] if shared else sigma)[None].astype(np.float64) * 255, 4),
-    }
-    if wavelengths is not None:
-        arrays["wavelength"] = np.asarray(wavelengths, dtype=np.float64)[None]
-    return arrays
 
 
 def _common_scale(

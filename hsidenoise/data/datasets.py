@@ -106,3 +106,33 @@ def read_split(file: str) -> tuple[str, ...]:
     """
     text = (SPLITS / file).read_text(encoding="utf-8")
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def find_split(dataset: str, split: str | None = None) -> Split | None:
+    """Find a published split of a data set.
+
+    Args:
+        dataset: Name of a row of :data:`DATASETS`.
+        split: Its name; the data set's first by default.
+
+    Returns:
+        The split; None for a data set without any.
+
+    Raises:
+        ValueError: If there is no such data set or split.
+
+    Example:
+        >>> find_split("cave").source
+        'HSIR'
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
+    splits = DATASETS[dataset].splits
+    if not splits:
+        if split is not None:
+            raise ValueError(f"data set '{dataset}' has no published splits; leave out split '{split}'")
+        return None
+    name = next(iter(splits)) if split is None else split
+    if name not in splits:
+        raise ValueError(f"data set '{dataset}' has no split '{name}'; known: {', '.join(splits)}")
+    return splits[name]

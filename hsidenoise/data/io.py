@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64
 from hsidenoise.data.layout import Layout, Variable, find_layout, find_wavelengths, printable
 from hsidenoise.data.mat import list_mat, load_variable, mat_format, replace_variable, write_mat
 from hsidenoise.data.png import CAVE_WAVELENGTHS, find_bands, load_bands, save_bands
-from hsidenoise.signal.scaling import floating
+from hsidenoise.signal.scaling import floating, value_range
 from hsidenoise.system.files import check_source, check_target, replacing
 
 __all__ = [
@@ -151,16 +151,7 @@ def check_values(values: Float[np.ndarray, "bands height width"], name: str = "t
         Traceback (most recent call last):
         ValueError: the cube is constant: every value is 1; nothing can be denoised
     """
-    if values.size == 0:
-        raise ValueError(f"{name} is empty: an axis of {values.shape} has no element")
-    low, high = float(values.min()), float(values.max())
-    if not (np.isfinite(low) and np.isfinite(high)):  # the extremes of an array with a NaN are NaN
-        wrong = ~np.isfinite(values)
-        band, row, column = (int(index) for index in np.unravel_index(wrong.argmax(), values.shape))
-        raise ValueError(
-            f"{name} has NaN or infinite values: {int(wrong.sum())} of {values.size}, the first in band {band}, "
-            f"row {row}, column {column} (counted from 0); replace them or remove these bands before"
-        )
+    low, high = value_range(values, name)
     if low == high:
         raise ValueError(f"{name} is constant: every value is {low:g}; nothing can be denoised")
 

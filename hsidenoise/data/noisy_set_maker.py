@@ -20,13 +20,13 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from tqdm.auto import tqdm
 
-from hsidenoise.data.datasets import DATASETS, read_split, scene_name
+from hsidenoise.data.datasets import DATASETS, Split, find_split, scene_name
 from hsidenoise.data.io import ABOUT, list_variables, read_cube, write_arrays
 from hsidenoise.data.layout import times
 from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, pair_files, published_arrays
-from hsidenoise.data.scenes import centre_crop, cubes_in, scenes_under
+from hsidenoise.data.scenes import cubes_in, scenes_for_tests, scenes_under, some_of
 from hsidenoise.noise.cases import corrupt, noise_case
-from hsidenoise.noise.rules import SameSigma
+from hsidenoise.signal.scaling import centre_crop, to_unit_range
 from hsidenoise.system.files import check_source, check_target, sha256, write_text
 
 #: File in the folder of a set that says how it was made.
@@ -114,7 +114,8 @@ def make_noisy_set(
     if crop is not None and crop < 1:
         raise ValueError(f"crop {crop}: give the side of the square in pixels, or None for whole scenes")
     names = list(dict.fromkeys(noise_case(PUBLISHED_CASES.get(c, c)).name for c in cases or _SUFFIXES))
-    scenes = _find_sources(source, dataset, split, missing, names)
+    published = find_split(dataset, split)
+    scenes = _find_sources(source, published, missing, names)
     prefix = _default_prefix(source, dataset, crop) if prefix is None else prefix
     if not prefix or prefix != Path(prefix).name or prefix.startswith("."):
         raise ValueError(f"prefix '{prefix}': it is the beginning of a folder's name, such as cave_512")
@@ -173,65 +174,41 @@ def _default_prefix(source: Path, dataset: str, crop: int | None) -> str:
     return f"{name or 'set'}_{crop}" if crop else name or "set"
 
 
-def _find_sources(source: Path, dataset: str, split: str | None, missing: str, cases: Sequence[str]) -> _Sources:
+def _find_sources(source: Path, split: Split | None, missing: str, cases: Sequence[str]) -> _Sources:
     """Find the scenes, in the order of their list or sorted."""
-    if dataset not in DATASETS:
-        raise ValueError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: no such folder; name that of the clean cubes")
-    splits = DATASETS[dataset].splits
-    if not splits:
-        if split is not None:
-            raise ValueError(f"data set '{dataset}' has no published splits; leave out split '{split}'")
+    if split is not None:
+        found = _split_sources(source, split, missing, cases)
+    else:
         test = source / "test"
         found = dict.fromkeys(cubes_in(source) or (cubes_in(test) if test.is_dir() else []), tuple(cases))
         for name in sorted(scene_name(path) for path in found):
             same = [path.name for path in found if scene_name(path) == name]
             if len(same) > 1:
                 raise ValueError(f"{source}: {' and '.join(same)} have the same scene name; keep one")
-    else:
-        name = next(iter(splits)) if split is None else split
-        if name not in splits:
-            raise ValueError(f"data set '{dataset}' has no split '{name}'; known: {', '.join(splits)}")
-        found = _split_sources(source, splits[name].test, missing, cases)
     if not any(found.values()):
         raise ValueError(f"{source}: no cube for the noisy set found; .mat files or folders of PNG bands are needed")
     return found
 
 
-def _split_sources(source: Path, lists: Sequence[str], missing: str, cases: Sequence[str]) -> _Sources:
+def _split_sources(source: Path, split: Split, missing: str, cases: Sequence[str]) -> _Sources:
     known, absent = scenes_under(source), []
     found: _Sources = {}
-    for file in lists:
-        own = tuple(case for case in cases if len(lists) == 1 or is_gaussian(case) == file.endswith("_gaussian.txt"))
-        for name in read_split(file):
+    for names, own in scenes_for_tests(split, cases):
+        for name in names:
             if scene_name(name) in known:
                 # also without a case now: which scenes there are must not depend on the cases asked for
                 found[known[scene_name(name)]] = own
             elif own:
                 absent.append(name)
     if absent:
-        some = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
-        text = f"{source}: {len(absent)} test scene(s) of the split are missing ({some})"
+        text = f"{source}: {len(absent)} test scene(s) of the split are missing ({some_of(absent)})"
         if missing == "error":
             raise ValueError(f"{text}; get them, or leave them out with --missing skip")
         if any(found.values()):
             warnings.warn(f"{text} and left out", stacklevel=4)
     return found
-
-
-def is_gaussian(name: str) -> bool:
-    """Whether a case belongs to a split's list for Gaussian noise: one sigma for all bands and nothing else.
-
-    Args:
-        name: Noise case.
-
-    Example:
-        >>> is_gaussian("blind"), is_gaussian("non-iid")
-        (True, False)
-    """
-    case = noise_case(name)
-    return isinstance(case.sigma, SameSigma) and not (case.stripe or case.deadline or case.impulse)
 
 
 def _read_clean(
@@ -251,10 +228,7 @@ def _read_clean(
             sizes = times(values.shape[1:])
             raise ValueError(f"{path}: {sizes} pixels are less than the crop of {crop}; choose less, or 0 for none")
         values = centre_crop(values, crop)
-    low, high = float(values.min()), float(values.max())
-    if low == high:
-        raise ValueError(f"{path}: every value of the crop is {low:g}: there is nothing to scale to [0, 1]")
-    return np.ascontiguousarray((values - np.float32(low)) / np.float32(high - low)), cube.wavelengths
+    return to_unit_range(values, str(path))[0], cube.wavelengths
 
 
 def _write_pair(

@@ -15,8 +15,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32
 
-from hsidenoise.data.datasets import DATASETS, Split, read_split, scene_name
+from hsidenoise.data.datasets import Split, find_split, read_split, scene_name
 from hsidenoise.data.io import read_cube
+from hsidenoise.noise.cases import noise_case
+from hsidenoise.signal.scaling import centre_crop, to_unit_range
 
 _TRAIN, _VALIDATION, _TEST = ("train",), ("validation", "val"), ("test",)
 
@@ -28,6 +30,28 @@ class Scenes:
     train: tuple[Path, ...]
     validation: tuple[Path, ...]
     test: tuple[Path, ...]
+
+
+def scenes_for_tests(split: Split, cases: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Test scenes of a split and the noise cases that they are for.
+
+    QRNN3D's split of ICVL has other scenes for Gaussian than for complex noise.
+
+    Args:
+        split: The split.
+        cases: Names of noise cases.
+
+    Returns:
+        For each list of the split its scene names and its part of the cases.
+
+    Example:
+        >>> [own for _, own in scenes_for_tests(find_split("icvl", "qrnn3d"), ["blind", "mixture"])]
+        [('blind',), ('mixture',)]
+    """
+    if len(split.test) == 1:
+        return [(read_split(split.test[0]), tuple(cases))]
+    parts = {gaussian: tuple(c for c in cases if noise_case(c).is_gaussian == gaussian) for gaussian in (True, False)}
+    return [(read_split(file), parts[file.endswith("_gaussian.txt")]) for file in split.test]
 
 
 def find_scenes(
@@ -54,28 +78,21 @@ def find_scenes(
             parts.
         FileNotFoundError: If ``root`` is not a folder.
     """
-    if dataset not in DATASETS:
-        raise ValueError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
-    row, root = DATASETS[dataset], Path(root).expanduser()
+    published, root = find_split(dataset, split), Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; --data.root names the folder of the clean cubes")
-    if not row.splits:
-        if split is not None:
-            raise ValueError(f"data set '{dataset}' has no published splits; leave out split '{split}'")
+    if published is None:
         scenes = _folder_scenes(root)
         taken = {*scenes.train, *scenes.validation, *scenes.test}
         others = sorted(str(path.relative_to(root)) for path in _cubes_under(root) if path not in taken)
         if others:
             warnings.warn(
-                f"{root}: {len(others)} cube(s) in other folders left out ({_some(others)}): only those directly in "
+                f"{root}: {len(others)} cube(s) in other folders left out ({some_of(others)}): only those directly in "
                 f"train, validation and test are taken, or directly in {root} if it has no train",
                 stacklevel=2,
             )
     else:
-        name = split if split is not None else next(iter(row.splits))
-        if name not in row.splits:
-            raise ValueError(f"data set '{dataset}' has no split '{name}'; known: {', '.join(row.splits)}")
-        scenes = _split_scenes(row.splits[name], root, missing)
+        scenes = _split_scenes(published, root, missing)
     for part, paths in (("train", scenes.train), ("validation", scenes.validation)):
         if not paths:
             raise ValueError(f"{root}: no {part} cube found; .mat files or folders of PNG bands are needed")
@@ -99,30 +116,7 @@ def read_clean(
     values = read_cube(path, key=key).values
     if crop is not None:
         values = centre_crop(values, crop)
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise ValueError(f"{path}: holds NaN or infinite values; a clean cube for training must be finite")
-    if low == high:
-        raise ValueError(f"{path}: every value is {low:g}; a constant cube is of no use for training")
-    return np.ascontiguousarray((values - np.float32(low)) / np.float32(high - low))
-
-
-def centre_crop(
-    values: Float32[np.ndarray, "bands height width"], size: int
-) -> Float32[np.ndarray, "bands cropped_height cropped_width"]:
-    """Centre square of a cube (a view); a side shorter than ``size`` is kept whole.
-
-    Args:
-        values: Cube.
-        size: Side of the square in pixels.
-
-    Example:
-        >>> centre_crop(np.zeros((3, 10, 4), dtype=np.float32), 6).shape
-        (3, 6, 4)
-    """
-    height, width = values.shape[1:]
-    top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
-    return values[:, top : top + size, left : left + size]
+    return to_unit_range(values, str(path))[0]
 
 
 def cubes_in(folder: Path) -> list[Path]:
@@ -170,19 +164,19 @@ def _split_scenes(split: Split, root: Path, missing: str) -> Scenes:
         validation = train[len(train) - split.held_out :]
     taken = {scene_name(name) for name in validation}
     train = [name for name in train if scene_name(name) not in taken]
-    test = [name for file in split.test for name in read_split(file)]
+    test = [name for names, _ in scenes_for_tests(split, ()) for name in names]
 
     known = scenes_under(root)
     absent = [name for name in (*train, *validation, *test) if scene_name(name) not in known]
     needed = [name for name in (*train, *validation) if scene_name(name) not in known]
     if needed and missing == "error":
         raise ValueError(
-            f"{root}: {len(needed)} scene(s) of the split of {split.source} are missing ({_some(needed)}); get them, "
+            f"{root}: {len(needed)} scene(s) of the split of {split.source} are missing ({some_of(needed)}); get them, "
             f"or leave them out with --data.missing skip"
         )
     if absent and missing == "skip":
         warnings.warn(
-            f"{root}: {len(absent)} scene(s) of the split of {split.source} left out: {_some(absent)}",
+            f"{root}: {len(absent)} scene(s) of the split of {split.source} left out: {some_of(absent)}",
             stacklevel=3,
         )
 
@@ -200,7 +194,13 @@ def scenes_under(root: Path) -> dict[str, Path]:
     return scenes
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """Names for people, not too many of them.
+
+    Example:
+        >>> some_of(["oak", "fir", "elm"], most=2)
+        'oak, fir and 1 more'
+    """
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

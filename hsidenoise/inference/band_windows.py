@@ -18,6 +18,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float32, Float64, Real
 
+from hsidenoise.signal.noise_level import haar_details, spectral_covariance, unexplained_variance
+
 NOISE_LEFT = 0.01
 """Share of the noise's energy that is taken to be left in every plane.
 
@@ -71,7 +73,7 @@ def join_windows(
     if noisy.shape != denoised.shape:
         raise ValueError(f"a noisy cube of shape {noisy.shape} and a denoised one of {denoised.shape} are not the same")
     bands, height, width = noisy.shape
-    centred, covariance = _spread(denoised)
+    covariance = spectral_covariance(denoised)
     floor = _FLOOR * float(np.sqrt(covariance.diagonal().mean()))
     if min(height, width) < 2 or height * width < PIXELS_PER_BAND * bands or floor == 0:
         return denoised.copy()
@@ -80,25 +82,15 @@ def join_windows(
     lowered = np.minimum(NOISE_LEFT / np.maximum(energy, NOISE_LEFT), 1)
     # what is taken away, not what is kept: a cube with nothing to take stays as it is to the last digit
     taken = sigma[:, None] * ((planes * lowered) @ planes.T) / sigma
-    joined: np.ndarray = denoised - (taken @ centred).reshape(denoised.shape).astype(np.float32)
-    return joined
-
-
-def _spread(cube: np.ndarray) -> tuple[Float64[np.ndarray, "bands pixels"], Float64[np.ndarray, "bands bands"]]:
-    """Spectra less their mean, and their covariance."""
-    spectra = cube.reshape(len(cube), -1).astype(np.float64)
+    spectra = denoised.reshape(bands, -1).astype(np.float64)
     spectra -= spectra.mean(axis=1, keepdims=True)
-    return spectra, spectra @ spectra.T / spectra.shape[1]
+    joined: np.ndarray = denoised - (taken @ spectra).reshape(denoised.shape).astype(np.float32)
+    return joined
 
 
 def _noise_variance(noisy: np.ndarray) -> Float64[np.ndarray, " bands"]:
     """Energy of the noise of each band."""
-    bands, height, width = noisy.shape
-    _, covariance = _spread(noisy)
-    ridge = _FLOOR**2 * covariance.diagonal().mean() + np.finfo(np.float64).tiny
-    unexplained = 1 / np.linalg.inv(covariance + ridge * np.eye(bands)).diagonal()
-    unexplained *= height * width / (height * width - bands)  # a regression explains some of the noise by chance
-    even = noisy[:, : height // 2 * 2, : width // 2 * 2].astype(np.float64)
-    details = (even[:, ::2, ::2] - even[:, 1::2, ::2] - even[:, ::2, 1::2] + even[:, 1::2, 1::2]) / 2
+    unexplained = unexplained_variance(spectral_covariance(noisy), noisy[0].size, _FLOOR**2)
+    details = haar_details(noisy.astype(np.float64), step=2)
     variance: np.ndarray = np.minimum(unexplained, np.square(details).mean(axis=(1, 2)))
     return variance

@@ -75,6 +75,11 @@ class NoiseCase:
                 "bands each; the share must be at least 0 and the sum at most 1"
             )
 
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether it is one sigma for all bands and nothing else; what has lists of its own in some data sets."""
+        return isinstance(self.sigma, SameSigma) and not (self.stripe or self.deadline or self.impulse)
+
     def add(self, clean: Shaped[np.ndarray, "bands height width"], rng: np.random.Generator) -> Corruption:
         """Add this noise to a clean cube, which is left untouched.
 

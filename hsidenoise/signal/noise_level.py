@@ -1,4 +1,8 @@
-"""What can be told of a cube's noise without its clean twin: the level of each band, and bands beyond use.
+"""What can be said of a cube's noise without its clean twin: the level of each band, and bands beyond use.
+
+Two things tell noise from scene: the details of an image, few of which are edges (:func:`haar_details`), and what the
+other bands leave of a band (:func:`unexplained_variance`). Both err upwards, so that the smaller one counts where both
+are there. The spectral Wiener estimate, the classical methods and the windows of bands are built on these.
 
 References:
     Donoho and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 1994. doi:10.1093/biomet/81.3.425
@@ -7,11 +11,20 @@ References:
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Bool, Float64, Shaped
+from statistics import NormalDist
+from typing import Any
 
-_NORMAL_MAD = 0.6744897501960817  # median of |x| for a standard normal x
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Shaped
+
+SIGMA_FLOOR = 1e-3
+"""Smallest noise level that is assumed of a cube on about [0, 1] (0.25 on the 0-255 scale): keeps whitening finite."""
+
+CLASSICAL_FLOOR = 1e-4
+"""The same for the classical methods: with ten times as much they change a clean cube by more than 0.002."""
+
 _RIDGE = 1e-6  # on a correlation matrix: bands may repeat each other exactly
+_MOST = 0.3  # quantile of magnitudes that outliers on 70 % of the pixels leave alone
 _OUTLIER = 2.0  # times the median share: equal noise on all bands singles out none of them
 
 
@@ -43,10 +56,135 @@ def noise_level(cube: Shaped[np.ndarray, "bands height width"]) -> Float64[np.nd
     levels = np.empty(len(cube))
     for index, values in enumerate(cube):  # band by band: float64 copies of a large cube would not fit
         band = values.astype(np.float64)
-        columns = band[:, 1:] - band[:, :-1]
-        detail = (columns[1:] - columns[:-1]) / 2.0
-        levels[index] = np.median(np.abs(detail)) / _NORMAL_MAD
+        levels[index] = np.median(np.abs(haar_details(band))) / normal_quantile(0.5)
     return levels
+
+
+def haar_details(images: Any, step: int = 1) -> Any:
+    """Diagonal Haar details of images: noise keeps its standard deviation in them, and of a scene its corners are left.
+
+    Args:
+        images: Array or tensor (..., height, width).
+        step: 1: of all 2x2 blocks, which overlap; 2: of those that do not.
+
+    Returns:
+        The details, in the type of the images; nothing of images with less than two rows or columns.
+
+    Example:
+        >>> haar_details(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+        array([[ 1. , -0.5]])
+    """
+    rows = images[..., :-1:step, :] - images[..., 1::step, :]  # rows first: they lie together
+    return (rows[..., :-1:step] - rows[..., 1::step]) / 2
+
+
+def normal_quantile(share: float) -> float:
+    """Magnitude below which such a share of the values of a standard normal variable is.
+
+    Example:
+        >>> round(normal_quantile(0.5), 4)
+        0.6745
+    """
+    return NormalDist().inv_cdf(0.5 + share / 2)
+
+
+def spectral_covariance(cube: Shaped[np.ndarray, "bands height width"]) -> Float64[np.ndarray, "bands bands"]:
+    """Covariance of the spectra of a cube.
+
+    Example:
+        >>> spectral_covariance(np.array([[[0, 2]], [[3, 1]]]))
+        array([[ 1., -1.],
+               [-1.,  1.]])
+    """
+    flat = cube.reshape(len(cube), -1).astype(np.float64)
+    flat -= flat.mean(axis=1, keepdims=True)
+    return np.asarray(flat @ flat.T / flat.shape[1])
+
+
+def unexplained_variance(
+    covariance: Float64[np.ndarray, "bands bands"], pixels: int, ridge: float = 1e-10
+) -> Float64[np.ndarray, " bands"]:
+    """Variance of each band that a linear regression on all other bands leaves.
+
+    Args:
+        covariance: Of the spectra.
+        pixels: How many spectra it is from, more than bands: a regression explains some of the noise by chance.
+        ridge: Added to the diagonal, in units of the mean variance: repeated or constant bands leave it singular.
+
+    Example:
+        >>> unexplained_variance(np.eye(2), pixels=10).round(2)
+        array([1.25, 1.25])
+    """
+    bands = len(covariance)
+    added = max(ridge * float(np.trace(covariance)) / bands, np.finfo(np.float64).tiny)
+    inverse = np.linalg.inv(covariance + added * np.eye(bands))
+    return np.asarray(1.0 / np.diag(inverse) * (pixels / (pixels - bands)))
+
+
+def noise_sigma(noisy: Float32[np.ndarray, "bands height width"]) -> Float64[np.ndarray, " bands"]:
+    """Noise level of every band for whitening: the smaller of two blind estimates, each of which errs upwards.
+
+    The diagonal Haar details see fine texture as noise; the part of a band that a regression on all the others leaves
+    contains whatever only that band has, stripes and impulses too.
+
+    Args:
+        noisy: Noisy cube on about [0, 1], at least 2x2 pixels. The regression is left out where there are fewer than
+            three bands, or fewer pixels than twice the bands.
+
+    Returns:
+        Sigma per band, at least :data:`CLASSICAL_FLOOR`.
+
+    Raises:
+        ValueError: If the cube is not three-dimensional, too small, or has non-finite values.
+
+    Example:
+        >>> noise_sigma(np.random.default_rng(0).normal(0.5, 0.1, (2, 60, 70)).astype(np.float32)).round(2)
+        array([0.1, 0.1])
+
+    References:
+        Bioucas-Dias and Nascimento, "Hyperspectral Subspace Identification", IEEE TGRS 2008, section II-A.
+        doi:10.1109/TGRS.2008.918089
+    """
+    return np.asarray(np.maximum(np.minimum(noise_level(noisy), unexplained_by_others(noisy)), CLASSICAL_FLOOR))
+
+
+def unexplained_by_others(noisy: Float32[np.ndarray, "bands height width"]) -> Float64[np.ndarray, " bands"]:
+    """Standard deviation of what a linear regression on all other bands leaves of each band.
+
+    Args:
+        noisy: Noisy cube of any size and unit.
+
+    Returns:
+        One level per band; infinite where there are fewer than three bands, or fewer pixels than twice the bands.
+
+    Example:
+        >>> planes = np.random.default_rng(0).random((2, 20, 30), dtype=np.float32)
+        >>> bool(unexplained_by_others(np.concatenate([planes, planes.sum(axis=0, keepdims=True)])).max() < 1e-4)
+        True
+    """
+    bands, pixels = len(noisy), noisy[0].size
+    if bands < 3 or pixels < 2 * bands:
+        return np.full(bands, np.inf)
+    return np.asarray(np.sqrt(unexplained_variance(spectral_covariance(noisy), pixels)))
+
+
+def spread_of_most(residual: Float[np.ndarray, "bands height width"]) -> Float64[np.ndarray, " bands"]:
+    """Standard deviation of the Gaussian part of each band of a residual, with outliers on up to 70 % of the pixels.
+
+    A low quantile of the magnitudes, divided by that of a normal variable: impulses can hit half of the pixels of a
+    band and more, and a median would follow them.
+
+    Args:
+        residual: Noisy cube minus an estimate of the clean one.
+
+    Example:
+        >>> residual = np.random.default_rng(0).normal(0.0, 0.1, (2, 60, 70))
+        >>> residual[1, :30] = 0.9
+        >>> spread_of_most(residual).round(1)
+        array([0.1, 0.2])
+    """
+    quantile = np.quantile(np.abs(residual).reshape(len(residual), -1), _MOST, axis=1)
+    return np.asarray(quantile / normal_quantile(_MOST), dtype=np.float64)
 
 
 def bad_bands(

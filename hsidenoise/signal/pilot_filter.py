@@ -20,7 +20,6 @@ References:
 from __future__ import annotations
 
 from functools import cache
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -29,13 +28,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Float64, Int64, Real
 from torch import Tensor
 
+from hsidenoise.signal.defects import column_offsets, trust, without_common
+from hsidenoise.signal.noise_level import SIGMA_FLOOR, normal_quantile
 from hsidenoise.signal.scaling import Scaling
-from hsidenoise.signal.spectral_wiener import (
-    SIGMA_FLOOR,
-    column_offsets,
-    trust,
-    without_common,
-)
 
 # All chosen with the shipped default on cave/validation, centre 256 x 256, mean PSNR / SAM of eight cases from
 # gaussian-5 to mixture: 37.59 dB / 0.166 without this step, 38.93 / 0.128 with it.
@@ -249,7 +244,7 @@ def _level(residual: Tensor) -> Tensor:
     """Standard deviation of the Gaussian part of one band's residual, (1, 1)."""
     sample = residual.ravel()[:: max(1, residual.numel() // _SAMPLE)].abs()
     rank = round(_QUANTILE * (len(sample) - 1))
-    level = float(np.partition(sample.numpy(), rank)[rank]) / NormalDist().inv_cdf(0.5 + _QUANTILE / 2)
+    level = float(np.partition(sample.numpy(), rank)[rank]) / normal_quantile(_QUANTILE)
     return torch.full((1, 1), max(level, SIGMA_FLOOR), dtype=torch.float64)
 
 
@@ -279,7 +274,7 @@ def _planes(matrix: Tensor, cube: Tensor) -> Tensor:
 
 def _filter(noisy: Tensor, guide: Tensor, stride: int) -> Tensor:
     """Wiener-filter an image with noise of variance 1 by the energies of its guide, (rows, columns)."""
-    cosines = torch.from_numpy(_cosines()).to(noisy.device)
+    cosines = torch.from_numpy(cosine_basis(BLOCK).astype(np.float32)).to(noisy.device)
     noise = torch.ones(BLOCK, 1, BLOCK, device=noisy.device)
     noise[0, 0, 0] = MEAN_NOISE
     total, share = torch.zeros_like(noisy), torch.zeros_like(noisy)
@@ -321,10 +316,14 @@ def _overlapping(weight: Tensor, stride: int) -> Tensor:
 
 
 @cache
-def _cosines() -> Float32[np.ndarray, "frequency position"]:
-    """Basis of the cosine transform, the mean first."""
-    frequency, position = np.arange(BLOCK)[:, None], np.arange(BLOCK)
-    basis = np.cos(np.pi * (2 * position + 1) * frequency / (2 * BLOCK)) * np.sqrt(2.0 / BLOCK)
+def cosine_basis(side: int) -> Float64[np.ndarray, "side side"]:
+    """Basis of the cosine transform of so many values, (frequency, position), the mean first.
+
+    Example:
+        >>> cosine_basis(2).round(3).tolist()
+        [[0.707, 0.707], [0.707, -0.707]]
+    """
+    frequency, position = np.arange(side)[:, None], np.arange(side)
+    basis: np.ndarray = np.cos(np.pi * (2 * position + 1) * frequency / (2 * side)) * np.sqrt(2.0 / side)
     basis[0] /= np.sqrt(2.0)
-    single: np.ndarray = basis.astype(np.float32)
-    return single
+    return basis

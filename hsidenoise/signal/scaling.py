@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Real
+from jaxtyping import Bool, Float, Float32, Float64, Real, Shaped
 from numpy.typing import DTypeLike
 
 from hsidenoise.signal.mask import Extremes, find_extremes
@@ -46,6 +46,7 @@ _WIDEST = 20.0  # such a pair may be this many ranges apart; pavia_crop has 5
 
 # Beyond this many ranges a value is kept from the network: its square is beyond single precision's digits.
 _REACH = 1e3
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,76 @@ def floating(dtype: DTypeLike) -> np.dtype[np.floating[Any]]:
     return np.dtype(np.float64 if wide else np.float32)
 
 
+def value_range(values: Real[np.ndarray, "bands height width"], name: str = "the cube") -> tuple[float, float]:
+    """Smallest and largest value of a cube, which must be finite as all the others.
+
+    Args:
+        values: Cube in any unit.
+        name: What to call it in the message.
+
+    Raises:
+        ValueError: If an axis is empty, or a value is NaN or infinite.
+
+    Example:
+        >>> value_range(np.arange(24).reshape(2, 3, 4))
+        (0.0, 23.0)
+    """
+    if values.size == 0:
+        raise ValueError(f"{name} is empty: an axis of {values.shape} (bands, height, width) has no element")
+    low, high = float(values.min()), float(values.max())
+    if np.isfinite(low) and np.isfinite(high):  # NaN wins every minimum and maximum
+        return low, high
+    wrong = ~np.isfinite(values)
+    band, row, column = (int(index) for index in np.unravel_index(int(wrong.argmax()), wrong.shape))
+    raise ValueError(
+        f"{name} has NaN or infinite values: {int(wrong.sum())} of {wrong.size}, the first in band {band}, row {row}, "
+        f"column {column} (counted from 0); replace them, or leave these bands out"
+    )
+
+
+def to_unit_range(
+    values: Float32[np.ndarray, "bands height width"], name: str = "the cube"
+) -> tuple[Float32[np.ndarray, "bands height width"], float, float]:
+    """Scale a clean cube to [0, 1] by its smallest and largest value, one scale for all bands.
+
+    Args:
+        values: Clean cube in any unit; left untouched.
+        name: What to call it in the message.
+
+    Returns:
+        The scaled cube, and the values that were taken to 0 and to 1.
+
+    Raises:
+        ValueError: If the cube is empty, constant, or holds NaN or infinite values.
+
+    Example:
+        >>> to_unit_range(np.array([[[1, 3, 5]]], dtype=np.float32))[0].tolist()
+        [[[0.0, 0.5, 1.0]]]
+    """
+    low, high = value_range(values, name)
+    if low == high:
+        raise ValueError(f"{name}: every value is {low:g}: there is nothing to scale to [0, 1]")
+    return np.ascontiguousarray((values - np.float32(low)) / np.float32(high - low)), low, high
+
+
+def centre_crop(
+    values: Shaped[np.ndarray, "bands height width"], size: int
+) -> Shaped[np.ndarray, "bands cropped_height cropped_width"]:
+    """Centre square of a cube (a view); a side shorter than ``size`` is kept whole.
+
+    Args:
+        values: Cube.
+        size: Side of the square in pixels.
+
+    Example:
+        >>> centre_crop(np.zeros((3, 10, 4), dtype=np.float32), 6).shape
+        (3, 6, 4)
+    """
+    height, width = values.shape[1:]
+    top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
+    return values[:, top : top + size, left : left + size]
+
+
 def fit_scaling(
     cube: Real[np.ndarray, "bands height width"], mode: str = "auto", extremes: Extremes | None = None
 ) -> Scaling:
@@ -186,7 +257,9 @@ def fit_scaling(
     """
     if mode not in NORMALIZE_MODES:
         raise ValueError(f"unknown normalisation {mode!r}; choose one of {', '.join(NORMALIZE_MODES)}")
-    lowest, highest = _finite_range(cube)
+    lowest, highest = value_range(cube)
+    if max(-lowest, highest) > _LARGEST:
+        raise ValueError(f"values of {lowest:.4g} to {highest:.4g} do not fit single precision; rescale the cube first")
     if lowest == highest:
         raise ValueError(
             f"every value of the cube is {lowest:g}: a constant cube holds nothing to denoise; "
@@ -232,11 +305,7 @@ def _clean_range(cube: np.ndarray, extremes: Extremes) -> tuple[float, float, st
 
 def _noise(cube: np.ndarray) -> Float64[np.ndarray, " bands"]:
     """Noise level of each band, 0 where there are too few pixels to say."""
-    _, height, width = cube.shape
-    if min(height, width) < 2:
-        return np.zeros(len(cube))
-    top, left = max(0, (height - _CENTRE) // 2), max(0, (width - _CENTRE) // 2)
-    return noise_level(cube[:, top : top + _CENTRE, left : left + _CENTRE])
+    return noise_level(centre_crop(cube, _CENTRE)) if min(cube.shape[1:]) > 1 else np.zeros(len(cube))
 
 
 def _block_medians(
@@ -282,24 +351,3 @@ def _ends_of_impulses(cube: np.ndarray, extremes: Extremes) -> tuple[float, floa
         return None
     low, high = np.median(pairs, axis=0)
     return float(low), float(high)
-
-
-def _finite_range(cube: Real[np.ndarray, "bands height width"]) -> tuple[float, float]:
-    """Smallest and largest value of a cube, refused unless all values are finite as float32."""
-    if cube.size == 0:
-        raise ValueError(f"the cube is empty, its shape is {tuple(cube.shape)} (bands, height, width)")
-    lowest, highest = float(cube.min()), float(cube.max())
-    # NaN wins every minimum and maximum, so one pass over the two numbers tells for the whole cube
-    if np.isfinite(lowest) and np.isfinite(highest):
-        largest = float(np.finfo(np.float32).max)
-        if max(-lowest, highest) > largest:
-            raise ValueError(
-                f"values of {lowest:.4g} to {highest:.4g} do not fit single precision; rescale the cube first"
-            )
-        return lowest, highest
-    bad = ~np.isfinite(cube)
-    band, row, column = (int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
-    raise ValueError(
-        f"the cube holds {int(bad.sum())} values that are NaN or infinite, the first at band {band}, row {row}, "
-        f"column {column} (from 0); replace them, or leave these bands out"
-    )

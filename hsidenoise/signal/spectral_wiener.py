@@ -32,17 +32,14 @@ References:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: Smallest noise that is assumed, in the unit of the cube (0.25 on the 0-255 scale): keeps whitening finite.
-SIGMA_FLOOR = 1e-3
+from hsidenoise.signal.defects import bridge, column_offsets, dead_columns, robust_spread, trust, without_common
+from hsidenoise.signal.noise_level import SIGMA_FLOOR, haar_details
 
 #: Rounds in which the robust estimate draws outlying values towards itself, before the fit in the subspace. Of these,
 #: the second half first subtracts from each column what it is off by.
@@ -51,20 +48,6 @@ ROUNDS = 4
 #: A value off by this many robust standard deviations counts half: while rounds are made, and in the final fit.
 OUTLIER_SIGMAS = 2.0
 OUTLIER_SIGMAS_IN_FIT = 3.0
-
-#: A column is off if the median of what the estimate leaves of it is this many of its standard errors from zero; it is
-#: only looked at if its signs are out of balance by so many.
-STRIPE_SIGMAS = 4.5
-SUSPECT_SIGMAS = 2.5
-
-#: Smallest shift of a column that is taken for a stripe (1 on the 0-255 scale).
-LEAST_STRIPE = 1 / 255
-
-#: A column shorter than this says nothing of being dead or off.
-FEWEST_ROWS = 8
-
-#: Noise below which a constant column is taken for what the scene is (0.5 on the 0-255 scale).
-LEAST_NOISE = 0.5 / 255
 
 #: A band this noisy (92 on the 0-255 scale) and this much noisier than the median band is first told by its neighbours:
 #: with half of its pixels or more hit by impulses, its own mean and covariance are those of the impulses.
@@ -82,8 +65,6 @@ WINDOW = 64
 OVERLAP = 0.5
 
 _LARGEST = 1e12  # squares of larger values overflow float32 somewhere below
-_MEDIAN_PIXELS = 1024  # per band: a median of more says the same to a few percent
-_NORMAL_MEDIAN = 0.6745  # median of |z| for a standard normal z
 
 
 class SpectralEstimate(NamedTuple):
@@ -188,9 +169,9 @@ def _estimate(noisy: Tensor, rounds: int) -> SpectralEstimate:
         *planes, sigma = _estimate(torch.where(keep, noisy, torch.zeros_like(noisy)), rounds)
         repaired, plain, robust, column = (torch.where(keep, plane, lost) for plane in planes)
         return SpectralEstimate(repaired, plain, robust, column, torch.where(usable[:, None], sigma, lost))
-    dead = _dead_columns(noisy)
+    dead = dead_columns(noisy)
     changed = any_dead = bool(dead.any())
-    repaired = _bridge(noisy, dead) if any_dead else noisy
+    repaired = bridge(noisy, dead) if any_dead else noisy
     plain, sigma = _wiener(repaired)
     robust = plain
     for number in range(rounds):
@@ -201,7 +182,7 @@ def _estimate(noisy: Tensor, rounds: int) -> SpectralEstimate:
             if offset is not None:
                 repaired, changed = repaired - without_common(offset)[:, :, None], True
         residual = repaired - robust
-        trusted = trust(residual, _spread(residual), OUTLIER_SIGMAS).mul_(residual)
+        trusted = trust(residual, robust_spread(residual), OUTLIER_SIGMAS).mul_(residual)
         robust, _ = _wiener(trusted.add_(robust))
     robust = _fit_in_subspace(repaired, _replace_lost_bands(robust, sigma), dead)
     if changed:
@@ -209,106 +190,6 @@ def _estimate(noisy: Tensor, rounds: int) -> SpectralEstimate:
         plain, sigma = _wiener(repaired)
     column = (noisy - robust).mean(dim=2, keepdim=True).expand_as(noisy)
     return SpectralEstimate(repaired, plain, robust, column, sigma)
-
-
-def _dead_columns(noisy: Tensor) -> Tensor:
-    """Mask of the columns in which a noisy band has one and the same value, while most other bands have not."""
-    rows = noisy.shape[2]
-    if rows < FEWEST_ROWS:
-        return torch.zeros_like(noisy, dtype=torch.bool)
-    constant = noisy.amin(dim=2) == noisy.amax(dim=2)  # (batch, bands, columns)
-    # columns that are constant in most bands are no defect of a band: a frame without data, a flat background
-    constant &= constant.float().mean(dim=1, keepdim=True) < 0.5
-    if constant.any():
-        # without noise a column may well be constant
-        level = (noisy[:, :, 1:] - noisy[:, :, :-1]).square().mean(dim=2)
-        alive = (level * ~constant).sum(dim=2) / (~constant).sum(dim=2).clamp_min(1)
-        constant &= (alive > 2.0 * LEAST_NOISE**2)[..., None]
-    return constant[:, :, None].expand_as(noisy)
-
-
-def _bridge(noisy: Tensor, dead: Tensor) -> Tensor:
-    """Dead columns replaced by what lies between the nearest living ones of their band."""
-    width = noisy.shape[3]
-    index = torch.arange(width, device=noisy.device)
-    alive = ~dead[:, :, 0]
-    before = torch.where(alive, index, -1).cummax(dim=2).values
-    after = torch.where(alive, index, width).flip(2).cummin(dim=2).values.flip(2)
-    # at an edge the one living neighbour tells all; a band without any keeps its values
-    left = torch.where(before < 0, after, before).clamp(0, width - 1)
-    right = torch.where(after == width, before, after).clamp(0, width - 1)
-    share = ((index - left) / (right - left).clamp_min(1)).clamp(0.0, 1.0)
-    left, right = (side[:, :, None].expand_as(noisy) for side in (left, right))
-    return torch.where(dead, torch.lerp(noisy.gather(3, left), noisy.gather(3, right), share[:, :, None]), noisy)
-
-
-def column_offsets(
-    residual: Float[Tensor, "batch bands height width"], spread: Callable[[Tensor], Tensor] | None = None
-) -> Float[Tensor, "batch bands width"] | None:
-    """What whole columns of each band are off by.
-
-    Args:
-        residual: What an estimate leaves of noisy cubes.
-        spread: Standard deviation of the noise in each band of ``residual``, (batch, bands); if None, from the median
-            of its magnitudes. Only called if a column looks suspicious.
-
-    Returns:
-        The median of a column, 0 where chance may explain it; None if no column is off, or if columns are too short to
-        tell.
-
-    Example:
-        >>> residual = 0.01 * torch.randn(1, 2, 40, 9)
-        >>> residual[0, 1, :, 3] += 0.5
-        >>> column_offsets(residual).round(decimals=1)[0, 1, 2:5].tolist()
-        [0.0, 0.5, 0.0]
-    """
-    rows = residual.shape[2]
-    if rows < FEWEST_ROWS:
-        return None
-    # by chance the signs of a column balance: a cheap test before the medians
-    suspect = residual.sign().mean(dim=2).abs() > SUSPECT_SIGMAS / rows**0.5  # (batch, bands, columns)
-    if not suspect.any():
-        return None
-    if residual.device.type == "cpu":
-        offset = torch.zeros_like(residual[:, :, 0])
-        offset[suspect] = _median(residual.mT[suspect])
-    else:  # picking columns would make the device wait for the host
-        offset = torch.where(suspect, _median(residual.mT), 0.0)
-    chance = (spread or _spread)(residual) * (math.pi / (2 * rows)) ** 0.5  # standard error of a median
-    offset *= offset.abs() > (STRIPE_SIGMAS * chance).clamp_min(LEAST_STRIPE)[..., None]
-    return offset
-
-
-def without_common(offset: Float[Tensor, "batch bands width"]) -> Float[Tensor, "batch bands width"]:
-    """Offsets of columns, 0 where most bands are off: that is not a defect of a band, the estimate has lost the scene.
-
-    Example:
-        >>> without_common(torch.tensor([[[0.5, 0.5], [0.0, 0.4], [0.0, 0.3]]]))
-        tensor([[[0.5000, 0.0000],
-                 [0.0000, 0.0000],
-                 [0.0000, 0.0000]]])
-    """
-    return offset * ((offset != 0).float().mean(dim=1, keepdim=True) < 0.5)
-
-
-def _spread(residual: Tensor) -> Tensor:
-    """Robust standard deviation of each band, (batch, bands)."""
-    step = max(1, int((residual.shape[2] * residual.shape[3] / _MEDIAN_PIXELS) ** 0.5))
-    sample = residual[:, :, ::step, ::step].abs().flatten(2)
-    return (_median(sample) / _NORMAL_MEDIAN).clamp_min(SIGMA_FLOOR)
-
-
-def _median(values: Tensor) -> Tensor:
-    """Lower median along the last axis."""
-    if values.device.type != "cpu":
-        return values.median(dim=-1).values
-    middle = (values.shape[-1] - 1) // 2  # NumPy selects several times faster than PyTorch does on a CPU
-    return torch.from_numpy(np.partition(values.numpy(), middle, axis=-1)[..., middle])
-
-
-def trust(residual: Tensor, spread: Tensor, sigmas: float) -> Tensor:
-    """Weight of each value, from 1 where it is explained to 0 where it is far off."""
-    return (residual / (sigmas * spread[:, :, None, None])).square_().square_().add_(1.0).reciprocal_()
 
 
 def _replace_lost_bands(estimate: Tensor, sigma: Tensor) -> Tensor:
@@ -330,7 +211,7 @@ def _fit_in_subspace(noisy: Tensor, estimate: Tensor, dead: Tensor) -> Tensor:
     What is dead has none.
     """
     residual = noisy - estimate
-    spread = _spread(residual)
+    spread = robust_spread(residual)
     precision = trust(residual, spread, OUTLIER_SIGMAS_IN_FIT) / spread[:, :, None, None].square()
     precision = (precision * ~dead).flatten(2).mT  # (batch, pixels, bands)
     spectra = estimate.flatten(2)
@@ -368,10 +249,7 @@ def _wiener(noisy: Tensor) -> tuple[Tensor, Tensor]:
     unexplained = 1.0 / inverse.diagonal(dim1=1, dim2=2)
     variance = unexplained
     if height > 1 and width > 1:
-        even = noisy[:, :, : height // 2 * 2, : width // 2 * 2]
-        across = even[:, :, ::2] - even[:, :, 1::2]  # rows first: they lie together
-        diagonal = across[..., ::2] - across[..., 1::2]
-        variance = torch.minimum(variance, diagonal.square_().mean(dim=(2, 3)).double() / 4.0)
+        variance = torch.minimum(variance, haar_details(noisy, step=2).square_().mean(dim=(2, 3)).double())
     variance = variance.clamp_min(floor)
     sigma = variance.sqrt()
     whitened = covariance / sigma[:, :, None] / sigma[:, None, :]

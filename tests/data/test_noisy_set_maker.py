@@ -303,7 +303,7 @@ class TestRefused:
         ("values", "message"),
         [
             (np.full((12, 14, 9), np.nan), "NaN or infinite"),
-            (np.pad(np.ones((10, 10, 9)), ((1, 1), (2, 2), (0, 0))), "every value of the crop is 1"),
+            (np.pad(np.ones((10, 10, 9)), ((1, 1), (2, 2), (0, 0))), "every value is 1"),
         ],
     )
     def test_a_scene_that_cannot_be_used(self, source, tmp_path, values, message):

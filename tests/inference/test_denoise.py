@@ -563,7 +563,7 @@ def test_networks_see_channels_last_tensors_without_gradient():
         (np.zeros((1, 3, 4, 5)), {}, "three axes"),
         (np.zeros((3, 0, 5)), {}, "empty"),
         (np.ones((3, 4, 5)), {}, "every value of the cube is 1"),
-        (np.full((3, 4, 5), np.nan), {}, "60 values that are NaN"),
+        (np.full((3, 4, 5), np.nan), {}, "NaN or infinite values: 60 of 60"),
         (np.ones((3, 4, 5), dtype=complex), {}, "this array holds complex128"),
         (np.ones((3, 4, 5), dtype=bool), {}, "this array holds bool"),
         (np.array([[["a"]]]), {}, "this array holds <U1"),

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsidenoise.signal.noise_level import bad_bands, noise_level
+from hsidenoise.signal.noise_level import bad_bands, noise_level, spread_of_most
 
 
 def scene(bands=12, height=90, width=70, seed=0):
@@ -102,3 +102,12 @@ def test_unusable_cubes_are_refused(estimate, cube, message):
 def test_share_outside_its_range_is_refused(unexplained):
     with pytest.raises(ValueError, match="unexplained"):
         bad_bands(scene(), unexplained=unexplained)
+
+
+def test_spread_of_most_survives_a_majority_of_outliers(rng):
+    residual = rng.normal(0.0, 0.1, (2, 80, 90))
+    residual[1, :20] += 5.0
+    assert spread_of_most(residual)[0] == pytest.approx(0.1, rel=0.05)
+    assert spread_of_most(residual)[1] == pytest.approx(0.1, rel=0.6)
+    residual[1, :48] += 5.0  # 60 % in all
+    assert spread_of_most(residual)[1] < 0.3

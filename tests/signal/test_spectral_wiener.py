@@ -8,14 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hsidenoise.signal.defects import STRIPE_SIGMAS, SUSPECT_SIGMAS
+from hsidenoise.signal.noise_level import SIGMA_FLOOR
 from hsidenoise.signal.spectral_wiener import (
     OUTLIER_SIGMAS,
     OUTLIER_SIGMAS_IN_FIT,
     ROUNDS,
-    SIGMA_FLOOR,
-    STRIPE_SIGMAS,
     SUBSPACE,
-    SUSPECT_SIGMAS,
     WINDOW,
     spectral_wiener,
 )

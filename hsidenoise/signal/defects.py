@@ -1,0 +1,176 @@
+"""Defects of a cube: columns that are dead or shifted as a whole, and values that an estimate cannot explain.
+
+A column that is constant in a noisy band, while other bands are alive there, is dead. One is shifted if the median of
+what an estimate leaves of it is far from zero, and most other bands are not shifted there too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hsidenoise.signal.noise_level import SIGMA_FLOOR
+
+#: A column is off if the median of what the estimate leaves of it is this many of its standard errors from zero; it is
+#: only looked at if its signs are out of balance by so many.
+STRIPE_SIGMAS = 4.5
+SUSPECT_SIGMAS = 2.5
+
+#: Smallest shift of a column that is taken for a stripe (1 on the 0-255 scale).
+LEAST_STRIPE = 1 / 255
+
+#: A column shorter than this says nothing of being dead or off.
+FEWEST_ROWS = 8
+
+#: Noise below which a constant column is taken for what the scene is (0.5 on the 0-255 scale).
+LEAST_NOISE = 0.5 / 255
+
+_MEDIAN_PIXELS = 1024  # per band: a median of more says the same to a few percent
+_NORMAL_MEDIAN = 0.6745  # median of |z| for a standard normal z, as the networks were trained with
+
+
+def dead_columns(noisy: Float[Tensor, "batch bands height width"]) -> Bool[Tensor, "batch bands height width"]:
+    """Find the columns in which a noisy band has one and the same value, while most other bands have not.
+
+    Args:
+        noisy: Noisy cubes on about [0, 1].
+
+    Returns:
+        True all along a dead column of a band; a view. False everywhere if columns are too short to tell.
+
+    Example:
+        >>> noisy = torch.rand(1, 3, 10, 4)
+        >>> noisy[0, 1, :, 2] = 0.0
+        >>> dead_columns(noisy)[0, :, 0].nonzero().tolist()
+        [[1, 2]]
+    """
+    rows = noisy.shape[2]
+    if rows < FEWEST_ROWS:
+        return torch.zeros_like(noisy, dtype=torch.bool)
+    constant = noisy.amin(dim=2) == noisy.amax(dim=2)  # (batch, bands, columns)
+    # columns that are constant in most bands are no defect of a band: a frame without data, a flat background
+    constant &= constant.float().mean(dim=1, keepdim=True) < 0.5
+    if constant.any():
+        # without noise a column may well be constant
+        level = (noisy[:, :, 1:] - noisy[:, :, :-1]).square().mean(dim=2)
+        alive = (level * ~constant).sum(dim=2) / (~constant).sum(dim=2).clamp_min(1)
+        constant &= (alive > 2.0 * LEAST_NOISE**2)[..., None]
+    return constant[:, :, None].expand_as(noisy)
+
+
+def bridge(
+    noisy: Float[Tensor, "batch bands height width"], dead: Bool[Tensor, "batch bands height width"]
+) -> Float[Tensor, "batch bands height width"]:
+    """Replace dead columns by what lies between the nearest living ones of their band.
+
+    Args:
+        noisy: Noisy cubes.
+        dead: What :func:`dead_columns` finds.
+
+    Example:
+        >>> dead = torch.tensor([False, True, False, True]).expand(1, 1, 1, 4)
+        >>> bridge(torch.tensor([[[[2.0, 0.0, 4.0, 0.0]]]]), dead).flatten().tolist()
+        [2.0, 3.0, 4.0, 4.0]
+    """
+    width = noisy.shape[3]
+    index = torch.arange(width, device=noisy.device)
+    alive = ~dead[:, :, 0]
+    before = torch.where(alive, index, -1).cummax(dim=2).values
+    after = torch.where(alive, index, width).flip(2).cummin(dim=2).values.flip(2)
+    # at an edge the one living neighbour tells all; a band without any keeps its values
+    left = torch.where(before < 0, after, before).clamp(0, width - 1)
+    right = torch.where(after == width, before, after).clamp(0, width - 1)
+    share = ((index - left) / (right - left).clamp_min(1)).clamp(0.0, 1.0)
+    left, right = (side[:, :, None].expand_as(noisy) for side in (left, right))
+    return torch.where(dead, torch.lerp(noisy.gather(3, left), noisy.gather(3, right), share[:, :, None]), noisy)
+
+
+def column_offsets(
+    residual: Float[Tensor, "batch bands height width"], spread: Callable[[Tensor], Tensor] | None = None
+) -> Float[Tensor, "batch bands width"] | None:
+    """What whole columns of each band are off by.
+
+    Args:
+        residual: What an estimate leaves of noisy cubes.
+        spread: Standard deviation of the noise in each band of ``residual``, (batch, bands); if None, from the median
+            of its magnitudes. Only called if a column looks suspicious.
+
+    Returns:
+        The median of a column, 0 where chance may explain it; None if no column is off, or if columns are too short to
+        tell.
+
+    Example:
+        >>> residual = 0.01 * torch.randn(1, 2, 40, 9)
+        >>> residual[0, 1, :, 3] += 0.5
+        >>> column_offsets(residual).round(decimals=1)[0, 1, 2:5].tolist()
+        [0.0, 0.5, 0.0]
+    """
+    rows = residual.shape[2]
+    if rows < FEWEST_ROWS:
+        return None
+    # by chance the signs of a column balance: a cheap test before the medians
+    suspect = residual.sign().mean(dim=2).abs() > SUSPECT_SIGMAS / rows**0.5  # (batch, bands, columns)
+    if not suspect.any():
+        return None
+    if residual.device.type == "cpu":
+        offset = torch.zeros_like(residual[:, :, 0])
+        offset[suspect] = _median(residual.mT[suspect])
+    else:  # picking columns would make the device wait for the host
+        offset = torch.where(suspect, _median(residual.mT), 0.0)
+    chance = (spread or robust_spread)(residual) * (math.pi / (2 * rows)) ** 0.5  # standard error of a median
+    offset *= offset.abs() > (STRIPE_SIGMAS * chance).clamp_min(LEAST_STRIPE)[..., None]
+    return offset
+
+
+def without_common(offset: Float[Tensor, "batch bands width"]) -> Float[Tensor, "batch bands width"]:
+    """Offsets of columns, 0 where most bands are off: that is not a defect of a band, the estimate has lost the scene.
+
+    Example:
+        >>> without_common(torch.tensor([[[0.5, 0.5], [0.0, 0.4], [0.0, 0.3]]]))
+        tensor([[[0.5000, 0.0000],
+                 [0.0000, 0.0000],
+                 [0.0000, 0.0000]]])
+    """
+    return offset * ((offset != 0).float().mean(dim=1, keepdim=True) < 0.5)
+
+
+def robust_spread(residual: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch bands"]:
+    """Standard deviation of each band from the median of its magnitudes, at least :data:`SIGMA_FLOOR`.
+
+    Example:
+        >>> round(float(robust_spread(0.1 * torch.randn(1, 1, 40, 50)).mean()), 1)
+        0.1
+    """
+    step = max(1, int((residual.shape[2] * residual.shape[3] / _MEDIAN_PIXELS) ** 0.5))
+    sample = residual[:, :, ::step, ::step].abs().flatten(2)
+    return (_median(sample) / _NORMAL_MEDIAN).clamp_min(SIGMA_FLOOR)
+
+
+def _median(values: Tensor) -> Tensor:
+    """Lower median along the last axis."""
+    if values.device.type != "cpu":
+        return values.median(dim=-1).values
+    middle = (values.shape[-1] - 1) // 2  # NumPy selects several times faster than PyTorch does on a CPU
+    return torch.from_numpy(np.partition(values.numpy(), middle, axis=-1)[..., middle])
+
+
+def trust(
+    residual: Float[Tensor, "batch bands height width"], spread: Float[Tensor, "#batch bands"], sigmas: float
+) -> Float[Tensor, "batch bands height width"]:
+    """Weight of each value, from 1 where it is explained to 0 where it is far off.
+
+    Args:
+        residual: What an estimate leaves of noisy cubes.
+        spread: Standard deviation of the noise in each band of it.
+        sigmas: A value off by this many of them counts half.
+
+    Example:
+        >>> trust(torch.tensor([[[[0.0, 2.0, 20.0]]]]), torch.ones(1, 1), 2.0).flatten().round(decimals=2).tolist()
+        [1.0, 0.5, 0.0]
+    """
+    return (residual / (sigmas * spread[:, :, None, None])).square_().square_().add_(1.0).reciprocal_()
