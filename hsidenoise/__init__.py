@@ -11,16 +11,17 @@ Example:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hsidenoise.system.public import offer
 
 if TYPE_CHECKING:
     from hsidenoise.data.io import Cube, read_cube, write_cube
     from hsidenoise.inference.denoise import denoise, denoise_file
     from hsidenoise.metrics.functional import evaluate
-    from hsidenoise.models import create_model
     from hsidenoise.models.attention.biformer import BiFormerBlock
     from hsidenoise.models.attention.bra import BiLevelRoutingAttention
+    from hsidenoise.models.registry import create_model
     from hsidenoise.models.weights import load_model
     from hsidenoise.noise.cases import NOISE_CASES, corrupt
     from hsidenoise.training.datamodule import CubeDataModule
@@ -46,32 +47,22 @@ __all__ = [
     "write_cube",
 ]
 
-_HOME = {
-    "BiFormerBlock": "models.attention.biformer",
-    "BiLevelRoutingAttention": "models.attention.bra",
-    "Cube": "data.io",
-    "CubeDataModule": "training.datamodule",
-    "DenoisingTask": "training.task",
-    "NOISE_CASES": "noise.cases",
-    "corrupt": "noise.cases",
-    "create_model": "models",
-    "denoise": "inference.denoise",
-    "denoise_file": "inference.denoise",
-    "evaluate": "metrics.functional",
-    "load_model": "models.weights",
-    "read_cube": "data.io",
-    "write_cube": "data.io",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for (PEP 562)."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+offer(
+    __name__,
+    {
+        "BiFormerBlock": "models.attention.biformer",
+        "BiLevelRoutingAttention": "models.attention.bra",
+        "Cube": "data.io",
+        "CubeDataModule": "training.datamodule",
+        "DenoisingTask": "training.task",
+        "NOISE_CASES": "noise.cases",
+        "corrupt": "noise.cases",
+        "create_model": "models.registry",
+        "denoise": "inference.denoise",
+        "denoise_file": "inference.denoise",
+        "evaluate": "metrics.functional",
+        "load_model": "models.weights",
+        "read_cube": "data.io",
+        "write_cube": "data.io",
+    },
+)

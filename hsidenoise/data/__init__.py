@@ -1,1 +1,19 @@
 """Files and data sets: cubes from and to files, training data from cubes."""
+
+from typing import TYPE_CHECKING
+
+from hsidenoise.system.public import offer
+
+if TYPE_CHECKING:
+    from hsidenoise.data.io import Cube, read_cube, write_cube
+
+__all__ = ["Cube", "read_cube", "write_cube"]
+
+offer(
+    __name__,
+    {
+        "Cube": "io",
+        "read_cube": "io",
+        "write_cube": "io",
+    },
+)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from hsidenoise.inference.onnx_network import ESTIMATE_INPUTS, FORMAT, OnnxNetwork
 from hsidenoise.inference.onnx_padding import MULTIPLE, padded, with_padding
 from hsidenoise.inference.options import OPSET
-from hsidenoise.models import MODELS
 from hsidenoise.models.hcanet_bra import HCANetBRA
+from hsidenoise.models.registry import MODELS
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS
 from hsidenoise.models.weights import load_model, read_header
 from hsidenoise.system.device import in_use

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hsidenoise.models import check_config
+from hsidenoise.models.registry import check_config
 from hsidenoise.models.weights import asked_of, read_json
 from hsidenoise.signal.spectral_wiener import OVERLAP, ROUNDS, spectral_wiener
 from hsidenoise.system.device import find_device, is_out_of_memory

@@ -1,86 +1,25 @@
-"""The networks, and one way to make them by name."""
+"""The networks, one way to make them by name, and their weights."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from collections.abc import Mapping
-from reprlib import repr as short
-from typing import Any
+from hsidenoise.system.public import offer
 
-from torch import nn
+if TYPE_CHECKING:
+    from hsidenoise.models.registry import MODELS, check_config, create_model
+    from hsidenoise.models.shipped import WEIGHTS
+    from hsidenoise.models.weights import load_model, load_released_hcanet, save_weights
 
-from hsidenoise.models.hcanet import HCANet
-from hsidenoise.models.hcanet_bra import HCANetBRA
+__all__ = ["MODELS", "WEIGHTS", "check_config", "create_model", "load_model", "load_released_hcanet", "save_weights"]
 
-MODELS: dict[str, type[nn.Module]] = {"hcanet": HCANet, "hcanet-bra": HCANetBRA}
-
-#: Smallest and largest value of what a configuration says in numbers: far beyond what has ever been of use, and small
-#: enough to fail at once where it is a mistake. Whole numbers, unless the bounds are none.
-BOUNDS: dict[str, tuple[float, float]] = {
-    "bands": (1, 4096),
-    "dim": (1, 1024),
-    "num_blocks": (0, 64),
-    "num_refinement_blocks": (0, 64),
-    "heads": (1, 256),
-    "region_size": (1, 1024),
-    "topk": (1, 4096),
-    "expansion": (0.001, 16.0),
-    "wiener_rounds": (0, 64),
-    "wiener_overlap": (0.0, 0.9),
-}
-_LISTS, _FLAGS = ("num_blocks", "heads"), ("bias", "released_local_branch")
-_LEVELS = 3
-
-
-def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse a configuration with wild numbers or wrong types, before anything is built.
-
-    Args:
-        config: Arguments of a network. Names that are none are left to its constructor.
-
-    Raises:
-        ValueError: If one is out of :data:`BOUNDS` or of another type; it names the argument.
-
-    Example:
-        >>> check_config({"dim": 20000})
-        Traceback (most recent call last):
-        ...
-        ValueError: dim is 20000: a whole number from 1 to 1024 is expected
-    """
-    for name, value in config.items():
-        if name in _FLAGS and not isinstance(value, bool):
-            raise ValueError(f"{name} is {short(value)}: true or false is expected")
-        if name not in BOUNDS:
-            continue
-        low, high = BOUNDS[name]
-        whole = isinstance(low, int)
-        kind = f"a {'whole ' * whole}number from {low:g} to {high:g}"
-        many = name in _LISTS
-        if many and not (isinstance(value, list | tuple) and len(value) == _LEVELS):
-            raise ValueError(f"{name} is {short(value)}: a list of {_LEVELS} is expected, each {kind}")
-        for each in value if many else [value]:
-            number = isinstance(each, int if whole else int | float) and not isinstance(each, bool)
-            if not (number and low <= each <= high):
-                raise ValueError(f"{name} is {short(value)}: {kind} is expected")
-
-
-def create_model(name: str, **config: Any) -> nn.Module:
-    """Make a network with random weights.
-
-    Args:
-        name: A key of ``MODELS``.
-        config: Arguments of its constructor.
-
-    Raises:
-        ValueError: If the name or an argument is unknown, or :func:`check_config` refuses an argument.
-
-    Example:
-        >>> create_model("hcanet-bra", bands=8, dim=8, num_blocks=[1, 1, 1], heads=[1, 1, 1]).bands
-        8
-    """
-    if name not in MODELS:
-        raise ValueError(f"unknown model '{name}'; known: {', '.join(MODELS)}")
-    check_config(config)
-    try:
-        return MODELS[name](**config)
-    except TypeError as error:
-        raise ValueError(f"model '{name}': {error}") from error
+offer(
+    __name__,
+    {
+        "MODELS": "registry",
+        "WEIGHTS": "shipped",
+        "check_config": "registry",
+        "create_model": "registry",
+        "load_model": "weights",
+        "load_released_hcanet": "weights",
+        "save_weights": "weights",
+    },
+)

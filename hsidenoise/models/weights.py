@@ -20,8 +20,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from hsidenoise.data.datasets import scene_name
-from hsidenoise.models import create_model
 from hsidenoise.models.hcanet import HCANet
+from hsidenoise.models.registry import create_model
 from hsidenoise.models.released import load_released
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS, WEIGHTS
 from hsidenoise.system import files

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hsidenoise.models import MODELS, HCANet, HCANetBRA, create_model
+from hsidenoise.models.registry import MODELS, HCANet, HCANetBRA, create_model
 
 SMALL = {
     "hcanet": {"bands": 6, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -129,7 +131,7 @@ def test_strips_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     clean = scene((5, 150, 33))
     noisy = corrupt(clean, "gaussian-30", seed=0).noisy
     usual = pilot_filter(noisy, pilot_of(clean))
-    monkeypatch.setattr("hsidenoise.signal.pilot_filter._ROWS", 1000)
+    monkeypatch.setattr(import_module("hsidenoise.signal.pilot_filter"), "_ROWS", 1000)
     np.testing.assert_allclose(usual, pilot_filter(noisy, pilot_of(clean)), atol=2e-6)
 
 

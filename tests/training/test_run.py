@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import h5py
@@ -391,7 +392,10 @@ def test_the_estimate_of_the_workers_is_that_of_the_network_in_training(root, tm
                 torch.testing.assert_close(made, own, rtol=1e-3, atol=1e-4)
             return super().training_step(batch, batch_idx)
 
-    monkeypatch.setattr("hsidenoise.signal.spectral_wiener.WINDOW", 8)  # of patches of 16: the overlap counts
+    # of patches of 16: the overlap counts
+    monkeypatch.setattr(
+        import_module("hsidenoise.signal.spectral_wiener"), "WINDOW", 8
+    )  # of patches of 16: the overlap counts
     config = {"dim": 8, "num_blocks": [1, 0, 0], "wiener_rounds": 1, "wiener_overlap": 0.0}
     options = {"max_steps": 2, "limit_val_batches": 0}
     trainer = quiet_trainer(tmp_path, **options)
