@@ -44,6 +44,10 @@ class ShippedWeights:
         return SHIPPED / self.file
 
 
+_CAVE = "15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled"
+_BLIND = "blind: Gaussian of sigma 0-75, non-iid, stripe, deadline, impulse, mixture, T3SC's and MAFNet's cases"
+_TERMS = "the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010"
+
 _ROWS = (
     ShippedWeights(
         name="hcanet-bra",
@@ -51,9 +55,9 @@ _ROWS = (
         sha256="a3881e96a3b8ce302fa338adb7421d202599832d4ec0c6bde84ce40fddc11537",
         model="hcanet-bra",
         bands=31,
-        data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
-        noise="blind: Gaussian of sigma 0-75, non-iid, stripe, deadline, impulse, mixture, T3SC's and MAFNet's cases",
-        licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
+        data=_CAVE,
+        noise=_BLIND,
+        licence=_TERMS,
         summary="blind, any of the literature's noise; small enough for a laptop",
         scores={
             "gaussian-5": 46.72,
@@ -74,9 +78,9 @@ _ROWS = (
         sha256="777e69ce131f2ece0645e2619e50cdeaeadc11920028adc77181ae90b890e458",
         model="hcanet-bra",
         bands=31,
-        data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
-        noise="blind: Gaussian of sigma 0-75, non-iid, stripe, deadline, impulse, mixture, T3SC's and MAFNet's cases",
-        licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
+        data=_CAVE,
+        noise=_BLIND,
+        licence=_TERMS,
         summary="blind, a third of the time or less for about 0.6 dB; for a laptop or a first look",
         scores={
             "gaussian-5": 46.07,
@@ -97,9 +101,9 @@ _ROWS = (
         sha256="c309715af35c1a6da4b2ce7a0f126c38327de0f6ccfd25e8e8452eb886d8706f",
         model="hcanet",
         bands=31,
-        data="15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled",
-        noise="blind: Gaussian of sigma 0-75, non-iid, stripe, deadline, impulse, mixture, T3SC's and MAFNet's cases",
-        licence="the package's; trained on CAVE (Columbia University), to be cited as Yasuma et al. 2010",
+        data=_CAVE,
+        noise=_BLIND,
+        licence=_TERMS,
         summary="HCANet as in its paper, 173 minutes on a CPU core: for comparison, not for use",
         scores={
             "gaussian-5": 39.41,
