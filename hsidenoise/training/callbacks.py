@@ -1,7 +1,8 @@
-"""What accompanies a training run: the average of its weights, and pictures of what it does."""
+"""What accompanies a training run: the average of its weights, pictures of what it does, its speed and its end."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import lightning.pytorch as pl
@@ -79,3 +80,119 @@ class Pictures(pl.Callback):
         pictures = torch.stack([torch.from_numpy(false_colour(cube, stretch=stretch)) for cube in cubes])
         for logger in loggers:
             logger.experiment.add_images("noisy, denoised, clean", pictures, trainer.global_step, dataformats="NHWC")
+
+
+class Part(pl.Callback):
+    """Ends one part of a run after some steps or minutes; the schedule goes on in the next part.
+
+    The minutes count from the making of this object, so reading the data and compiling are in them, and the part ends
+    early enough for the validation that ends it, if it has seen how long one takes. It is to be the first of the
+    callbacks, before any that logs.
+
+    Args:
+        steps: Steps of the part. None: no limit.
+        minutes: Minutes of the part. None: no limit.
+
+    Raises:
+        ValueError: If a limit is not above 0.
+    """
+
+    def __init__(self, steps: int | None = None, minutes: float | None = None) -> None:
+        if (steps is not None and steps < 1) or (minutes is not None and minutes <= 0):
+            raise ValueError(f"--steps {steps}, --minutes {minutes}: what a part of a run may take must be above 0")
+        self.steps, self.minutes = steps, minutes
+        self._began = time.monotonic()
+        self._first_step = 0
+        self._validation_began = 0.0
+        self._validation_seconds = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note where the part starts."""
+        self._first_step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the loggers' count of steps true: resumed from an end inside an epoch, Lightning's lags by one."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask for the end if it is time."""
+        over = self.steps is not None and trainer.global_step - self._first_step >= self.steps
+        if self.minutes is not None:
+            over = over or self.seconds + self._validation_seconds >= 60 * self.minutes
+            if trainer.world_size > 1:  # clocks differ, all must stop after the same step
+                over = bool(trainer.strategy.broadcast(over))
+        trainer.should_stop = trainer.should_stop or over
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start to time a validation."""
+        self._validation_began = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note how long a validation takes; the check before training is too short to tell."""
+        if not trainer.sanity_checking:
+            self._validation_seconds = time.monotonic() - self._validation_began
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the part began."""
+        return time.monotonic() - self._began
+
+
+class Speed(pl.Callback):
+    """Measures how fast a run is and logs it, whenever Lightning logs, since the last time.
+
+    Logged: ``speed/patches_per_second``, and ``speed/waited_share``, the share of the time in which a step could not
+    begin for want of data, as ``seconds_waited`` of the loader says. Validations do not count.
+    """
+
+    def __init__(self) -> None:
+        self.steps = self.patches = 0
+        self.seconds = self.waited = 0.0
+        self._logged = (0, 0.0, 0.0)
+        self._first_step = 0
+        self._last = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._first_step, self._last = trainer.global_step, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the batch; log if Lightning does."""
+        self._read_clock()
+        self.steps = trainer.global_step - self._first_step
+        self.patches += len(batch["clean"]) * trainer.world_size
+        self.waited = float(getattr(trainer.train_dataloader, "seconds_waited", 0.0))
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            patches, seconds, waited = self._logged
+            self._logged = (self.patches, self.seconds, self.waited)
+            passed = max(self.seconds - seconds, 1e-9)
+            pl_module.log("speed/patches_per_second", (self.patches - patches) / passed, rank_zero_only=True)
+            pl_module.log("speed/waited_share", min(1.0, (self.waited - waited) / passed), rank_zero_only=True)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock."""
+        self._read_clock()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start it again."""
+        self._last = time.perf_counter()
+
+    def sentence(self) -> str:
+        """What was done in how much time, in one line."""
+        seconds = max(self.seconds, 1e-9)
+        return (
+            f"{self.steps:,} steps, {self.patches:,} patches in {self.seconds:,.0f} s: {self.patches / seconds:,.1f} "
+            f"patches/s, waited {100 * min(1.0, self.waited / seconds):.0f} % of the time for data"
+        )
+
+    def _read_clock(self) -> None:
+        if self._last:  # 0 in the check before training
+            now = time.perf_counter()
+            self.seconds += now - self._last
+            self._last = now

@@ -230,6 +230,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def seconds_spent(checkpoint: Mapping[str, Any] | None) -> float:
+    """Training seconds that a checkpoint's run has had so far, of those that count for ``max_time``.
+
+    Args:
+        checkpoint: Opened checkpoint, or None for a new run.
+
+    Example:
+        >>> seconds_spent({"callbacks": {"Timer": {"time_elapsed": {"train": 90.0}}}}), seconds_spent(None)
+        (90.0, 0.0)
+    """
+    timer = (checkpoint or {}).get("callbacks", {}).get("Timer", {})
+    return float(timer.get("time_elapsed", {}).get("train", 0.0))
+
+
 def changed_options(
     checkpoint: Mapping[str, Any], model: Mapping[str, Any], data: Mapping[str, Any], *, path: str | Path
 ) -> list[str]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -19,18 +20,8 @@ from hsidenoise.data.datasets import DATASETS, scene_name
 from hsidenoise.data.scenes import Scenes, find_scenes, read_clean
 from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.signal.spectral_wiener import SpectralEstimate, spectral_wiener
-from hsidenoise.training.augment import BandAugment
-from hsidenoise.training.loader import ResumableLoader, ignore_interrupts
-from hsidenoise.training.pairs import (
-    Batch,
-    Pair,
-    SyntheticNoise,
-    TrainingPairs,
-    TurnSampler,
-    ValidationPairs,
-    with_noise,
-)
-from hsidenoise.training.patches import SCALES, Cache, CubeStore
+from hsidenoise.training.pairs import Pair, SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs
+from hsidenoise.training.patches import SCALES, BandAugment, Cache, CubeStore
 
 #: Weights of the noise cases of a blind network: what the shipped weights were trained on.
 BLIND = {
@@ -83,8 +74,6 @@ class CubeDataModule(pl.LightningDataModule):
         extra_share: Share of the patches that are cut from ``extra``, 0 to 1.
         estimate: Whether the workers make the spectral Wiener estimate that the HCANetBRA in training starts from, with
             its settings (on a GPU, its small decompositions take long). Costs a core 10 ms for 64 pixels, 50 ms for 96.
-        noise_on: ``workers`` make the noise, or the ``device``, from numbers of its own: then only clean patches
-            travel. A loader hands on about 900 pairs of 31x96x96 a second (measured), and twice as many single ones.
         noise: Noise cases to train on, drawn alike; or a weight for each. Blind over all of them by default.
         validation_noise: Noise cases of validation; each is applied to each validation cube.
         validation_crop: Side of the centre square of a validation cube, in pixels.
@@ -120,7 +109,6 @@ class CubeDataModule(pl.LightningDataModule):
         extra: Sequence[str] = (),
         extra_share: float = 0.1,
         estimate: bool = False,
-        noise_on: Literal["workers", "device"] = "workers",
         noise: Sequence[str] | Mapping[str, float] = BLIND,
         validation_noise: Sequence[str] = TABLE_CASES,
         validation_crop: int = 256,
@@ -153,7 +141,6 @@ class CubeDataModule(pl.LightningDataModule):
         self.cache, self.cache_dir = cache, cache_dir
         self.band_augment = BandAugment(bands, band_strides, fewest_bands)
         self.gain, self.estimate = (float(gain[0]), float(gain[1])), estimate
-        self.noise_on = noise_on
         self.extra, self.extra_share = tuple(Path(path) for path in extra), extra_share
         SyntheticNoise(self.validation_noise)  # a misspelt case fails here, not at the first validation
         self.scenes: Scenes | None = None
@@ -212,7 +199,6 @@ class CubeDataModule(pl.LightningDataModule):
                 extra=self._extra_store(),
                 extra_share=self.extra_share,
                 estimate=self._estimate(),
-                plan_only=self.noise_on == "device",
             )
         if stage in ("fit", "validate") and self._validation is None:
             cubes = []
@@ -266,26 +252,6 @@ class CubeDataModule(pl.LightningDataModule):
         sampler = TurnSampler(self._validation, process=self._process, processes=self._processes)
         return DataLoader(self._validation, batch_size=1, sampler=sampler)
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Read the number of the batch while it is here: on a GPU that would wait for all that is under way.
-
-        Args:
-            batch: Batch on the CPU.
-            dataloader_idx: Lightning's.
-        """
-        if "plan" in batch:
-            batch["number"] = int(torch.as_tensor(batch["number"]).flatten()[0])
-        return batch
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Make the noise, if it is for the device to make.
-
-        Args:
-            batch: Batch on its device.
-            dataloader_idx: Lightning's.
-        """
-        return with_noise(batch, self.seed)
-
     def description(self) -> dict[str, str]:
         """What the training data is, for the header of a weights file."""
         scenes = ", ".join(path.stem for path in self.scenes.train) if self.scenes else ""
@@ -301,7 +267,6 @@ class CubeDataModule(pl.LightningDataModule):
             "band_strides": ", ".join(str(stride) for stride in self.band_augment.strides),
             "fewest_bands": str(self.band_augment.fewest or "all"),
             "gain": f"{self.gain[0]:g} to {self.gain[1]:g}",
-            "noise_on": self.noise_on,
             "data_seed": str(self.seed),
             "training_scenes": json.dumps(self.scene_names()),
             "validation_scenes": json.dumps(self.scene_names("validation")),
@@ -363,7 +328,7 @@ class CubeDataModule(pl.LightningDataModule):
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": pin,
-            "worker_init_fn": ignore_interrupts,
+            "worker_init_fn": _ignore_interrupts,
         }
 
 
@@ -381,3 +346,40 @@ def centre_bands(cube: Any, bands: int) -> Any:
     """
     first = (len(cube) - bands) // 2
     return cube[first : first + bands]
+
+
+class ResumableLoader(DataLoader[Pair]):
+    """A loader whose position follows from the trainer's count of batches, so it has no state of its own to save.
+
+    The two methods tell Lightning that resuming inside an epoch is safe.
+
+    Attributes:
+        seconds_waited: Seconds that batches were waited for since the loader was made.
+    """
+
+    seconds_waited = 0.0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Batches of one epoch; the time until each comes is added up."""
+        return self._timed(super().__iter__())
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds_waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the sampler asks the trainer where training stands."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the main one: when to end is for it to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

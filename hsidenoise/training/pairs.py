@@ -15,15 +15,12 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from hsidenoise.noise.cases import NoiseCase, noise_case
+from hsidenoise.noise.cases import noise_case
 from hsidenoise.signal.spectral_wiener import SpectralEstimate
-from hsidenoise.training.augment import BandAugment, scaled
-from hsidenoise.training.noise_torch import NoisePlan, add_noise, draw_plan
-from hsidenoise.training.patches import CubeStore
+from hsidenoise.training.patches import BandAugment, CubeStore, scaled
 
 # Validation noise must not be a noise that training has seen: its generator gets a number of its own in front.
 _VALIDATION_STREAM = 0x5641_4C49
-_DEVICE_STREAM = 0x4445_5649
 
 
 class Pair(TypedDict):
@@ -34,15 +31,12 @@ class Pair(TypedDict):
     case: str
     weight: float
     estimate: NotRequired[SpectralEstimate]
-    plan: NotRequired[NoisePlan]
-    number: NotRequired[int]
 
 
 class Batch(TypedDict):
     """Items put together: (batch, bands, height, width) tensors, names of the noise cases, weights (batch).
 
-    ``estimate``, if asked for, is the spectral Wiener estimate of ``noisy``. Where noise is left to the device,
-    ``plan`` and ``number`` (of the items) come in place of ``noisy``, see :func:`with_noise`.
+    ``estimate``, if asked for, is the spectral Wiener estimate of ``noisy``.
     """
 
     noisy: Tensor
@@ -50,8 +44,6 @@ class Batch(TypedDict):
     case: list[str]
     weight: Tensor
     estimate: NotRequired[SpectralEstimate]
-    plan: NotRequired[NoisePlan]
-    number: NotRequired[Tensor | int]
 
 
 class SyntheticNoise:
@@ -97,16 +89,8 @@ class SyntheticNoise:
         Returns:
             The noisy cube and the name of the case.
         """
-        case = self.draw(rng)
+        case = self.cases[int(rng.choice(len(self.cases), p=self.probabilities))]
         return case.add(clean, rng).noisy, case.name
-
-    def draw(self, rng: np.random.Generator) -> NoiseCase:
-        """Draw a case.
-
-        Args:
-            rng: Source of randomness.
-        """
-        return self.cases[int(rng.choice(len(self.cases), p=self.probabilities))]
 
 
 class TrainingPairs(Dataset[Pair]):
@@ -125,10 +109,9 @@ class TrainingPairs(Dataset[Pair]):
         extra_share: Share of the items that are cut from ``extra``, 0 to 1.
         estimate: Makes the spectral Wiener estimate of noisy patches, with the settings of the network in training.
             None: an item brings none.
-        plan_only: Whether an item brings a plan of its noise in place of the noisy patch.
 
     Raises:
-        ValueError: If a number is out of range, or an estimate is asked for of a patch that is not made.
+        ValueError: If a number is out of range.
     """
 
     def __init__(
@@ -145,7 +128,6 @@ class TrainingPairs(Dataset[Pair]):
         extra: CubeStore | None = None,
         extra_share: float = 0.0,
         estimate: Callable[[Tensor], SpectralEstimate] | None = None,
-        plan_only: bool = False,
     ) -> None:
         if patches_per_epoch < 1:
             raise ValueError(f"{patches_per_epoch} patches per epoch: at least 1 is needed")
@@ -154,11 +136,6 @@ class TrainingPairs(Dataset[Pair]):
                 f"gain {list(gain)} must be two rising numbers above 0, the share of extra cubes {extra_share:g} from "
                 f"0 to 1"
             )
-        if estimate is not None and plan_only:
-            raise ValueError(
-                "noise made on the device (noise_on: device) is not there for workers to make an estimate of"
-            )
-        self.plan_only = plan_only
         self.store, self.noise, self.seed, self.augment = store, noise, seed, augment
         self.patches_per_epoch, self.batch_size, self.gain = patches_per_epoch, batch_size, gain
         self.bands = bands if bands is not None and bands.active else None
@@ -179,10 +156,6 @@ class TrainingPairs(Dataset[Pair]):
         # nothing is drawn for what is off: the items of a run without these options stay what they were
         store = self.extra if self.extra is not None and rng.random() < self.extra_share else self.store
         clean = scaled(store.patch(rng, augment=self.augment, chosen=chosen), self.gain, rng)
-        if self.plan_only:
-            case = self.noise.draw(rng)
-            plan = draw_plan(case, len(clean), clean.shape[2], rng)
-            return {"clean": torch.from_numpy(clean), "case": case.name, "weight": 1.0, "plan": plan, "number": number}  # type: ignore[typeddict-item]
         values, name = self.noise(clean, rng)
         noisy = torch.from_numpy(values)
         pair = Pair(noisy=noisy, clean=torch.from_numpy(clean), case=name, weight=1.0)
@@ -221,22 +194,6 @@ class ValidationPairs(Dataset[Pair]):
             case=self.cases[case].name,
             weight=float(number < len(self)),
         )
-
-
-def with_noise(batch: Batch, seed: int) -> Batch:
-    """Make the noisy patches of a batch that has their plans, on the device where it is.
-
-    Args:
-        batch: A batch; one with noisy patches is returned as it is.
-        seed: Seed of the run. With it the number of the first item decides all about the noise (on one kind of device).
-    """
-    if "plan" not in batch:
-        return batch
-    clean = batch["clean"]
-    stream = np.random.SeedSequence([_DEVICE_STREAM, seed, int(torch.as_tensor(batch["number"]).flatten()[0])])
-    generator = torch.Generator(clean.device).manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
-    batch["noisy"] = add_noise(clean, batch["plan"], generator)
-    return batch
 
 
 class TurnSampler(DistributedSampler[Pair]):

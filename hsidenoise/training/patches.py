@@ -1,7 +1,8 @@
 """Clean patches drawn on the fly from cubes that are kept at several scales, in memory or memory-mapped.
 
 No prepared data base: each cube is read once, scaled to [0, 1], reduced by area averaging to each scale and kept.
-A patch is then a crop, a flip, a quarter turn and perhaps a reversal of the bands: views until the last copy.
+A patch is then a crop, a flip, a quarter turn and perhaps a reversal of the bands: views until the last copy. Fewer
+bands, wider steps between them and another brightness make the patches of one sensor stand for others.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from torch.nn import functional as F
 from hsidenoise.data.scenes import read_clean
 from hsidenoise.system.files import replacing
 from hsidenoise.system.memory import free_memory
-from hsidenoise.training.augment import BandChoice
 
 #: Scales of the usual ICVL preparation (QRNN3D, SERT, HSIR): 1, 1/2 and 1/4.
 SCALES = (1.0, 0.5, 0.25)
@@ -34,9 +34,73 @@ _FORM = 2
 # Quantised to 16 bits a value moves by at most 1/131070: 0.002 of a grey level of 255, far under any noise here.
 _STEPS = 65535
 
+# Bands are drawn once for a batch; their generator must not be that of an item.
+_BAND_STREAM = 0x4241_4E44
+
 _MEMORY_UNKNOWN = 4 << 30  # bytes that are taken for free where the system does not tell
 
 Cache = Literal["auto", "memory", "mmap"]
+
+
+@dataclass(frozen=True)
+class BandChoice:
+    """Bands of the patches of one batch: ``count`` of them, every ``stride``-th of the cube."""
+
+    count: int
+    stride: int = 1
+
+    @property
+    def span(self) -> int:
+        """Neighbouring bands of a cube that they lie in."""
+        return (self.count - 1) * self.stride + 1
+
+
+class BandAugment:
+    """Draws how many bands, and how far apart, the patches of a batch have; one choice per batch, by its number.
+
+    The network has to take fewer bands than it was made for, as ``HCANetBRA`` does.
+
+    Args:
+        bands: Bands of the network, and the most of a patch.
+        strides: Strides to draw from, each at least 1. Stride 2 takes every second band.
+        fewest: Fewest bands of a patch; a number from there to what a stride leaves is drawn. None: all that it leaves.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> augment = BandAugment(31, strides=[1, 2, 3])
+        >>> sorted({augment.choice(0, batch, available=31).count for batch in range(50)})
+        [11, 16, 31]
+    """
+
+    def __init__(self, bands: int, strides: Sequence[int] = (1,), fewest: int | None = None) -> None:
+        if not strides or min(strides) < 1:
+            raise ValueError(f"band_strides {list(strides)}: at least one is needed, each at least 1")
+        if fewest is not None and not 1 <= fewest <= bands:
+            raise ValueError(f"fewest_bands {fewest}: must be from 1 to {bands}, the bands of the network")
+        self.bands, self.strides, self.fewest = bands, tuple(strides), fewest
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to draw."""
+        return self.strides != (1,) or self.fewest is not None
+
+    def choice(self, seed: int, batch: int, available: int) -> BandChoice:
+        """Bands of a batch.
+
+        Args:
+            seed: Seed of the run, not negative.
+            batch: Number of the batch, counted over all epochs.
+            available: Bands that every cube has at least.
+        """
+        if not self.active:
+            return BandChoice(min(self.bands, available))
+        rng = np.random.default_rng([_BAND_STREAM, seed, batch])
+        stride = int(rng.choice(self.strides))
+        most = min(self.bands, (available - 1) // stride + 1)
+        fewest = most if self.fewest is None else min(self.fewest, most)
+        return BandChoice(int(rng.integers(fewest, most + 1)), stride)
 
 
 @dataclass(frozen=True)
@@ -260,6 +324,26 @@ def reduced(
         return clean
     height, width = (max(1, int(side * scale)) for side in clean.shape[1:])
     return np.asarray(F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(clean)), (height, width)).numpy())
+
+
+def scaled(
+    clean: Float32[np.ndarray, "bands height width"], gain: tuple[float, float], rng: np.random.Generator
+) -> Float32[np.ndarray, "bands height width"]:
+    """A patch in another light: all of it times one number.
+
+    Args:
+        clean: Patch; left untouched.
+        gain: Smallest and largest factor, drawn uniformly. Equal ones draw nothing.
+        rng: Source of randomness.
+
+    Example:
+        >>> scaled(np.ones((2, 3, 4), dtype=np.float32), (0.5, 0.5), np.random.default_rng(0)).mean()
+        np.float32(0.5)
+    """
+    low, high = gain
+    if low == high:
+        return clean if low == 1 else clean * np.float32(low)
+    return clean * np.float32(rng.uniform(low, high))
 
 
 def _quantised(level: Shaped[np.ndarray, "bands height width"]) -> np.ndarray:

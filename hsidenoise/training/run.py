@@ -33,8 +33,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hsidenoise.system.files import write_text
 from hsidenoise.system.yaml_text import MISFITS, check_yaml
-from hsidenoise.training.budget import Part, seconds_spent
-from hsidenoise.training.callbacks import AverageWeights, Pictures
+from hsidenoise.training.callbacks import AverageWeights, Part, Pictures, Speed
 from hsidenoise.training.checkpoints import (
     LAST,
     AtomicCheckpoints,
@@ -43,10 +42,10 @@ from hsidenoise.training.checkpoints import (
     changed_options,
     find_checkpoint,
     read_checkpoint,
+    seconds_spent,
 )
 from hsidenoise.training.datamodule import CubeDataModule
 from hsidenoise.training.task import DenoisingTask
-from hsidenoise.training.throughput import Throughput
 from hsidenoise.training.weights_file import WeightsFile
 
 __all__ = ["DenoisingTask", "TrainCLI", "main", "run_folder"]
@@ -128,13 +127,13 @@ class TrainCLI(LightningCLI):
             ]
         config["plugins"] = [*_as_list(config["plugins"]), AtomicCheckpoints()]
         folder = self.output / "checkpoints"
-        self.throughput = Throughput()
+        self.speed = Speed()
         self.trainer_defaults["callbacks"] = [
             self.part,
             LearningRateMonitor(logging_interval="step"),
             Pictures(),
             WeightsFile(self.output / "weights.safetensors", seed=self.config["seed_everything"]),
-            self.throughput,
+            self.speed,
             BestCheckpoint(folder),
             LastCheckpoint(folder, self.config["checkpoint_minutes"]),
         ]
@@ -162,9 +161,8 @@ def _as_list(value: Any) -> list[Any]:
 
 @rank_zero_only
 def _report(cli: TrainCLI) -> None:
-    done = cli.throughput.tally()
-    if done.steps:
-        print(f"{cli.output}: {done.sentence()}")
+    if cli.speed.steps:
+        print(f"{cli.output}: {cli.speed.sentence()}")
     elif cli.resumed is not None:
         print(f"{cli.output}: nothing left to do; raise --trainer.max_steps, max_epochs or max_time to go on")
 

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from jaxtyping import Float
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,7 +21,6 @@ from hsidenoise.models.compiled_step import CompiledStep, CompileWhen
 from hsidenoise.models.registry import create_model
 from hsidenoise.models.weights import ASKED, start_from
 from hsidenoise.signal.pilot_filter import pilot_filter_batch, strides
-from hsidenoise.training.budget import time_share
 from hsidenoise.training.losses import DataTerm, DenoisingLoss, Form
 from hsidenoise.training.pairs import Batch
 
@@ -306,6 +306,19 @@ class DenoisingTask(pl.LightningModule):
         rise = min(1.0, (step + 1) / (self.hparams["warmup_steps"] + 1))
         if self.hparams["schedule"] == "constant":
             return float(rise)
-        done = min(1.0, max(step / max(1, total_steps), time_share(self.trainer)))
+        done = min(1.0, max(step / max(1, total_steps), _time_share(self.trainer)))
         rest: float = self.hparams["final_share"]
         return float(rise) * (rest + (1 - rest) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def _time_share(trainer: pl.Trainer) -> float:
+    """Share of the trainer's ``max_time`` that is spent, earlier parts of a resumed run included; 0 without a limit."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    timer = next((each for each in callbacks if isinstance(each, Timer)), None)
+    left = timer.time_remaining() if timer is not None else None
+    if timer is None or left is None:
+        return 0.0
+    spent = float(timer.time_elapsed())
+    share = spent / max(spent + left, 1e-9)
+    # clocks of processes differ; learning rates must not
+    return float(trainer.strategy.broadcast(share)) if trainer.world_size > 1 else share

@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from hsidenoise.training.checkpoints import AtomicCheckpoints, changed_options, find_checkpoint, read_checkpoint
+from hsidenoise.training.checkpoints import (
+    AtomicCheckpoints,
+    changed_options,
+    find_checkpoint,
+    read_checkpoint,
+    seconds_spent,
+)
 
 
 class Unsaveable:
@@ -67,3 +73,8 @@ def test_changed_options_are_those_that_matter():
     assert changed_options({"hyper_parameters": {}}, model, data, path="x") == []  # written before options were kept
     with pytest.raises(ValueError, match=r"x: of another network \(model\.bands 31, now 5\)"):
         changed_options(saved, model | {"bands": 5}, data, path="x")
+
+
+def test_what_was_spent_without_a_budget_does_not_count():
+    assert seconds_spent({"callbacks": {}}) == 0
+    assert seconds_spent({"callbacks": {"Timer": {"time_elapsed": {"train": 12.5, "validate": 3}}}}) == 12.5

@@ -1,13 +1,15 @@
 import json
 import signal
+import time
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from hsidenoise.data.io import write_arrays
 from hsidenoise.models.weights import read_header
-from hsidenoise.training.datamodule import CubeDataModule
+from hsidenoise.training.datamodule import CubeDataModule, ResumableLoader
 
 
 @pytest.fixture
@@ -131,3 +133,34 @@ def test_a_resumed_run_hears_of_other_scenes(root):
 @pytest.mark.parametrize("name", ["hcanet-bra", "hcanet-bra-small"])
 def test_the_default_noise_is_what_the_shipped_weights_were_trained_on(name):
     assert CubeDataModule(root="cubes").description()["noise"] == read_header(name)["noise"]
+
+
+class SlowItems(Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, number):
+        time.sleep(0.01)
+        return torch.tensor(number)
+
+
+def test_the_loader_adds_up_the_time_that_batches_were_waited_for():
+    loader = ResumableLoader(SlowItems(), batch_size=2)
+    assert loader.seconds_waited == 0
+    batches = iter(loader)
+    assert next(batches).tolist() == [0, 1]
+    first = loader.seconds_waited
+    assert first >= 0.02
+    time.sleep(0.05)  # of the step: nobody waits for data
+    assert [batch.tolist() for batch in batches] == [[2, 3], [4, 5]]
+    assert loader.seconds_waited >= 0.06
+    whole = loader.seconds_waited
+    assert len(list(loader)) == 3
+    assert loader.seconds_waited >= whole + 0.06
+
+
+def test_it_has_no_state_of_its_own():
+    loader = ResumableLoader(SlowItems(), batch_size=2)
+    next(iter(loader))
+    assert loader.state_dict() == {}
+    loader.load_state_dict({})

@@ -8,9 +8,8 @@ from torch.utils.data import DataLoader
 
 from hsidenoise.data.io import write_arrays
 from hsidenoise.signal.spectral_wiener import SpectralEstimate, spectral_wiener
-from hsidenoise.training.augment import BandAugment
-from hsidenoise.training.pairs import SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs, with_noise
-from hsidenoise.training.patches import CubeStore
+from hsidenoise.training.pairs import SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs
+from hsidenoise.training.patches import BandAugment, CubeStore
 
 
 @pytest.fixture
@@ -173,22 +172,6 @@ def test_an_estimate_comes_with_its_noisy_patch(store):
     for found, wanted in zip(batch["estimate"], spectral_wiener(batch["noisy"], **settings), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
     assert "estimate" not in pairs(store)[0]
-
-
-def test_noise_left_to_the_device_follows_seed_and_number(store):
-    data = pairs(store, plan_only=True)
-    loader = DataLoader(data, batch_size=3, sampler=TurnSampler(data), drop_last=True)
-    one, other, third = (with_noise(batch, seed) for seed in (0, 0, 1) for batch in [next(iter(loader))])
-    assert one["noisy"].shape == one["clean"].shape == (3, 6, 12, 12)
-    assert torch.equal(one["noisy"], other["noisy"])
-    assert not torch.equal(one["noisy"], third["noisy"])
-    assert torch.equal(one["clean"][1], pairs(store)[1]["clean"])  # patches are those of noise made by workers
-    assert one["case"] == [pairs(store)[n]["case"] for n in range(3)]
-    assert not torch.equal(one["noisy"] - one["clean"], with_noise(list(loader)[1], 0)["noisy"] - one["clean"])
-    ready = next(iter(DataLoader(pairs(store), batch_size=3)))
-    assert with_noise(ready, 0) is ready
-    with pytest.raises(ValueError, match="noise made on the device"):
-        pairs(store, plan_only=True, estimate=spectral_wiener)
 
 
 @pytest.mark.parametrize("options", [{"gain": (0.0, 1.0)}, {"gain": (1.2, 0.5)}, {"extra_share": 1.5}])
