@@ -1,25 +1,24 @@
 #!/usr/bin/env bash
 # Trains on the GPU for so many minutes, as one command that may be given again to go on:
 #
-#   bash scripts/train_gpu.sh --config configs/hcanet-bra_cave_blind_96.yaml --minutes 25 \
-#       --data.root ../shared/cave --output runs/gpu [any option of `hsidenoise train`]
+#   bash scripts/train_gpu.sh --config configs/hcanet-bra_2.yaml --minutes 25 \
+#       --data.root data/cave --output runs/gpu [any option of `hsidenoise train`]
 #
 # --minutes is the time of this call, final validation included. If $OUTPUT holds a run, it goes on where that stopped
 # (exactly: weights, average, optimiser, order of the data). The learning rate falls to its end with the minutes; to
 # plan several calls as one run, add its whole time to each: --trainer.max_time 00:01:30:00 (days:hours:minutes:seconds).
 #
 # Leaves in the output's folder: weights.safetensors (the best average), checkpoints/last.ckpt (at most five minutes
-# old, --checkpoint_minutes) and best.ckpt, csv/ and TensorBoard curves with speed/patches_per_second, waited_share and
-# gpu_busy; prints these for the whole call at its end.
+# old, --checkpoint_minutes) and best.ckpt, csv/ and TensorBoard curves with speed/patches_per_second and waited_share;
+# prints these for the whole call at its end.
 #
 # What it adds to `hsidenoise train`, unless the command line says otherwise: bfloat16 mixed precision, TF32 for the
 # rest, torch.compile where a short measurement finds it faster (from 10 minutes on; before, compiling would not pay),
 # a worker per core but one, no end by epochs. Without a GPU it says so and trains on the CPU.
 #
 # Where nothing can be installed (a lent GPU machine): the interpreter is python3 or what HSIDENOISE_PYTHON names, if
-# .venv is not there; it needs torch, lightning, jsonargparse[signatures], safetensors, jaxtyping, h5py, scipy,
-# scikit-image, torchmetrics, matplotlib, tensorboard, rich, tqdm and pyyaml. What it lacks travels as wheels: on a
-# machine with pip, in the project's folder (`echo /.whl/ >> .git/info/exclude` first),
+# .venv is not there; it needs the dependencies in pyproject.toml. What it lacks travels as wheels: on a machine with
+# pip, in the project's folder (`echo /.whl/ >> .git/info/exclude` first),
 #   python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d .whl \
 #       jsonargparse docstring-parser typeshed-client importlib-resources
 # and there, before this script,

@@ -16,6 +16,7 @@ from hsidenoise.metrics.protocols import PROTOCOLS
 from hsidenoise.models.weights import ASKED, said
 from hsidenoise.signal.scaling import NORMALIZE_MODES
 from hsidenoise.system.choices import Precision
+from hsidenoise.system.files import packaged
 from hsidenoise.system.yaml_text import read_yaml
 
 NOISY_SET = "noisy-set"
@@ -137,7 +138,8 @@ def read_config(path: str | Path) -> TableConfig:
     """Read the configuration of a table.
 
     Args:
-        path: YAML file with the attributes of :class:`TableConfig`. A method is a name, or a mapping with ``method``
+        path: Name of a table that comes with the package, or a YAML file with the attributes of :class:`TableConfig`.
+            A method is a name, or a mapping with ``method``
             and perhaps ``label`` and options.
 
     Raises:
@@ -154,7 +156,7 @@ def read_config(path: str | Path) -> TableConfig:
         >>> config.name, [method.label for method in config.methods]
         ('two', ['noisy', 'svd-tv'])
     """
-    path = Path(path)
+    path = packaged(path, "configs/tables", ".yaml")
     found = read_yaml(path)
     try:
         return _config(path.stem, found)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hsidenoise.benchmark.table import PublishedLine
 
-_HERE = Path(__file__).resolve().parents[2] / "configs" / "tables" / "published.csv"
+_HERE = Path(__file__).resolve().parents[1] / "configs" / "tables" / "published.csv"
 
 
 @dataclass(frozen=True)

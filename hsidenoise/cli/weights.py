@@ -13,8 +13,9 @@ def weights(options: argparse.Namespace) -> None:
     rows = []
     for item in WEIGHTS.values():
         row = dataclasses.asdict(item)
-        row["parameters"] = int(read_header(item.name)["parameters"])
-        row["bytes"] = item.path.stat().st_size
+        here = item.path.exists()
+        row["parameters"] = int(read_header(item.name)["parameters"]) if here else None
+        row["bytes"] = item.path.stat().st_size if here else None
         row["default"] = item.name == DEFAULT_WEIGHTS
         rows.append(row)
     if options.json:
@@ -24,7 +25,10 @@ def weights(options: argparse.Namespace) -> None:
         print("no weights ship with this version; train some with `hsidenoise train`")
     for row in rows:
         print(f"{row['name']}{' (default)' * row['default']}: {row['summary']}")
-        size = f"{row['parameters']:,} parameters, {row['bytes'] / 2**20:.1f} MiB, {row['bands']} bands at once"
+        size = "not in this installation: a file of the repository"
+        if row["bytes"]:
+            size = f"{row['parameters']:,} parameters, {row['bytes'] / 2**20:.1f} MiB"
+        size += f", {row['bands']} bands at once"
         print(f"  network  {row['model']}, {size}")
         print(f"  data     {row['data']}")
         print(f"  noise    {row['noise']}")

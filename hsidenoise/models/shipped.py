@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SHIPPED = Path(__file__).parent / "trained"
+_REPOSITORY = Path(__file__).parents[2] / "data" / "weights"  # what only comparisons need
 DEFAULT_WEIGHTS = "hcanet-bra"
 
 
@@ -16,7 +17,7 @@ class ShippedWeights:
 
     Attributes:
         name: What ``--weights`` and :func:`load_model` call it.
-        file: File name in the package's ``shipped`` folder.
+        file: Name of the file.
         sha256: Hash of that file, so that a table of results can say which weights it used.
         model: Network, a name of ``hsidenoise.models.MODELS``.
         bands: Number of bands that the network takes at once.
@@ -40,8 +41,9 @@ class ShippedWeights:
 
     @property
     def path(self) -> Path:
-        """Where the file lies in this installation."""
-        return SHIPPED / self.file
+        """Where the file lies: in the package, or in the repository that the package is a part of."""
+        own = SHIPPED / self.file
+        return own if own.exists() else _REPOSITORY / self.file
 
 
 _CAVE = "15 training scenes of CAVE (512x512, 31 bands, 400-700 nm), each min-max scaled"

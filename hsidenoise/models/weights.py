@@ -319,7 +319,13 @@ def load_released_hcanet(state: Mapping[str, Tensor], config: Mapping[str, Any])
 
 def _find(source: str | Path) -> Path:
     if isinstance(source, str) and source in WEIGHTS:
-        return WEIGHTS[source].path
+        path = WEIGHTS[source].path
+        if not path.exists():
+            raise FileNotFoundError(
+                f"the weights {source} do not come with an installed package: take data/weights/{path.name} of the "
+                f"repository and name that file"
+            )
+        return path
     path = Path(source)
     if path.is_dir():
         raise ValueError(f"{path}: a folder, not a weights file: name the .safetensors file in it")

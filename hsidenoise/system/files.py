@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+_PACKAGE = Path(__file__).parents[1]
 _MARK, _PART = ".hsidenoise-", ".part"
 
 #: A temporary file whose process cannot be asked for (another machine's, on a shared folder) is left for this long.
@@ -205,6 +206,31 @@ def remove_leftovers(folder: Path) -> None:
                 about = path.lstat()
                 if about.st_uid == _user() and _is_left(path.name, about.st_mtime):
                     _remove(path)
+
+
+def packaged(path: str | Path, folder: str, suffix: str) -> Path:
+    """The file of a path or, for a plain name that no file has, the one of that name that comes with the package.
+
+    Args:
+        path: Such as ``my/table.yaml``, ``cave_complex`` or ``cave_complex.yaml``.
+        folder: Folder of the package.
+        suffix: How its files end.
+
+    Raises:
+        FileNotFoundError: If a plain name is neither's; it names those that come with the package.
+
+    Example:
+        >>> packaged("cave_complex", "configs/tables", ".yaml").name, packaged("my/own.yaml", "configs", ".yaml").name
+        ('cave_complex.yaml', 'own.yaml')
+    """
+    path = Path(path)
+    if path.exists() or len(path.parts) != 1:
+        return path
+    own = {file.stem: file for file in sorted((_PACKAGE / folder).glob(f"*{suffix}"))}
+    name = path.name.removesuffix(suffix)
+    if name not in own:
+        raise FileNotFoundError(f"{path}: no such file, nor a name that comes with the package: {', '.join(own)}")
+    return own[name]
 
 
 def sha256(path: str | Path, *, ending: str = "") -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import sys
 import threading
 import warnings
 from argparse import ArgumentError
@@ -31,7 +32,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from hsidenoise.system.files import write_text
+from hsidenoise.system.files import packaged, write_text
 from hsidenoise.system.yaml_text import MISFITS, check_yaml
 from hsidenoise.training.callbacks import AverageWeights, Part, Pictures, Speed
 from hsidenoise.training.checkpoints import (
@@ -49,6 +50,13 @@ from hsidenoise.training.task import DenoisingTask
 from hsidenoise.training.weights_file import WeightsFile
 
 __all__ = ["DenoisingTask", "TrainCLI", "main", "run_folder"]
+
+#: Options of older configurations: what they are called, and what is added to their value. None: they are gone.
+_OLD = {
+    "model.second_step_weight": ("pilot_filter_weight", 0),
+    "model.passes": ("pilot_rounds", -1),
+    "data.noise_on": None,
+}
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -204,7 +212,7 @@ def main(args: list[str]) -> None:
             DenoisingTask,
             CubeDataModule,
             run=False,
-            args=args,
+            args=_present(args),
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # weights files are for that; its hooks are deprecated
@@ -269,17 +277,53 @@ def _no_room(error: BaseException | None) -> str | None:
     return None
 
 
+def _present(args: list[str]) -> list[str]:
+    """The command line with the files of configurations that are given by name, and with options as they are called."""
+    found: list[str] = []
+    rest = iter(args)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        wanted = option in ("-c", "--config") or option.removeprefix("--") in _OLD
+        text = value if equals or not wanted else next(rest, None)
+        if not wanted or text is None:
+            found.append(word)
+        elif option in ("-c", "--config"):
+            found += ["--config", str(packaged(text, "configs", ".yaml"))]
+        elif (renamed := _renamed(option.removeprefix("--"), text)) is not None:
+            found += [f"--{renamed[0]}", str(renamed[1])]
+    return found
+
+
+def _renamed(option: str, value: Any) -> tuple[str, Any] | None:
+    """Present name and value of an option that had another name, None if it is gone; a hint says so."""
+    new = _OLD[option]
+    if new is None:
+        print(f"hsidenoise: hint: --{option} is gone; leave it out", file=sys.stderr)
+        return None
+    name, added = f"{option.partition('.')[0]}.{new[0]}", new[1]
+    if added and str(value).isdecimal():
+        value = int(value) + added
+    print(f"hsidenoise: hint: {option} is {name} {value}", file=sys.stderr)
+    return name, value
+
+
 @contextmanager
 def _bounded_yaml() -> Iterator[None]:
-    """Have jsonargparse refuse what :func:`hsidenoise.system.yaml_text.check_yaml` refuses."""
+    """Have jsonargparse refuse what :func:`hsidenoise.system.yaml_text.check_yaml` refuses, and take old names."""
     load = get_loader("yaml")
 
     def load_bounded(text: str) -> Any:
         check_yaml(text)
         try:
-            return load(text)
+            config = load(text)
         except MISFITS as error:
             raise yaml.YAMLError(f"a value does not fit its tag (!!bool, !!int, ...): {error}") from error
+        for old in _OLD:
+            section, _, name = old.partition(".")
+            part = config.get(section) if isinstance(config, dict) else None
+            if isinstance(part, dict) and name in part and (new := _renamed(old, part.pop(name))) is not None:
+                part[new[0].partition(".")[2]] = new[1]
+        return config
 
     set_loader("yaml", load_bounded, exceptions=(yaml.YAMLError,))
     try:

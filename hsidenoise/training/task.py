@@ -52,9 +52,8 @@ class DenoisingTask(pl.LightningModule):
         angle_weight: Weight of the spectral angle in the loss.
         pilot_filter_weight: Share of the loss that is taken behind the pilot filter
             (:mod:`hsidenoise.signal.pilot_filter`), 0 to 1; above 0, validation scores what that step gives.
-        passes: Passes that :func:`hsidenoise.denoise` shall make with the weights, at least 2, if a share of the loss
-            is taken behind them: 2 is the network and one pilot filter, each more another one. The weights file says
-            so.
+        pilot_rounds: Rounds of the pilot filter behind which that share is taken, at least 1. The weights file asks
+            :func:`hsidenoise.denoise` for as many.
         tile: Side of the tiles that it shall take with them where none is asked for, pixels. None: its own default.
         data_term: ``l1``, ``charbonnier`` or ``mse``.
         channels_last: Whether the network runs on channels-last memory (several times faster on CPUs).
@@ -82,7 +81,7 @@ class DenoisingTask(pl.LightningModule):
         data_term: DataTerm = "l1",
         angle_weight: float = 0.0,
         pilot_filter_weight: float = 0.0,
-        passes: int = 2,
+        pilot_rounds: int = 1,
         tile: int | None = None,
         channels_last: bool = True,
         initial_weights: str | None = None,
@@ -95,10 +94,11 @@ class DenoisingTask(pl.LightningModule):
             )
         if not 0 <= pilot_filter_weight <= 1:
             raise ValueError(f"pilot_filter_weight={pilot_filter_weight:g} must be in [0, 1]")
-        if passes < 2 or passes - 1 not in ASKED["pilot_rounds"] or (tile is not None and tile not in ASKED["tile"]):
-            most, tiles = ASKED["pilot_rounds"].stop, ASKED["tile"]
+        rounds, tiles = ASKED["pilot_rounds"], ASKED["tile"]
+        if pilot_rounds < 1 or pilot_rounds not in rounds or (tile is not None and tile not in tiles):
             raise ValueError(
-                f"passes={passes} must be from 2 to {most}, and tile={tile} from {tiles.start} to {tiles.stop - 1}"
+                f"pilot_rounds={pilot_rounds} must be from 1 to {rounds.stop - 1}, and tile={tile} from {tiles.start} "
+                f"to {tiles.stop - 1}"
             )
         self.save_hyperparameters()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -131,8 +131,8 @@ class DenoisingTask(pl.LightningModule):
         return denoised.float()
 
     def _behind(self, noisy: Tensor, denoised: Tensor) -> Tensor:
-        """What all passes make of the network's answer."""
-        for stride in strides(self.hparams["passes"] - 1):
+        """What the pilot filter makes of the network's answer."""
+        for stride in strides(self.hparams["pilot_rounds"]):
             denoised = pilot_filter_batch(noisy, denoised, stride=stride)
         return denoised
 

@@ -132,7 +132,7 @@ class WeightsFile(pl.Callback):
             key: json.dumps(sorted({*json.loads(described.get(key, "[]")), *json.loads(origin.get(key, "[]"))}))
             for key in (TRAINING_SCENES, VALIDATION_SCENES)
         }
-        rounds = options["passes"] - 1 if options.get("pilot_filter_weight") else None
+        rounds = options.get("pilot_rounds") if options.get("pilot_filter_weight") else None
         wishes = {"tile": options.get("tile"), "pilot_rounds": rounds}
         return {
             **described,

@@ -9,8 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from hsidenoise.cli.main import main
 from hsidenoise.inference.denoise import denoise
-from hsidenoise.models import create_model
+from hsidenoise.models import create_model, shipped
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS, SHIPPED, WEIGHTS
 from hsidenoise.models.weights import FORMAT, load_model, read_header, save_weights, sha256
 from hsidenoise.noise.cases import corrupt
@@ -237,5 +238,13 @@ class TestShipped:
 
 
 def test_every_shipped_file_has_a_row():
-    assert {path.name for path in SHIPPED.glob("*")} == {row.file for row in WEIGHTS.values()}
+    assert {path.name for path in SHIPPED.glob("*")} == {row.file for row in WEIGHTS.values()} - {"hcanet.safetensors"}
     assert DEFAULT_WEIGHTS in WEIGHTS
+
+
+def test_weights_that_an_installed_package_lacks_are_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(shipped, "_REPOSITORY", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"hcanet do not come with .*: take data/weights/hcanet\.safeten"):
+        load_model("hcanet")
+    assert main(["weights"]) == 0
+    assert "network  hcanet, not in this installation: a file of the repository" in capsys.readouterr().out

@@ -19,7 +19,16 @@ from hsidenoise.figures.file import save_figure
 from hsidenoise.models import create_model
 from hsidenoise.models.weights import save_weights
 from hsidenoise.system import files
-from hsidenoise.system.files import check_source, check_target, commit, remove_leftovers, replacing, sha256, write_text
+from hsidenoise.system.files import (
+    check_source,
+    check_target,
+    commit,
+    packaged,
+    remove_leftovers,
+    replacing,
+    sha256,
+    write_text,
+)
 from hsidenoise.training.checkpoints import AtomicCheckpoints
 
 ROOT = Path(__file__).parents[2]
@@ -310,3 +319,16 @@ def test_the_hash_of_a_folder_may_be_of_some_files(tmp_path):
     (tmp_path / "notes.txt").write_text("b")
     assert sha256(tmp_path, ending=".png") == first
     assert sha256(tmp_path) != first
+
+
+def test_what_comes_with_the_package_is_found_by_name_where_no_file_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = packaged("cave_complex", "configs/tables", ".yaml")
+    assert table == packaged("cave_complex.yaml", "configs/tables", ".yaml")
+    assert table.read_text().startswith("#")
+    assert packaged("superballs", "samples", ".mat").stat().st_size > 500_000
+    Path("cave_complex").touch()
+    assert packaged("cave_complex", "configs/tables", ".yaml") == Path("cave_complex")
+    assert packaged("no/such.yaml", "configs", ".yaml") == Path("no/such.yaml")
+    with pytest.raises(FileNotFoundError, match=r"hcanet-bar: no such file, nor a name .*: .*hcanet-bra, "):
+        packaged("hcanet-bar", "configs", ".yaml")

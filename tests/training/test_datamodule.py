@@ -60,8 +60,8 @@ def test_description_names_scenes_and_noise(root):
         ({"dataset": "cvae"}, "unknown data set 'cvae'"),
         ({"noise": ["gausian"]}, "unknown noise case 'gausian'"),
         ({"validation_noise": ["gausian"]}, "unknown noise case 'gausian'"),
-        ({"batch_size": 0}, "at least 1"),
-        ({"seed": -1}, "at least 0"),
+        ({"batch_size": 0}, "batch_size is 0: a whole number from 1"),
+        ({"seed": -1}, "seed is -1: a whole number from 0"),
     ],
 )
 def test_wrong_options_fail_before_any_cube_is_read(options, message):

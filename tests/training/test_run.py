@@ -285,6 +285,27 @@ def test_a_missing_folder_leaves_nothing_behind(root, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_options_of_older_files_and_command_lines_are_taken_with_a_hint(root, tmp_path, capsys):
+    (tmp_path / "old.yaml").write_text("{model: {second_step_weight: 0.25, passes: 3}, data: {noise_on: workers}}")
+    end = ("--trainer.max_steps", "1", "--trainer.limit_val_batches", "0")
+    main(["--config", str(tmp_path / "old.yaml"), *arguments(root, tmp_path / "run", *end)])
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (written["model"]["pilot_filter_weight"], written["model"]["pilot_rounds"]) == (0.25, 2)
+    said = capsys.readouterr().err
+    assert "hint: model.second_step_weight is model.pilot_filter_weight 0.25\n" in said
+    assert "hint: model.passes is model.pilot_rounds 2\n" in said
+    assert "hint: --data.noise_on is gone" in said
+    given = ["--model.passes=2", "--model.second_step_weight", "0.5", "--data.noise_on", "device", "--data.bands", "6"]
+    present = ["--model.pilot_rounds", "1", "--model.pilot_filter_weight", "0.5", "--data.bands", "6"]
+    assert training._present(given) == present
+
+
+def test_a_configuration_of_the_package_is_found_by_name():
+    option, path = training._present(["--config=hcanet-bra"])
+    assert option == "--config"
+    assert Path(path).samefile(ROOT / "configs" / "hcanet-bra.yaml")
+
+
 def test_output_is_named_after_the_config():
     config = {"output": None, "config": ["configs/some_run.yaml"], "model": {"model": "hcanet"}}
     assert training.run_folder(config) == Path("runs/some_run")
@@ -300,7 +321,7 @@ def test_initial_weights_are_where_the_run_starts(root, tmp_path):
     assert all(torch.equal(task.network.state_dict()[name], value) for name, value in load_file(weights).items())
     initial = ("--model.initial_weights", str(weights), "--seed_everything", "7")
     assert not {"tile", "pilot_rounds"} & set(read_header(weights))
-    wishes = ("--model.pilot_filter_weight", "0.5", "--model.passes", "3", "--model.tile", "160")
+    wishes = ("--model.pilot_filter_weight", "0.5", "--model.pilot_rounds", "2", "--model.tile", "160")
     main(arguments(root, tmp_path / "second", "--trainer.max_steps", "1", *initial, *wishes))
     header = read_header(tmp_path / "second" / "weights.safetensors")
     assert (header["pilot_rounds"], header["tile"], header["loss_behind_pilot_filter"]) == ("2", "160", "0.5")
@@ -655,7 +676,7 @@ def test_the_loss_behind_the_pilot_filter(rng):
     task.on_validation_epoch_start()
     with torch.no_grad():
         torch.testing.assert_close(task.validation_step(batch, 0), again.detach())
-    task.hparams["passes"] = 3
+    task.hparams["pilot_rounds"] = 2
     loss = task.training_step(batch, 0)
     third = pilot_filter_batch(noisy, pilot_filter_batch(noisy, task(noisy), stride=COARSE))
     torch.testing.assert_close(loss, 0.75 * task.loss(alone, clean) + 0.25 * task.loss(third, clean))
@@ -663,5 +684,5 @@ def test_the_loss_behind_the_pilot_filter(rng):
         torch.testing.assert_close(task.validation_step(batch, 0), third.detach())
     with pytest.raises(ValueError, match=r"pilot_filter_weight=1\.5 must be in \[0, 1\]"):
         DenoisingTask(pilot_filter_weight=1.5)
-    with pytest.raises(ValueError, match=r"passes=1 must be from 2 to 16, and tile=None from 16 to 4096"):
-        DenoisingTask(passes=1)
+    with pytest.raises(ValueError, match=r"pilot_rounds=0 must be from 1 to 15, and tile=None from 16 to 4096"):
+        DenoisingTask(pilot_rounds=0)

@@ -1,0 +1,21 @@
+"""What a job does not need is not loaded for it."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+import numpy as np
+from hsidenoise import denoise_file
+from hsidenoise.data.io import write_arrays
+
+write_arrays("noisy.mat", {"cube": np.random.default_rng(0).random((20, 24, 31), dtype=np.float32)})
+denoise_file("noisy.mat", "denoised.mat", "hcanet-bra-small")
+print(*sorted({"lightning", "matplotlib", "tensorboard", "torchmetrics", "rich", "onnx"} & set(sys.modules)))
+"""
+
+
+def test_denoising_loads_neither_lightning_nor_matplotlib(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+    assert (tmp_path / "denoised.mat").is_file()
