@@ -1,4 +1,4 @@
-"""Every command and the Python example of README.md run, in the order in which they stand there."""
+"""README.md as a reader meets it: length, commands and Python block; tables and links of every page."""
 
 import csv
 import os
@@ -9,144 +9,125 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
 
-from hsidenoise.data.datasets import read_split
-from hsidenoise.data.io import write_arrays
-from hsidenoise.models import create_model
+from hsidenoise.cli.main import main
 from hsidenoise.models.shipped import WEIGHTS
-from hsidenoise.models.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
-SHELL_LINES = [line for language, block in BLOCKS if not language for line in block.replace("\\\n", " ").splitlines()]
-COMMANDS = [line.split("#")[0].strip() for line in SHELL_LINES if line.startswith("hsidenoise ")]
-PYTHON = [block for language, block in BLOCKS if language == "python"]
+PAGES = [
+    ROOT / name
+    for name in (
+        "README.md", "hsidenoise/README.md", "hsidenoise/models/README.md", "configs/README.md", "data/README.md",
+        "data/benchmarks/README.md", "data/samples/README.md", "data/splits/README.md",
+    )
+]  # fmt: skip
+README = PAGES[0].read_text(encoding="utf-8")
 
-# A real run takes hours; these two steps go through everything that it goes through.
-BRIEF = "--trainer.max_steps 2 --trainer.val_check_interval 1 --trainer.limit_val_batches 1 --trainer.accelerator cpu"
-SMALL = "--data.patch_size 16 --data.batch_size 2 --data.patches_per_epoch 8 --data.validation_crop 32 --data.workers 0"
+
+def blocks(text, language):
+    return [block for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M) if kind == language]
+
+
+def commands(text):
+    lines = (line for block in blocks(text, "") for line in block.replace("\\\n", " ").splitlines())
+    return [line.split(" # ")[0].strip() for line in lines if line.startswith("hsidenoise ")]
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    """A folder as the README's reader has it: the repository's files, own cubes, a noisy one."""
-    desk = tmp_path_factory.mktemp("desk")
-    for folder in ("configs", "data"):
-        shutil.copytree(ROOT / folder, desk / folder, ignore=shutil.ignore_patterns("*.png"))
-    rng = np.random.default_rng(0)
-    for part, names in (("train", "ab"), ("validation", "c")):
-        for folder in ("my_cubes", "cave"):
-            (desk / folder / part).mkdir(parents=True)
-            for name in names:
-                cube = rng.random((70, 80, 31)).astype(np.float32)
-                write_arrays(desk / folder / part / f"{name}.mat", {"cube": cube})
-    for folder in ("cave/test", "my_cave_folder"):
-        (desk / folder).mkdir(parents=True)
-        for name in ("beads_ms", "flowers_ms"):  # of HSIR's test list
-            write_arrays(desk / folder / f"{name}.mat", {"cube": rng.random((36, 40, 31)).astype(np.float32)})
-    (desk / "my_icvl_folder").mkdir()
-    for name in (read_split("icvl_qrnn3d_test_gaussian.txt")[0], read_split("icvl_qrnn3d_test_complex.txt")[0]):
-        with h5py.File(desk / "my_icvl_folder" / name, "w", userblock_size=512) as file:
-            file["rad"] = rng.random((31, 40, 36)).astype(np.float32)  # (bands, columns, rows), as HDF5 shows ICVL
-    (desk / "my_module.py").write_text("def my_method(noisy):\n    return noisy * 0.9\n", encoding="utf-8")
-    shutil.copy(ROOT / "data" / "samples" / "superballs.mat", desk / "clean.mat")
-    shutil.copy(ROOT / "data" / "samples" / "superballs.mat", desk / "cube.mat")
-    subprocess.run(
-        [sys.executable, "-m", "hsidenoise", "corrupt", "clean.mat", "noisy.mat", "--noise", "gaussian-30"],
-        cwd=desk,
-        check=True,
-        env=environment(),
-    )
-    shutil.copy(desk / "noisy.mat", desk / "denoised.mat")
-    small = create_model("hcanet-bra", dim=8, num_blocks=[0, 0, 1], num_refinement_blocks=0, heads=[1, 1, 1])
-    save_weights(desk / "small.safetensors", small, name="hcanet-bra", metadata={})
-    return desk
+def clone(tmp_path_factory):
+    """What a fresh clone holds of what the commands of README.md name."""
+    clone = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "data" / "samples", clone / "data" / "samples")
+    return clone
 
 
-def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def run(words, folder):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
-def test_the_readme_shows_every_verb():
-    shown = {command.split()[1] for command in COMMANDS}
-    assert shown == {
-        "denoise",
-        "inspect",
-        "corrupt",
-        "evaluate",
-        "train",
-        "weights",
-        "export",
-        "benchmark",
-        "make-noisy-set",
-    }
+def test_the_front_page_is_short():
+    text = re.sub(r"```.*?```|<!--.*?-->", "", README, flags=re.S)
+    text = re.sub(r"^\|.*$", "", text, flags=re.M)
+    assert 900 <= len(text.split()) <= 1000
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in ROOT.glob("data/benchmarks/*/table.md")))
-def test_tables_are_those_of_the_command(name):
-    """A table of the README stands below a comment with the file that the command wrote."""
-    page = (ROOT / "data" / "benchmarks" / name / "table.md").read_text(encoding="utf-8").splitlines()
-    shown = re.findall(rf"<!-- data/benchmarks/{name}/table.md -->\n\n((?:\|.*\n)+)", README)
-    for row in "".join(shown).splitlines():
-        assert row in page
+def test_every_command_of_the_front_page_runs_as_it_stands(clone):
+    found = commands(README)
+    assert [command.split()[1] for command in found] == ["corrupt", "inspect", "denoise", "evaluate"]
+    for command in found:
+        printed = run(["-m", "hsidenoise", *shlex.split(command)[1:]], clone)
+    assert float(re.search(r"PSNR ([\d.]+) dB", printed)[1]) > 35
+    assert (clone / "page.png").stat().st_size > 10_000
 
 
-def test_the_scores_of_all_weights_are_those_of_the_command():
-    (files, block) = re.search(r"<!-- ((?:data/\S+\.csv ?)+)-->\n\n((?:\|.*\n)+)", README).groups()
-    scores = {}
+def test_its_python_runs(clone):
+    (example,) = blocks(README, "python")
+    assert "psnr=" in run(["-c", example], clone)
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: str(page.relative_to(ROOT)))
+def test_options_on_other_pages_are_those_of_the_command_line(page, capsys):
+    for command in commands(page.read_text(encoding="utf-8")):
+        _, verb, *words = shlex.split(command)
+        if verb != "train":  # Lightning's command line; every configuration of the pages is trained in tests/training
+            assert main([verb, "--help"]) == 0
+            known = capsys.readouterr().out
+            for word in words:
+                assert not word.startswith("--") or re.search(rf"{re.escape(word)}\b", known), (command, word)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_names_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    headings = {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in text.splitlines()}
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        if file.startswith("http"):
+            continue
+        assert not file or (page.parent / file).exists(), target
+        assert file or anchor in headings, target
+    for name in re.findall(r"`((?:configs|scripts|data|tests|hsidenoise)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / name).exists() or (page.parent / name).exists(), name
+
+
+def test_tables_are_those_of_the_command():
+    """A table below a comment that names a table.md stands there in full, line by line."""
+    text = (ROOT / "data" / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"<!-- (data/benchmarks/\w+/table\.md) -->\n\n((?:\|.*\n)+)", text)
+    assert len(found) == 2
+    for file, table in found:
+        page = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        assert not [row for row in table.splitlines() if row not in page]
+
+
+def scores(text):
+    """The first table below a comment that names CSV files, and what these say: (method, case) -> row."""
+    files, table = re.search(r"<!-- ((?:data/\S+\.csv ?)+)-->\n\n((?:\|.*\n)+)", text).groups()
+    rows = {}
     for file in files.split():
-        with (ROOT / file).open(newline="", encoding="utf-8") as table:
-            for row in csv.DictReader(table):
-                values = (float(row["psnr"]), float(row["ssim"]), float(row["sam"]))
-                scores[row["method"], row["case"]] = "{:.2f} / {:.3f} / {:.3f}".format(*values)
-    labels = {"hcanet": "HCANet", "noisy": "noisy"} | {
-        name: name.replace("hcanet-bra", "HCANet-BRA").replace("-BRA-", "-BRA ") for name in WEIGHTS if name != "hcanet"
-    }
-    (_, *names), _, *rows = ([cell.strip(" `") for cell in line.split("|")[1:-1]] for line in block.splitlines())
-    assert set(names) == set(labels)
-    assert {case for case, *_ in rows} == {case for _, case in scores}
-    for case, *cells in rows:
+        with (ROOT / file).open(newline="", encoding="utf-8") as stream:
+            rows |= {(row["method"], row["case"]): row for row in csv.DictReader(stream)}
+    header, _, *lines = ([cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    return rows, header[1:], lines
+
+
+def test_the_scores_of_the_front_page():
+    rows, cases, lines = scores(README)
+    for method, *cells in lines:
+        assert cells == [f"{float(rows[method, case]['psnr']):.2f}" for case in cases], method
+
+
+def test_the_scores_of_all_weights():
+    rows, names, lines = scores((ROOT / "hsidenoise" / "models" / "README.md").read_text(encoding="utf-8"))
+    assert set(names) == {"noisy", *WEIGHTS}
+    label = {"hcanet": "HCANet", "hcanet-bra": "HCANet-BRA", "hcanet-bra-small": "HCANet-BRA small", "noisy": "noisy"}
+    assert {case for case, *_ in lines} == {case for _, case in rows}
+    for case, *cells in lines:
         for name, cell in zip(names, cells, strict=True):
-            assert cell == scores.get((labels[name], case), ""), (name, case)
-
-
-@pytest.mark.slow
-def test_every_command_runs(desk):
-    for command in COMMANDS:
-        words = shlex.split(command.replace("../shared/cave", "cave"))[1:]
-        if words[0] == "train":
-            words += shlex.split(f"{BRIEF} {SMALL}")
-        if words[0] == "make-noisy-set":
-            words += ["--missing", "skip", "--crop", "32"]  # two scenes of the split's hundred, and small ones
-        if words[0] == "export":  # that of the shipped network takes a minute or more
-            words += ["--weights", "small.safetensors"]
-        done = subprocess.run(
-            [sys.executable, "-m", "hsidenoise", *words], cwd=desk, capture_output=True, text=True, env=environment()
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-
-
-def test_the_python_examples_run(desk):
-    printed = ["psnr=", "'svd-dct'", "torch.Size([1, 60, 80, 64]) torch.Size([1, 64, 60, 80])"]
-    for example, expected in zip(PYTHON, printed, strict=True):
-        done = subprocess.run(
-            [sys.executable, "-c", example], cwd=desk, capture_output=True, text=True, env=environment()
-        )
-        assert done.returncode == 0, done.stderr
-        assert expected in done.stdout
-
-
-def test_every_file_that_it_names_is_there():
-    links = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
-    named = re.findall(r"`((?:configs|scripts|data|hsidenoise|models)/[\w./-]+)`", README)
-    assert links
-    headings = {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in README.splitlines()}
-    for anchor in (target for target in links if target.startswith("#")):
-        assert anchor[1:] in headings
-    for target in [link for link in links if not link.startswith("#")] + named:
-        inside = "hsidenoise/" + target if target.startswith("models/") else target
-        assert (ROOT / inside).exists(), target
+            row = rows[label[name], case]
+            said = f"{float(row['psnr']):.2f} / {float(row['ssim']):.3f} / {float(row['sam']):.3f}"
+            assert cell == said, (name, case)

@@ -9,6 +9,7 @@ A method is any function from a noisy cube to a denoised one, (bands, height, wi
 import sys
 from pathlib import Path
 
+import numpy as np
 from scipy.ndimage import median_filter
 
 from hsidenoise.cli.main import main as hsidenoise
@@ -27,7 +28,7 @@ methods:
 """
 
 
-def median(noisy):
+def median(noisy: np.ndarray) -> np.ndarray:
     """Median of 3 bands x 3 x 3 pixels."""
     return median_filter(noisy, size=3)
 
@@ -36,7 +37,17 @@ def main(folder: Path) -> int:
     table = folder / "own_method.yaml"
     table.write_text(TABLE, encoding="utf-8")
     sys.path.insert(0, str(Path(__file__).parent))  # where `own_method_in_a_table` is found
-    options = ["--config", str(table), "--data.root", str(SAMPLES), "--out", str(folder), "--workers", "1", "--allow-leaks"]
+    options = [
+        "--config",
+        str(table),
+        "--data.root",
+        str(SAMPLES),
+        "--out",
+        str(folder),
+        "--workers",
+        "1",
+        "--allow-leaks",
+    ]
     return hsidenoise(["benchmark", *options])
 
 

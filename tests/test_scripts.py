@@ -48,6 +48,21 @@ def test_the_attention_learns_inside_another_network():
     assert first.split(",")[0] != last.split(",")[0]
 
 
+def test_the_quickstart(tmp_path):
+    *_, noisy, denoised = script("examples/quickstart", tmp_path).splitlines()
+    psnr = [float(line.split("psnr=")[1].split(",")[0]) for line in (noisy, denoised)]
+    assert psnr[1] > psnr[0] + 15
+    assert {path.name for path in tmp_path.iterdir()} == {"quickstart.mat", "quickstart.png"}
+
+
+def test_a_method_of_ones_own_in_a_table(tmp_path):
+    script("examples/own_method_in_a_table", tmp_path)
+    with (tmp_path / "own_method" / "table.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    psnr = {row["method"]: float(row["psnr"]) for row in rows if row["case"] == "mixture"}
+    assert psnr["noisy"] < psnr["my median"] < psnr["HCANet-BRA small"]
+
+
 def test_learning_curves_go_on_where_the_run_before_stopped(tmp_path):
     network = create_model("hcanet-bra", bands=6, dim=8, num_blocks=(1, 0, 0), heads=(1, 2, 4))
     for name, minutes, model, logs in (
