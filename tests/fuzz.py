@@ -4,9 +4,9 @@
     python tests/fuzz.py --count 20000                          # all of them, one after the other
 
 A reader may take an input or refuse it by an exception that the command line turns into one line (ValueError, OSError,
-ImportError), within ten seconds and within memory. Anything else is a failure: another exception, a crash of the
-process, a hang, memory out of proportion. Failures are kept with their input, the smallest of each kind, and
-``--only READER:SEED`` runs one again with its traceback.
+ImportError), within memory and within ten seconds (more on a machine that is busy). Anything else is a failure: another
+exception, a crash of the process, a hang, memory out of proportion. Failures are kept with their input, the smallest of
+each kind, and ``--only READER:SEED`` runs one again with its traceback.
 
 A number gives the input: the mutation of seed 17 is the same in every run. The reads happen in a child process, which
 says one line after each; where it dies, the parent knows at which number, and goes on behind it.
@@ -128,6 +128,11 @@ def _ring(*_: Any) -> None:
     raise _Alarm
 
 
+def _limit() -> float:
+    """Seconds that a read may take here: more where other processes share the processors."""
+    return SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def _resident(reset: bool = False) -> int:
     """Most bytes in memory since the last reset."""
     if reset:
@@ -154,10 +159,10 @@ def put(files: Files, folder: Path) -> Path:
 def read(reader: str, path: Path) -> tuple[str, str]:
     """Read one input: ("accepted" | "refused" | a kind of failure, traceback)."""
     before = _resident(reset=True)
-    started = time.monotonic()
+    started, limit = time.monotonic(), _limit()
     kind, trace = "accepted", ""
     try:
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, limit)
         try:
             READERS[reader](path)
         finally:
@@ -168,7 +173,7 @@ def read(reader: str, path: Path) -> tuple[str, str]:
         kind = "refused"
     except BaseException as error:
         kind, trace = type(error).__name__, traceback.format_exc(-12)
-    if time.monotonic() - started > SECONDS and not trace:
+    if time.monotonic() - started > limit and not trace:
         kind, trace = "hang", "in one call of a library, which the alarm cannot end"
     if (grown := _resident() - before) > RESIDENT and not trace:
         kind, trace = "memory", f"{grown >> 20} MiB in memory"
@@ -189,19 +194,17 @@ def _child(reader: str, numbers: range, pipe: int, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size + SPACE, resource.RLIM_INFINITY))
     for seed in numbers:
         kind, trace = read(reader, put(mutated(reader, seed), input_))
-        if kind == "hang":  # or the machine was busy
-            kind, trace = read(reader, put(mutated(reader, seed), input_))
         os.write(pipe, json.dumps([seed, kind, trace[-3500:]]).encode() + b"\n")
         if trace:
             gc.collect()
     os._exit(0)
 
 
-def _lines(pipe: int, seconds: float) -> Iterator[str | None]:
+def _lines(pipe: int) -> Iterator[str | None]:
     """Lines of the child; None once if it says nothing for so long."""
     rest = b""
     while True:
-        ready, _, _ = select.select([pipe], [], [], seconds)
+        ready, _, _ = select.select([pipe], [], [], 3 * _limit())
         if not ready:
             yield None
             return
@@ -230,7 +233,7 @@ def outcomes(reader: str, numbers: range, folder: Path) -> Iterator[tuple[int, s
         os.close(write)
         last = numbers[min(ROUND, len(numbers)) - 1]
         reached, silent = numbers[0] - 1, False
-        for line in _lines(here, 3 * SECONDS):
+        for line in _lines(here):
             if line is None:
                 silent = True
                 os.kill(child, signal.SIGABRT)  # faulthandler says where
