@@ -18,7 +18,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from hsidenoise.benchmark.efficiency_figure import COLOURS
-from hsidenoise.figures.file import save_figure
+from hsidenoise.figures.cubes import save_figure
 from hsidenoise.models.weights import read_header
 from hsidenoise.system.files import replacing
 

@@ -28,8 +28,7 @@ from hsidenoise.metrics.functional import evaluate
 from hsidenoise.noise.cases import corrupt
 from hsidenoise.system.device import find_device, is_out_of_memory
 from hsidenoise.system.files import replacing, sha256, write_text
-from hsidenoise.system.memory import PeakMemory
-from hsidenoise.system.operations import count_operations
+from hsidenoise.system.machine import PeakMemory, count_operations
 
 COUNTED = 128
 """Side in pixels of the image whose operations are counted; the networks' cost is linear in the pixels."""

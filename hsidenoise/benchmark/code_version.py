@@ -62,7 +62,7 @@ def imported_files(*modules: str) -> tuple[dict[str, Path], list[str]]:
 
     Example:
         >>> sorted(imported_files("hsidenoise.noise.cases")[0])  # doctest: +ELLIPSIS
-        ['hsidenoise', ..., 'hsidenoise.noise.cases', 'hsidenoise.noise.rules', 'hsidenoise.system', ...]
+        ['hsidenoise', ..., 'hsidenoise.noise.cases', 'hsidenoise.system', ...]
     """
     waiting, seen, files = list(modules), set(), {}
     while waiting:

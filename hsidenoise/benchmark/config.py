@@ -15,8 +15,8 @@ from hsidenoise.data.datasets import DATASETS
 from hsidenoise.metrics.protocols import PROTOCOLS
 from hsidenoise.models.weights import ASKED, said
 from hsidenoise.signal.scaling import NORMALIZE_MODES
-from hsidenoise.system.choices import Precision
 from hsidenoise.system.files import packaged
+from hsidenoise.system.options import Precision
 from hsidenoise.system.yaml_text import read_yaml
 
 NOISY_SET = "noisy-set"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hsidenoise.figures.file import save_figure
+from hsidenoise.figures.cubes import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32
 
 from hsidenoise.benchmark.efficiency_figure import COLOURS, EfficiencyPoint, efficiency
 from hsidenoise.figures import cubes as figures
-from hsidenoise.figures.file import save_figure
+from hsidenoise.figures.cubes import save_figure
 from hsidenoise.metrics.functional import bandwise_psnr
 
 if TYPE_CHECKING:

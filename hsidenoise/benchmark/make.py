@@ -37,9 +37,7 @@ from hsidenoise.classical.methods import BASELINES
 from hsidenoise.data.io import read_cube
 from hsidenoise.system.device import find_device
 from hsidenoise.system.files import check_target, commit, write_text
-from hsidenoise.system.machine import describe_machine, usable_cores
-from hsidenoise.system.memory import free_memory
-from hsidenoise.system.process import run_module
+from hsidenoise.system.machine import describe_machine, free_memory, run_module, usable_cores
 
 _PROCESS = 600e6
 """Memory of a process with PyTorch loaded, bytes."""

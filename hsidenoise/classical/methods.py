@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32
 
-from hsidenoise.classical.outliers import replace_outliers
-from hsidenoise.classical.robust_pca import denoise_robust_pca
-from hsidenoise.classical.sliding_dct import denoise_dct
+from hsidenoise.classical.image_filters import denoise_dct, denoise_tv, denoise_tv_3d
+from hsidenoise.classical.outliers import denoise_robust_pca, replace_outliers
 from hsidenoise.classical.subspace import ImageFilter, denoise_planes, sigma_per_band, truncated_mnf, truncated_pca
-from hsidenoise.classical.total_variation import denoise_tv, denoise_tv_3d
 
 # For noise of standard deviation 1; chosen on cave/validation.
 _TV_WEIGHT = 0.95

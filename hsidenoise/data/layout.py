@@ -172,7 +172,7 @@ def check_room(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         return
     import torch
 
-    from hsidenoise.system.memory import free_memory
+    from hsidenoise.system.machine import free_memory
 
     free = free_memory(torch.device("cpu"))
     if needed > (1 << 46 if free is None else free):

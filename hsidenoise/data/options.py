@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hsidenoise.data.datasets import DATASETS
-from hsidenoise.system.choices import Missing
-from hsidenoise.system.options import REQUIRED, option
+from hsidenoise.system.options import REQUIRED, Missing, option
 
 
 @dataclass(frozen=True)

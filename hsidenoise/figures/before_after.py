@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from hsidenoise.figures import cubes as figures
-from hsidenoise.figures.file import save_figure
+from hsidenoise.figures.cubes import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

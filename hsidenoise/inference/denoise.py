@@ -28,7 +28,7 @@ from hsidenoise.signal.pilot_filter import repeat_pilot_filter
 from hsidenoise.signal.scaling import Scaling, fit_scaling
 from hsidenoise.signal.tiling import Tiling, tile_size
 from hsidenoise.system.device import find_precision, in_use, is_out_of_memory
-from hsidenoise.system.memory import free_memory
+from hsidenoise.system.machine import free_memory
 from hsidenoise.system.options import takes_options, with_changes
 
 if TYPE_CHECKING:

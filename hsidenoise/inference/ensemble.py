@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hsidenoise.models.hcanet_bra import HCANetBRA
-from hsidenoise.system.choices import EnsembleSize
+from hsidenoise.system.options import EnsembleSize
 
 ENSEMBLES: tuple[int, ...] = get_args(EnsembleSize)
 """Sizes of an ensemble: groups of mirrorings."""

@@ -61,7 +61,7 @@ def fitting_tile(network: nn.Module, bands: int, tile: tuple[int, int], free: in
         network: Network to run.
         bands: Bands of the tile.
         tile: Wanted height and width in pixels.
-        free: Memory at hand in bytes, see :func:`hsidenoise.system.memory.free_memory`; None for no limit.
+        free: Memory at hand in bytes, see :func:`hsidenoise.system.machine.free_memory`; None for no limit.
 
     Returns:
         The tile as it was where it fits, else a square one of at least 32 pixels.

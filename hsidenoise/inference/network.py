@@ -10,8 +10,8 @@ from torch import nn
 from hsidenoise.inference.onnx_network import OnnxNetwork
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS
 from hsidenoise.models.weights import load_model
-from hsidenoise.system.choices import Precision
 from hsidenoise.system.device import find_device, home
+from hsidenoise.system.options import Precision
 
 
 def choose_model(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hsidenoise.system.choices import EnsembleSize, Normalize, Precision
-from hsidenoise.system.options import option
+from hsidenoise.system.options import EnsembleSize, Normalize, Precision, option
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from hsidenoise.inference.memory import USABLE_SHARE, fitting_batch
 from hsidenoise.signal.scaling import Scaling, floating
 from hsidenoise.signal.tiling import Blend, Tile, Tiling, reflect_bands
 from hsidenoise.system.device import autocast, is_out_of_memory
-from hsidenoise.system.memory import free_memory
+from hsidenoise.system.machine import free_memory
 
 MOST_AT_ONCE = 64
 """A GPU has enough to do long before; larger batches only wait longer for their copies."""

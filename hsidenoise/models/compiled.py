@@ -1,10 +1,12 @@
-"""A network compiled for any size of tile, with a way back where compiling fails."""
+"""A network through ``torch.compile``: for any size of tile, or in training; with a way back where compiling fails."""
 
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,8 +14,12 @@ from torch import Tensor, nn
 
 from hsidenoise.models.blocks import pad_to_multiple
 from hsidenoise.models.hcanet_bra import HCANetBRA
+from hsidenoise.signal.spectral_wiener import SpectralEstimate
 from hsidenoise.system.device import is_out_of_memory
 
+CompileWhen = Literal["off", "on", "auto"]
+
+_WARM_UP = 2  # passes of a training step that are not timed: the first compiles, forward and backward
 _MULTIPLE = 4  # to which the networks pad inside
 
 
@@ -96,6 +102,143 @@ class Compiled(nn.Module):
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         warnings.warn(
             f"compiling {type(self.network).__name__} failed, it runs as it is ({reason[:200]})",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+class CompiledStep:
+    """Runs a network in training: as it is, compiled, or whichever a short measurement finds faster.
+
+    Of an HCANetBRA that starts from the spectral Wiener estimate the learnt part is compiled; the estimate is linear
+    algebra without weights, for which there is nothing to generate, and may come with the batch. Validation has cubes
+    of other sizes and is not for this class. If compiling fails, one warning says so and the network runs as it is.
+
+    Args:
+        network: Network in training; not changed.
+        when: ``off``, ``on``, or ``auto``: :meth:`measure` decides.
+        backend: Of ``torch.compile``.
+        passes: Timed passes, forward and backward, of each candidate.
+
+    Example:
+        >>> step = CompiledStep(nn.Conv2d(3, 3, 1), "off")
+        >>> step(torch.ones(1, 3, 4, 5)).shape
+        torch.Size([1, 3, 4, 5])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        when: CompileWhen = "off",
+        *,
+        backend: str | Callable[..., Any] = "inductor",
+        passes: int = 5,
+    ) -> None:
+        self.network, self.backend, self.passes = network, backend, passes
+        self.pending = when == "auto"
+        self.seconds: dict[str, float] = {}
+        self._starts_from_estimate = isinstance(network, HCANetBRA) and network.skip == "wiener"
+        self._compiled: Callable[..., Tensor] | None = None
+        if when == "on":
+            self.use(True)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled network is in use."""
+        return self._compiled is not None
+
+    def use(self, compiled: bool) -> None:
+        """Settle what runs, without measuring.
+
+        Args:
+            compiled: Whether the compiled network does.
+        """
+        self.pending = False
+        if not compiled:
+            self._compiled = None
+            return
+        part: Any = self.network.refine if self._starts_from_estimate else self.network
+        try:
+            self._compiled = torch.compile(part, backend=self.backend)
+        except Exception as error:  # no compiler for this Python or system
+            self._give_up(error)
+
+    def __call__(
+        self, noisy: Float[Tensor, "batch bands height width"], estimate: SpectralEstimate | None = None
+    ) -> Float[Tensor, "batch bands height width"]:
+        """Denoise a batch.
+
+        Args:
+            noisy: Noisy cubes.
+            estimate: Their spectral Wiener estimate, if it came with the batch.
+        """
+        if self._compiled is not None:
+            try:
+                return self._run(self._compiled, noisy, estimate)
+            except Exception as error:  # whatever a compiler may raise: the network's own errors come again below
+                if is_out_of_memory(error):
+                    raise
+                self._give_up(error)
+        if self._starts_from_estimate and estimate is not None:
+            return self._run(self.network.refine, noisy, estimate)  # type: ignore[arg-type]
+        return self._run(self.network, noisy, None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledStep:
+        """Copy for a copy of the network, as the average of the weights is one: it does not train."""
+        return CompiledStep(copy.deepcopy(self.network, memo))
+
+    def measure(
+        self,
+        loss: Callable[[Tensor], Tensor],
+        noisy: Float[Tensor, "batch bands height width"],
+        estimate: SpectralEstimate | None = None,
+    ) -> None:
+        """Time both on a batch and keep the faster; gradients are cleared, weights and random state left alone.
+
+        Args:
+            loss: Gives the loss of an estimate.
+            noisy: A batch as training has them.
+            estimate: Its spectral Wiener estimate, if the batch came with one.
+        """
+        devices = [noisy.device] if noisy.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self.use(False)
+            self.seconds = {"plain": self._time(loss, noisy, estimate)}
+            self.use(True)
+            try:
+                seconds = self._time(loss, noisy, estimate)
+            except Exception as error:  # backward passes are compiled when they first run
+                if is_out_of_memory(error):
+                    raise
+                self._give_up(error)
+            if self.compiled:
+                self.seconds["compiled"] = seconds
+        if self.seconds.get("compiled", float("inf")) >= self.seconds["plain"]:
+            self.use(False)
+        self.network.zero_grad(set_to_none=True)
+
+    def _run(self, run: Callable[..., Tensor], noisy: Tensor, estimate: SpectralEstimate | None) -> Tensor:
+        if not self._starts_from_estimate or run is self.network:
+            return run(noisy)
+        return run(*(estimate if estimate is not None else self.network.estimate(noisy)))  # type: ignore[operator]
+
+    def _time(self, loss: Callable[[Tensor], Tensor], noisy: Tensor, estimate: SpectralEstimate | None) -> float:
+        """Seconds of a pass: the shortest of some, since what disturbs only ever delays."""
+        best = float("inf")
+        for number in range(_WARM_UP + self.passes):
+            began = time.perf_counter()
+            loss(self(noisy, estimate)).backward()  # type: ignore[no-untyped-call]
+            if noisy.device.type == "cuda":
+                torch.cuda.synchronize(noisy.device)
+            if number >= _WARM_UP:
+                best = min(best, time.perf_counter() - began)
+        return best
+
+    def _give_up(self, error: Exception) -> None:
+        self._compiled = None
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        warnings.warn(
+            f"compiling {type(self.network).__name__} failed, it trains as it is ({reason[:200]})",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -12,8 +12,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hsidenoise.models.blocks import trains_on_cpu
-from hsidenoise.models.pieces import in_compute_type, in_pieces, pieces, pointwise, pointwise_padded, surroundings
+from hsidenoise.models.blocks import (
+    in_compute_type,
+    in_pieces,
+    pieces,
+    pointwise,
+    pointwise_padded,
+    surroundings,
+    trains_on_cpu,
+)
 
 FEED_FORWARD_EXPANSION = 2.66
 """Width of MSFN's groups relative to its input (Restormer and HCANet; arXiv 2403.10067, released defaults)."""

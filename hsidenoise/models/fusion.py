@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hsidenoise.models.pieces import (
+from hsidenoise.models.blocks import (
     in_compute_type,
     in_pieces,
     pad_pixels,

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from hsidenoise.system.public import offer
+from hsidenoise.system import offer
 
 if TYPE_CHECKING:
     from hsidenoise.signal.noise_level import noise_level

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 
 from hsidenoise.signal.mask import Extremes, find_extremes
 from hsidenoise.signal.noise_level import noise_level
-from hsidenoise.system.choices import Normalize
+from hsidenoise.system.options import Normalize
 
 NORMALIZE_MODES: tuple[str, ...] = get_args(Normalize)
 

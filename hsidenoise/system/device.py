@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from hsidenoise.system.choices import Precision
+from hsidenoise.system.options import Precision
 
 #: oneDNN says no more when it finds no memory. What it cannot do at all ends in "a primitive descriptor ...".
 _ONEDNN = re.compile(r"could not (create|execute) a (primitive|memory)(?! descriptor)")

@@ -16,6 +16,11 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 _Options = TypeVar("_Options")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+Precision = Literal["float32", "bfloat16", "auto"]
+Normalize = Literal["auto", "none", "minmax"]
+EnsembleSize = Literal[1, 2, 4, 8]
+Missing = Literal["error", "skip"]
+
 REQUIRED: Any = dataclasses.MISSING
 """Default of an option that has none."""
 

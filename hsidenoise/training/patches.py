@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from hsidenoise.data.scenes import read_clean
 from hsidenoise.system.files import replacing
-from hsidenoise.system.memory import free_memory
+from hsidenoise.system.machine import free_memory
 
 #: Scales of the usual ICVL preparation (QRNN3D, SERT, HSIR): 1, 1/2 and 1/4.
 SCALES = (1.0, 0.5, 0.25)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from hsidenoise.metrics.functional import evaluate_batch
-from hsidenoise.models.compiled_step import CompiledStep, CompileWhen
+from hsidenoise.models.compiled import CompiledStep, CompileWhen
 from hsidenoise.models.registry import create_model
 from hsidenoise.models.weights import ASKED, start_from
 from hsidenoise.signal.pilot_filter import pilot_filter_batch, strides

@@ -103,8 +103,8 @@ class TestIdentity:
 
 CHANGES = {
     "models/weights.py": "n", "inference/network.py": "n", "signal/pilot_filter.py": "n",
-    "models/attention/bra.py": "n", "classical/sliding_dct.py": "c", "metrics/structural_similarity.py": "nci",
-    "noise/rules.py": "nci", "benchmark/cells.py": "nci", "data/mat5.py": "nci", "benchmark/figures.py": "",
+    "models/attention/bra.py": "n", "classical/image_filters.py": "c", "metrics/structural_similarity.py": "nci",
+    "noise/cases.py": "nci", "benchmark/cells.py": "nci", "data/mat5.py": "nci", "benchmark/figures.py": "",
     "training/task.py": "", "cli/main.py": "",
 }  # fmt: skip
 """File of the package -> which cells are others once it has changed: of a network, a classical method, the input."""

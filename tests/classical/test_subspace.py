@@ -2,6 +2,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from hsidenoise.classical.image_filters import denoise_tv
 from hsidenoise.classical.subspace import (
     denoise_planes,
     sigma_per_band,
@@ -9,7 +10,6 @@ from hsidenoise.classical.subspace import (
     truncated_pca,
     whitened_subspace,
 )
-from hsidenoise.classical.total_variation import denoise_tv
 from hsidenoise.signal.noise_level import CLASSICAL_FLOOR, noise_sigma
 
 REFUSED = (ValueError, jaxtyping.TypeCheckError)

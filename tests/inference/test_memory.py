@@ -42,7 +42,7 @@ GROW = """
 import sys, torch
 from hsidenoise.inference.memory import tile_memory
 from hsidenoise.models import create_model
-from hsidenoise.system.memory import PeakMemory
+from hsidenoise.system.machine import PeakMemory
 torch.set_num_threads(1)
 network = create_model(sys.argv[1]).eval()
 noisy = torch.rand(1, 31, 160, 160)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hsidenoise.models import pieces
+from hsidenoise.models import blocks
 from hsidenoise.models.feed_forward import DilatedDepthwiseConv2d, Mlp, MultiScaleFeedForward
 
 
@@ -65,7 +65,7 @@ def test_feed_forward_sees_seven_pixels():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("size", [(37, 50), (16, 3), (1, 2)])
 def test_feed_forward_in_pieces_is_the_whole_one(bias, size, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE_NUMBERS", 1)  # pieces of at most 16 x 16 pixels
+    monkeypatch.setattr(blocks, "PIECE_NUMBERS", 1)  # pieces of at most 16 x 16 pixels
     block = MultiScaleFeedForward(4, bias=bias).double()
     x = torch.randn(2, 4, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     whole = block(x)

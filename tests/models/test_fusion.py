@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hsidenoise.models import pieces
+from hsidenoise.models import blocks
 from hsidenoise.models.fusion import LOCAL_MAPS, ChannelAttention, ConvAttentionFusion
 
 
@@ -42,7 +42,7 @@ def test_equals_the_obvious_way(heads, bias, released):
 @pytest.mark.parametrize("released", [True, False])
 @pytest.mark.parametrize("size", [(37, 50), (20, 18), (3, 2), (1, 5)])
 def test_in_pieces_it_is_the_whole_one(heads, bias, released, size, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE_NUMBERS", 1)  # pieces of at most 16 x 16 pixels
+    monkeypatch.setattr(blocks, "PIECE_NUMBERS", 1)  # pieces of at most 16 x 16 pixels
     torch.manual_seed(0)
     block = ConvAttentionFusion(8, heads, bias, released_local_branch=released).double()
     torch.nn.init.uniform_(block.temperature, 0.5, 2)

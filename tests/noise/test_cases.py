@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsidenoise.noise.cases import NOISE_CASES, Corruption, NoiseCase, corrupt, noise_case
-from hsidenoise.noise.rules import Columns, Impulses, SameSigma
+from hsidenoise.noise.cases import NOISE_CASES, Columns, Corruption, Impulses, NoiseCase, SameSigma, corrupt, noise_case
 
 STRIPED = ("stripe", "mixture", "t3sc-stripes", "mafnet-mixture")
 DEAD = ("deadline", "mixture", "mafnet-mixture")

@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from hsidenoise.data.io import write_arrays
-from hsidenoise.figures.file import save_figure
+from hsidenoise.figures.cubes import save_figure
 from hsidenoise.models import create_model
 from hsidenoise.models.weights import save_weights
 from hsidenoise.system import files

@@ -332,7 +332,7 @@ def test_forward_and_backward_of_a_large_image_stay_under_two_gigabytes(options)
     script = """
         import sys, torch
         from hsidenoise.models.attention.bra import BiLevelRoutingAttention
-        from hsidenoise.system.memory import PeakMemory
+        from hsidenoise.system.machine import PeakMemory
         torch.set_num_threads(1)
         memory = PeakMemory(torch.device("cpu"))
         attention = BiLevelRoutingAttention(20, num_heads=1, **eval(sys.argv[1]))

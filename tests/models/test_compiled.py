@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hsidenoise.models import create_model
-from hsidenoise.models.compiled_step import CompiledStep
+from hsidenoise.models.compiled import CompiledStep
 from hsidenoise.signal.spectral_wiener import spectral_wiener
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ COMPILED = """
 import sys, warnings
 import torch
 from hsidenoise import create_model
-from hsidenoise.models.compiled_step import CompiledStep
+from hsidenoise.models.compiled import CompiledStep
 from hsidenoise.signal.spectral_wiener import spectral_wiener
 torch.set_num_threads(1)
 torch.manual_seed(0)
