@@ -226,10 +226,11 @@ def packaged(path: str | Path, folder: str, suffix: str) -> Path:
     path = Path(path)
     if path.exists() or len(path.parts) != 1:
         return path
-    own = {file.stem: file for file in sorted((_PACKAGE / folder).glob(f"*{suffix}"))}
+    own = {file.stem: file for file in (_PACKAGE / folder).glob(f"*{suffix}")}
     name = path.name.removesuffix(suffix)
     if name not in own:
-        raise FileNotFoundError(f"{path}: no such file, nor a name that comes with the package: {', '.join(own)}")
+        names = ", ".join(sorted(own))
+        raise FileNotFoundError(f"{path}: no such file, nor a name that comes with the package: {names}")
     return own[name]
 
 
