@@ -80,7 +80,7 @@ class CAMixingBlock(nn.Module):
                 n_win=None,
                 region_size=region_size,
                 topk=topk,
-                qk_scale=(channels // heads) ** -0.5,
+                qk_scale=(channels / heads) ** -0.5,  # heads that do not divide are refused there
             )
         elif attention == "channel":
             self.attention = ChannelAttention(channels, heads)

@@ -320,6 +320,7 @@ def test_the_published_width_is_smaller_than_hcanet():
         ({"expansion": 0.0}, "expansion=0"),
         ({"num_refinement_blocks": -1}, "num_refinement_blocks=-1"),
         ({"heads": (3, 3, 3)}, "num_heads=3 must divide"),
+        ({"heads": (255, 1, 1)}, "num_heads=255 must divide"),
         ({"heads": (1, 0, 1)}, "three levels"),
         ({"heads": (1, 2)}, "three levels"),
         ({"num_blocks": (1, 1)}, "three levels"),
