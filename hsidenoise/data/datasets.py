@@ -95,15 +95,7 @@ def scene_name(path: str | Path) -> str:
 
 
 def read_split(file: str) -> tuple[str, ...]:
-    """Scene names of one list that ships with the package, in the order of the list.
-
-    Args:
-        file: File name in the package's ``splits`` folder.
-
-    Example:
-        >>> read_split("icvl_sert_val.txt")[0]
-        'gavyam_0823-0945.mat'
-    """
+    """Scene names of one list that ships with the package, in the order of the list."""
     text = (SPLITS / file).read_text(encoding="utf-8")
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
@@ -120,10 +112,6 @@ def find_split(dataset: str, split: str | None = None) -> Split | None:
 
     Raises:
         ValueError: If there is no such data set or split.
-
-    Example:
-        >>> find_split("cave").source
-        'HSIR'
     """
     if dataset not in DATASETS:
         raise ValueError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")

@@ -43,10 +43,6 @@ _HEAP, _SCANNED = b"GCOL", 1 << 26  # where lists of parts lie; a larger file is
 def list_hdf5(path: Path, *, allow_external: bool = False) -> list[Variable]:
     """List the data sets of an HDF5 file without loading them; each group is entered once, however many paths it has.
 
-    Args:
-        path: The file.
-        allow_external: Whether what lies in another file is described (and so opened) too.
-
     Raises:
         OSError, RuntimeError, KeyError, ValueError: If the file is damaged.
     """
@@ -57,11 +53,6 @@ def list_hdf5(path: Path, *, allow_external: bool = False) -> list[Variable]:
 
 def load_hdf5(path: Path, name: str, *, allow_external: bool = False) -> np.ndarray:
     """Load one data set in MATLAB's axis order.
-
-    Args:
-        path: The file.
-        name: A name that `list_hdf5` gives.
-        allow_external: Whether data in another file may be read.
 
     Raises:
         OSError, RuntimeError, KeyError, ValueError: If the file is damaged, or what it promises is neither in the file
@@ -90,12 +81,6 @@ def replace_hdf5(source: Path, target: Path, name: str, array: np.ndarray) -> No
     A data set of the file is overwritten in the copy. In place of one whose data lie in another file (or whose type
     is not that of its MATLAB class) comes a plain one of the same name and attributes. Links to other files are
     carried over as they are.
-
-    Args:
-        source: The file to copy; it is only read.
-        target: Another path, overwritten.
-        name: The data set to replace.
-        array: Its new numbers, in MATLAB's axis order.
 
     Raises:
         OSError: If the copy cannot be written.

@@ -139,10 +139,6 @@ def read_cube(
 def check_values(values: Float[np.ndarray, "bands height width"], name: str = "the cube") -> None:
     """Refuse values that no denoiser can use.
 
-    Args:
-        values: The cube.
-        name: What to call it in the message.
-
     Raises:
         ValueError: If an axis is empty, a value is not finite, or all values are the same.
 
@@ -169,13 +165,6 @@ def list_variables(path: str | Path, *, allow_external: bool = False) -> list[Va
     Raises:
         OSError: If the file is missing or cannot be opened.
         ValueError: If it is not such a file, truncated or damaged.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     write_arrays(Path(folder, "a.mat"), {"rad": np.zeros((5, 8, 3), np.uint16)})
-        ...     list_variables(Path(folder, "a.mat"))[0].dtype
-        dtype('uint16')
     """
     path = Path(path)
     check_source(path)

@@ -50,10 +50,6 @@ class Variable:
             in; None for text, cells, structs, objects and what is not to be read.
         note: What is special about it, empty if nothing is.
         foreign: True for an HDF5 array that no MATLAB wrote (it has no ``MATLAB_class``).
-
-    Example:
-        >>> Variable("cube", (512, 512, 31), np.dtype("u2")).is_number
-        True
     """
 
     name: str
@@ -153,11 +149,6 @@ def printable(name: str) -> str:
 
 def check_room(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
     """Refuse, before anything is allocated, an array that does not fit into memory as stored and in float32.
-
-    Args:
-        name: What to call it.
-        shape: Its sizes.
-        dtype: Type of the stored numbers.
 
     Raises:
         RefusedError: If it does not fit.

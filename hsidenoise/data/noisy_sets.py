@@ -71,12 +71,6 @@ def published_arrays(
     QRNN3D's generator (matlab/generate_dataset*.m of its repository) saves sigma on the 0-255 scale: 1 x 1 where
     all bands share it, else 1 x bands. Its cubes are double; float32 holds all that a network reads of them.
 
-    Args:
-        noisy: Noisy cube.
-        clean: Clean cube.
-        sigma: Standard deviation of each band, in the cubes' unit ([0, 1]).
-        wavelengths: Centre of each band in nm.
-
     Example:
         >>> cube = np.zeros((3, 4, 5), np.float32)
         >>> arrays = published_arrays(cube, cube, np.full(3, 30 / 255, np.float32))
@@ -97,9 +91,6 @@ def published_arrays(
 
 def find_noisy_set(folder: str | Path) -> list[tuple[str, tuple[Path, ...]]]:
     """Find the files of a noisy set: a folder of folders of pairs, or one folder of pairs.
-
-    Args:
-        folder: The folder. What is read of it are names only.
 
     Returns:
         Name of the noise case, and its files sorted by name; published cases first, in the order of the papers. A
@@ -144,9 +135,6 @@ def find_noisy_set(folder: str | Path) -> list[tuple[str, tuple[Path, ...]]]:
 
 def pair_files(folder: Path) -> list[Path]:
     """Files of one folder of pairs, sorted by name; hidden ones, as other systems leave behind, are none.
-
-    Args:
-        folder: The folder.
 
     Example:
         >>> from tempfile import TemporaryDirectory

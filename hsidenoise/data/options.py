@@ -11,12 +11,7 @@ from hsidenoise.system.options import REQUIRED, Missing, option
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a cube is read from a file, see :func:`hsidenoise.read_cube`.
-
-    Example:
-        >>> ReadOptions(axes="BP").axes
-        'bp'
-    """
+    """How a cube is read from a file, see :func:`hsidenoise.read_cube`."""
 
     key: str | None = option(None, "variable that holds the cube; found if absent", metavar="NAME")
     axes: str | None = option(

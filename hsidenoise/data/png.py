@@ -30,10 +30,6 @@ def find_bands(folder: Path, scene: str | None = None) -> tuple[str, list[Path]]
     The folder itself is searched, else the one folder in it that holds band images (CAVE nests
     ``beads_ms/beads_ms/beads_ms_01.png``). Files that do not end in a number are left alone.
 
-    Args:
-        folder: The folder.
-        scene: What the names have in common (``beads_ms``); None if there is only one scene.
-
     Returns:
         The scene and its files.
 
@@ -99,13 +95,6 @@ def load_bands(files: list[Path]) -> Shaped[np.ndarray, "bands height width"]:
 
     Warns:
         UserWarning: If an alpha channel was dropped.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as root:
-        ...     save_bands(Path(root), "s", np.full((3, 4, 2), 60000, np.uint16))
-        ...     load_bands(find_bands(Path(root))[1]).shape
-        (3, 4, 2)
     """
     height, width, depth = _header(files[0])
     try:
@@ -167,20 +156,8 @@ def _load_band(file: Path) -> tuple[np.ndarray, bool]:
 def save_bands(folder: Path, scene: str, cube: Shaped[np.ndarray, "bands height width"]) -> None:
     """Write band images ``<scene>_01.png``, ``<scene>_02.png``, ... as CAVE does.
 
-    Args:
-        folder: An existing folder.
-        scene: What the names have in common.
-        cube: uint8 or uint16 array (height, width, bands).
-
     Raises:
         OSError: If a file cannot be written.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as root:
-        ...     save_bands(Path(root), "beads_ms", np.zeros((3, 4, 2), np.uint16))
-        ...     sorted(file.name for file in Path(root).iterdir())
-        ['beads_ms_01.png', 'beads_ms_02.png']
     """
     for number in range(1, cube.shape[2] + 1):
         name = f"{scene}_{number:02d}.png" if scene else f"{number:02d}.png"

@@ -37,10 +37,6 @@ def scenes_for_tests(split: Split, cases: Sequence[str]) -> list[tuple[tuple[str
 
     QRNN3D's split of ICVL has other scenes for Gaussian than for complex noise.
 
-    Args:
-        split: The split.
-        cases: Names of noise cases.
-
     Returns:
         For each list of the split its scene names and its part of the cases.
 

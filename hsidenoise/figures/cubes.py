@@ -40,9 +40,6 @@ def rgb_bands(bands: int, wavelengths: Float[np.ndarray, " bands"] | None = None
         wavelengths: Centre of each band in nm. If every colour of :data:`RGB_NM` has a band within 40 nm, the
             nearest are taken; otherwise those at three, two and one quarters of the spectrum.
 
-    Returns:
-        Three band indices, 0-based.
-
     Raises:
         ValueError: If there is no band.
 
@@ -74,19 +71,7 @@ class Stretch:
 def fit_stretch(
     cube: Float32[np.ndarray, "bands height width"], chosen: tuple[int, int, int], *, percent: float = 0.5
 ) -> Stretch:
-    """Fit black and white of each colour to a reference cube: the clean one, or the denoised one without it.
-
-    Args:
-        cube: Reference, in any unit.
-        chosen: Band indices shown as red, green and blue.
-        percent: Share of the pixels, in per cent, cut off at either end.
-
-    Example:
-        >>> cube = np.linspace(0, 1, 3 * 4 * 5, dtype=np.float32).reshape(3, 4, 5)
-        >>> stretch = fit_stretch(cube, (2, 1, 0))
-        >>> stretch.low[0] > stretch.high[1]
-        True
-    """
+    """Fit black and white of each colour to a reference cube: the clean one, or the denoised one without it."""
     low, high = [], []
     for band in chosen:
         dark, bright = np.percentile(cube[band], [percent, 100 - percent])
@@ -108,14 +93,6 @@ def false_colour(
         wavelengths: Centre of each band in nm, used to choose the bands (:func:`rgb_bands`).
         stretch: Black and white of each colour; fitted to this very cube if absent. Give the same one to every
             panel of a comparison.
-
-    Returns:
-        An image in [0, 1].
-
-    Example:
-        >>> cube = np.random.default_rng(0).random((5, 6, 7), dtype=np.float32)
-        >>> false_colour(cube).shape
-        (6, 7, 3)
     """
     chosen = rgb_bands(cube.shape[0], wavelengths)
     stretch = stretch or fit_stretch(cube, chosen)
@@ -129,13 +106,6 @@ def noisiest_band(
     noisy: Float32[np.ndarray, "bands height width"], denoised: Float32[np.ndarray, "bands height width"]
 ) -> int:
     """Find the band whose residual is largest beside what is left in it.
-
-    Args:
-        noisy: Noisy cube.
-        denoised: Its estimate, in the same unit.
-
-    Returns:
-        Index of the band, 0-based.
 
     Example:
         >>> clean = np.random.default_rng(0).random((4, 6, 7), dtype=np.float32)
@@ -154,10 +124,6 @@ def telling_pixels(cube: Float32[np.ndarray, "bands height width"], count: int =
 
     The first is bright; each further one has the widest spectral angle to those already chosen, among the pixels
     that are not dark (in the dark, an angle is mostly noise).
-
-    Args:
-        cube: Clean or denoised cube.
-        count: How many pixels; fewer come back from a cube that has not as many.
 
     Returns:
         (row, column) of each, 0-based.
@@ -195,14 +161,7 @@ def draw_colour(
     title: str,
     pixels: list[tuple[int, int]] | None = None,
 ) -> None:
-    """Draw a false-colour image, with numbered marks on the pixels whose spectra are shown elsewhere.
-
-    Args:
-        axes: Where to draw.
-        image: Image in [0, 1], of :func:`false_colour`.
-        title: Title of the panel.
-        pixels: (row, column) of each mark.
-    """
+    """Draw a false-colour image, with numbered marks on the pixels whose spectra are shown elsewhere."""
     from matplotlib.patheffects import AbstractPathEffect, withStroke
 
     axes.imshow(image, interpolation="nearest")
@@ -218,14 +177,7 @@ def draw_colour(
 
 
 def draw_band(axes: Axes, image: Float32[np.ndarray, "height width"], title: str, limits: tuple[float, float]) -> None:
-    """Draw one band in grey.
-
-    Args:
-        axes: Where to draw.
-        image: The band, in any unit.
-        title: Title of the panel.
-        limits: Values shown as black and as white; the same for all panels of a comparison.
-    """
+    """Draw one band in grey."""
     axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="nearest")
     _finish(axes, title)
 

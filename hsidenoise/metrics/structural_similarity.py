@@ -43,14 +43,6 @@ def ssim_of_images(
 
     Raises:
         ValueError: If the window is unknown, or larger than the images, or none is left.
-
-    Example:
-        >>> image = torch.arange(8 * 9.0).reshape(8, 9)
-        >>> ssim_of_images(image, image, 72.0, "uniform", "sample")
-        tensor(1.)
-
-    References:
-        Wang et al., IEEE TIP 2004, equation 13. doi:10.1109/TIP.2003.819861
     """
     keep = None
     if window == "band" and mask is not None:

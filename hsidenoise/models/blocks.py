@@ -28,11 +28,6 @@ class LayerNorm2d(nn.Module):
             Without it, Restormer's bias-free form: divided by the standard deviation and scaled, not centred.
         eps: Added to the variance.
 
-    Example:
-        >>> norm = LayerNorm2d(4)
-        >>> norm(torch.randn(1, 4, 5, 6)).mean(dim=1).abs().max().item() < 1e-5
-        True
-
     References:
         Zamir et al., "Restormer", CVPR 2022, arXiv 2111.09881.
     """
@@ -44,11 +39,7 @@ class LayerNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Normalise every pixel on its own.
-
-        Args:
-            x: Features; no copy is made to reach the channels where the memory format is channels-last.
-        """
+        """Normalise every pixel on its own."""
         pixels = x.permute(0, 2, 3, 1)  # (batch, height, width, channels)
         if self.bias is None:
             # not centred: the variance is, the values are not
@@ -66,16 +57,8 @@ class LayerNorm2d(nn.Module):
 class Downsample(nn.Module):
     """Halve height and width: a 3x3 convolution, then pixel-unshuffle.
 
-    Args:
-        channels: Channels in.
-        out: Channels out, a multiple of 4.
-
     Raises:
         ValueError: If ``out`` is not a multiple of 4.
-
-    Example:
-        >>> Downsample(8, 16)(torch.zeros(1, 8, 6, 10)).shape
-        torch.Size([1, 16, 3, 5])
 
     References:
         Shi et al., "Real-time single image and video super-resolution using an efficient sub-pixel convolutional
@@ -91,28 +74,12 @@ class Downsample(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch out half_height half_width"]:
-        """Go one level down.
-
-        Args:
-            x: Features of even height and width.
-        """
+        """Go one level down."""
         return F.pixel_unshuffle(self.conv(x), 2)
 
 
 class Upsample(nn.Module):
-    """Double height and width: a 3x3 convolution, then pixel-shuffle.
-
-    Args:
-        channels: Channels in.
-        out: Channels out.
-
-    Example:
-        >>> Upsample(16, 8)(torch.zeros(1, 16, 3, 5)).shape
-        torch.Size([1, 8, 6, 10])
-
-    References:
-        Shi et al., CVPR 2016, arXiv 1609.05158.
-    """
+    """Double height and width: a 3x3 convolution, then pixel-shuffle."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
@@ -121,11 +88,7 @@ class Upsample(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch out double_height double_width"]:
-        """Go one level up.
-
-        Args:
-            x: Features.
-        """
+        """Go one level up."""
         return F.pixel_shuffle(self.conv(x), 2)
 
 
@@ -136,10 +99,6 @@ def pad_to_multiple(
 
     An axis is reflected where it is long enough for that, and its last row or column repeated where it is not.
     The padding of one axis does not depend on the other.
-
-    Args:
-        x: Any images, each side at least 1.
-        multiple: At least 1.
 
     Returns:
         The padded images (``x`` itself where nothing is missing) and the size to crop to, (height, width).
@@ -179,15 +138,7 @@ def _extend(x: Tensor, axis: int, count: int) -> Tensor:
 
 
 def trains_on_cpu(x: Tensor) -> bool:
-    """Whether a backward pass on a CPU may follow, some of whose kernels are wrong (see who asks).
-
-    Args:
-        x: Features.
-
-    Example:
-        >>> trains_on_cpu(torch.zeros(1))
-        True
-    """
+    """Whether a backward pass on a CPU may follow, some of whose kernels are wrong (see who asks)."""
     return x.device.type == "cpu" and torch.is_grad_enabled()
 
 
@@ -219,15 +170,7 @@ class Piece(NamedTuple):
 
 
 def in_pieces(x: Tensor) -> bool:
-    """Whether to compute features piece by piece: on a CPU, where no gradient is wanted.
-
-    Args:
-        x: Features.
-
-    Example:
-        >>> in_pieces(torch.zeros(1))
-        False
-    """
+    """Whether to compute features piece by piece: on a CPU, where no gradient is wanted."""
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
@@ -265,18 +208,8 @@ def surroundings(
 ) -> tuple[Float[Tensor, "1 rows columns channels"], tuple[int, int, int, int]]:
     """A piece with the margin that the image has there.
 
-    Args:
-        pixels: Features, channels last.
-        piece: Which part.
-        margin: Pixels to add on each side.
-
     Returns:
         A view of the pixels, and how many are missing at the left, right, top and bottom, as ``F.pad`` takes them.
-
-    Example:
-        >>> view, missing = surroundings(torch.zeros(1, 20, 30, 4), Piece(slice(0, 1), slice(0, 8), slice(8, 16)), 2)
-        >>> view.shape, missing
-        (torch.Size([1, 10, 12, 4]), (0, 0, 2, 0))
     """
     top, left = piece.rows.start - margin, piece.columns.start - margin
     bottom, right = piece.rows.stop + margin, piece.columns.stop + margin
@@ -288,26 +221,12 @@ def surroundings(
 def pad_pixels(
     pixels: Float[Tensor, "batch height width channels"], missing: tuple[int, int, int, int]
 ) -> Float[Tensor, "batch padded_height padded_width channels"]:
-    """Add pixels of zeros on the sides of channels-last features.
-
-    Args:
-        pixels: Features, channels last.
-        missing: Pixels to add at the left, right, top and bottom.
-
-    Example:
-        >>> pad_pixels(torch.ones(1, 1, 1, 2), (0, 1, 0, 0)).tolist()
-        [[[[1.0, 1.0], [0.0, 0.0]]]]
-    """
+    """Add pixels of zeros on the sides of channels-last features."""
     return F.pad(pixels, (0, 0, *missing)) if any(missing) else pixels
 
 
 def in_compute_type(x: Tensor, *weights: Tensor | None) -> list[Any]:
-    """Weights in the type that autocast would compute in, cast once rather than for every piece.
-
-    Args:
-        x: Features that the weights will meet.
-        weights: Weights, or None for a bias that there is not.
-    """
+    """Weights in the type that autocast would compute in, cast once rather than for every piece."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     return [None if weight is None else weight.to(dtype) for weight in weights]
@@ -319,15 +238,6 @@ def pointwise(
     """A 1x1 convolution as one matrix product over all pixels.
 
     ``F.linear`` of a view with gaps, as a piece is, would become one product for every row.
-
-    Args:
-        pixels: Features, channels last.
-        weight: Matrix.
-        bias: What to add, if anything.
-
-    Example:
-        >>> pointwise(torch.ones(2, 3, 4), torch.ones(5, 4), None).shape
-        torch.Size([2, 3, 5])
     """
     flat = pixels.reshape(-1, pixels.shape[-1])
     return F.linear(flat, weight, bias).view(*pixels.shape[:-1], len(weight))
@@ -339,18 +249,7 @@ def pointwise_padded(
     weight: Float[Tensor, "out channels"],
     bias: Float[Tensor, " out"] | None,
 ) -> Float[Tensor, "batch padded_height padded_width out"]:
-    """A 1x1 convolution, then pixels of zeros on the sides, as the padding of a convolution that follows sees them.
-
-    Args:
-        pixels: Features, channels last.
-        missing: Pixels to add at the left, right, top and bottom.
-        weight: Matrix, usually one that widens.
-        bias: What to add, if anything.
-
-    Example:
-        >>> pointwise_padded(torch.ones(1, 1, 1, 2), (0, 1, 0, 0), torch.ones(1, 2), None).tolist()
-        [[[[2.0], [0.0]]]]
-    """
+    """A 1x1 convolution, then pixels of zeros on the sides, as the padding of a convolution that follows sees them."""
     if bias is None:  # zeros stay zeros, and there are fewer of them before
         return pointwise(pad_pixels(pixels, missing), weight, None)
     return pad_pixels(pointwise(pixels, weight, bias), missing)

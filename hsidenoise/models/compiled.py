@@ -51,13 +51,6 @@ class Compiled(nn.Module):
     On a CPU it hardly pays. One thread, tiles of 96 pixels, float32: the default weights take about 150 s to compile,
     HCANet 77 s (and 30 s more for a batch of one). A tile of HCANet then took 0.431 s in place of 0.427 s in one
     measurement and 0.36 s in place of 0.42 s in another, on a busy machine: nothing is gained before 1,000 tiles.
-
-    Args:
-        network: Network to run; shares its weights and is not changed.
-
-    Example:
-        >>> Compiled(nn.Identity())(torch.ones(1, 3, 4, 5)).shape
-        torch.Size([1, 3, 4, 5])
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -78,11 +71,7 @@ class Compiled(nn.Module):
             self._twin = (twin,)
 
     def forward(self, noisy: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch bands height width"]:
-        """Run the compiled network, or the network itself once compiling has failed.
-
-        Args:
-            noisy: Cubes as the network takes them.
-        """
+        """Run the compiled network, or the network itself once compiling has failed."""
         if not self._twin:
             denoised: Tensor = self.network(noisy)
             return denoised
@@ -113,17 +102,6 @@ class CompiledStep:
     Of an HCANetBRA that starts from the spectral Wiener estimate the learnt part is compiled; the estimate is linear
     algebra without weights, for which there is nothing to generate, and may come with the batch. Validation has cubes
     of other sizes and is not for this class. If compiling fails, one warning says so and the network runs as it is.
-
-    Args:
-        network: Network in training; not changed.
-        when: ``off``, ``on``, or ``auto``: :meth:`measure` decides.
-        backend: Of ``torch.compile``.
-        passes: Timed passes, forward and backward, of each candidate.
-
-    Example:
-        >>> step = CompiledStep(nn.Conv2d(3, 3, 1), "off")
-        >>> step(torch.ones(1, 3, 4, 5)).shape
-        torch.Size([1, 3, 4, 5])
     """
 
     def __init__(
@@ -148,11 +126,7 @@ class CompiledStep:
         return self._compiled is not None
 
     def use(self, compiled: bool) -> None:
-        """Settle what runs, without measuring.
-
-        Args:
-            compiled: Whether the compiled network does.
-        """
+        """Settle what runs, without measuring."""
         self.pending = False
         if not compiled:
             self._compiled = None
@@ -166,12 +140,7 @@ class CompiledStep:
     def __call__(
         self, noisy: Float[Tensor, "batch bands height width"], estimate: SpectralEstimate | None = None
     ) -> Float[Tensor, "batch bands height width"]:
-        """Denoise a batch.
-
-        Args:
-            noisy: Noisy cubes.
-            estimate: Their spectral Wiener estimate, if it came with the batch.
-        """
+        """Denoise a batch."""
         if self._compiled is not None:
             try:
                 return self._run(self._compiled, noisy, estimate)
@@ -193,13 +162,7 @@ class CompiledStep:
         noisy: Float[Tensor, "batch bands height width"],
         estimate: SpectralEstimate | None = None,
     ) -> None:
-        """Time both on a batch and keep the faster; gradients are cleared, weights and random state left alone.
-
-        Args:
-            loss: Gives the loss of an estimate.
-            noisy: A batch as training has them.
-            estimate: Its spectral Wiener estimate, if the batch came with one.
-        """
+        """Time both on a batch and keep the faster; gradients are cleared, weights and random state left alone."""
         devices = [noisy.device] if noisy.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             self.use(False)

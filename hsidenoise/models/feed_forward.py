@@ -33,27 +33,13 @@ class DilatedDepthwiseConv2d(nn.Conv2d):
     which meets an undilated kernel. The output is the same; what oneDNN does backwards of a dilated depth-wise
     kernel is not: with PyTorch 2.13, bfloat16 and channels-last its weight gradient is wrong (of the order of its
     own size, or uninitialised memory such as 1e27), and takes twenty times as long.
-
-    Args:
-        channels: Channels in and out.
-        dilation: Distance between the taps, at least 1.
-        bias: Whether there is one.
-
-    Example:
-        >>> import torch
-        >>> DilatedDepthwiseConv2d(4, dilation=3)(torch.zeros(1, 4, 5, 7)).shape
-        torch.Size([1, 4, 5, 7])
     """
 
     def __init__(self, channels: int, dilation: int, bias: bool = False) -> None:
         super().__init__(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=bias)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Convolve every channel on its own.
-
-        Args:
-            x: Features.
-        """
+        """Convolve every channel on its own."""
         if not trains_on_cpu(x):
             return super().forward(x)
         batch, channels, height, width = x.shape
@@ -81,11 +67,6 @@ class MultiScaleFeedForward(nn.Module):
         expansion: Width of each group relative to ``channels``, rounded down.
         bias: Whether the convolutions have one.
 
-    Example:
-        >>> import torch
-        >>> MultiScaleFeedForward(8)(torch.zeros(1, 8, 5, 6)).shape
-        torch.Size([1, 8, 5, 6])
-
     References:
         Hu et al., "Hybrid Convolutional and Attention Network for Hyperspectral Image Denoising", IEEE GRSL 2024,
         arXiv 2403.10067, section II-C.
@@ -101,11 +82,7 @@ class MultiScaleFeedForward(nn.Module):
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Mix channels and scales.
-
-        Args:
-            x: Normalised features.
-        """
+        """Mix channels and scales."""
         if in_pieces(x):
             return self._by_pieces(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         # Three convolutions with a third of the weights each, not one and chunk(): slices of a channels-last tensor
@@ -143,20 +120,7 @@ def _thirds(bias: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 class Mlp(nn.Module):
-    """Two 1x1 convolutions around a GELU: a feed-forward that sees no neighbours.
-
-    Args:
-        channels: Channels in and out.
-        expansion: Width between the two relative to ``channels``, rounded down.
-
-    Example:
-        >>> import torch
-        >>> Mlp(8)(torch.zeros(1, 8, 5, 6)).shape
-        torch.Size([1, 8, 5, 6])
-
-    References:
-        Vaswani et al., "Attention is all you need", NeurIPS 2017, arXiv 1706.03762, section 3.3.
-    """
+    """Two 1x1 convolutions around a GELU: a feed-forward that sees no neighbours."""
 
     def __init__(self, channels: int, expansion: float = 4.0) -> None:
         super().__init__()
@@ -165,9 +129,5 @@ class Mlp(nn.Module):
         self.project_out = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Mix channels.
-
-        Args:
-            x: Normalised features.
-        """
+        """Mix channels."""
         return cast(Tensor, self.project_out(F.gelu(self.project_in(x))))

@@ -60,13 +60,6 @@ class ConvAttentionFusion(nn.Module):
 
     Raises:
         ValueError: If ``channels`` is not a multiple of ``heads``.
-
-    Example:
-        >>> ConvAttentionFusion(8, heads=2)(torch.zeros(1, 8, 5, 6)).shape
-        torch.Size([1, 8, 5, 6])
-
-    References:
-        arXiv 2403.10067, section II-B.
     """
 
     def __init__(self, channels: int, heads: int, bias: bool = False, released_local_branch: bool = False) -> None:
@@ -83,11 +76,7 @@ class ConvAttentionFusion(nn.Module):
         self.dep_conv = nn.Conv2d(LOCAL_MAPS * width, channels, 3, padding=1, groups=width)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Add the global and the local branch.
-
-        Args:
-            x: Normalised features.
-        """
+        """Add the global and the local branch."""
         if in_pieces(x):
             return self._by_pieces(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         qkv = self.qkv_dwconv(self.qkv(x))
@@ -219,16 +208,8 @@ def _inverse_norm(x: Tensor) -> Tensor:
 class ChannelAttention(nn.Module):
     """The global branch of CAFM on its own: attention between the channels of each head, over all pixels.
 
-    Args:
-        channels: Channels in and out, a multiple of ``heads``.
-        heads: Number of heads.
-
     Raises:
         ValueError: If ``channels`` is not a multiple of ``heads``.
-
-    Example:
-        >>> ChannelAttention(8, heads=2)(torch.zeros(1, 8, 5, 6)).shape
-        torch.Size([1, 8, 5, 6])
 
     References:
         Zamir et al., "Restormer", CVPR 2022, arXiv 2111.09881; arXiv 2403.10067, section II-B.
@@ -243,11 +224,7 @@ class ChannelAttention(nn.Module):
         self.project_out = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Attend.
-
-        Args:
-            x: Normalised features.
-        """
+        """Attend."""
         return cast(Tensor, self.project_out(_attend(self.qkv_dwconv(self.qkv(x)), self.temperature)))
 
 
@@ -264,10 +241,6 @@ class SpectralConv(nn.Module):
 
     Raises:
         ValueError: If ``features`` does not divide ``channels``.
-
-    Example:
-        >>> SpectralConv(12, features=2)(torch.zeros(1, 12, 5, 6)).shape
-        torch.Size([1, 12, 5, 6])
     """
 
     def __init__(self, channels: int, features: int = 4) -> None:
@@ -285,11 +258,7 @@ class SpectralConv(nn.Module):
         self.line, self.features = line, features
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Convolve.
-
-        Args:
-            x: Features.
-        """
+        """Convolve."""
         channels = self.line * self.features
         neighbours = cast(Tensor, self.neighbours).to(self.weight.dtype)
         taps = self.weight.reshape(len(self.bias), 3, self.features, 3, 3)  # (out, tap, in, height, width)
@@ -299,12 +268,7 @@ class SpectralConv(nn.Module):
 
 
 class LocalBranch(nn.Module):
-    """Local branch of CAFM: 1x1 convolution, channel shuffle, 3x3x3 convolution.
-
-    Args:
-        channels: Channels in and out.
-        features: See ``SpectralConv``.
-    """
+    """Local branch of CAFM: 1x1 convolution, channel shuffle, 3x3x3 convolution."""
 
     def __init__(self, channels: int, features: int = 4) -> None:
         super().__init__()
@@ -313,11 +277,7 @@ class LocalBranch(nn.Module):
         self.spectral = SpectralConv(channels, features)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Mix the channels of a pixel, then look at its neighbours in space and along the channels.
-
-        Args:
-            x: Normalised features.
-        """
+        """Mix the channels of a pixel, then look at its neighbours in space and along the channels."""
         return cast(Tensor, self.spectral(self.shuffle(self.mix(x))))
 
 

@@ -35,23 +35,7 @@ SIZE_MULTIPLE = 2 ** (LEVELS - 1)
 
 
 class CAMixingBlock(nn.Module):
-    """One block of HCANet: ``x += CAFM(norm(x)); x += MSFN(norm(x))``.
-
-    Args:
-        channels: Channels in and out.
-        heads: Heads of the attention.
-        expansion: Width of the feed-forward groups relative to ``channels``.
-        bias: Whether the convolutions have one.
-        norm_bias: Whether the layer norms centre and shift (``LayerNorm2d``).
-        released_local_branch: See ``ConvAttentionFusion``.
-
-    Example:
-        >>> CAMixingBlock(8, heads=2)(torch.zeros(1, 8, 5, 6)).shape
-        torch.Size([1, 8, 5, 6])
-
-    References:
-        arXiv 2403.10067, section II-A.
-    """
+    """One block of HCANet: ``x += CAFM(norm(x)); x += MSFN(norm(x))``."""
 
     def __init__(
         self,
@@ -69,11 +53,7 @@ class CAMixingBlock(nn.Module):
         self.ffn = MultiScaleFeedForward(channels, expansion, bias)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Mix channels and neighbours.
-
-        Args:
-            x: Features.
-        """
+        """Mix channels and neighbours."""
         x = x + self.attn(self.norm1(x))
         return cast(Tensor, x + self.ffn(self.norm2(x)))
 
@@ -107,9 +87,6 @@ class HCANet(nn.Module):
         >>> network = HCANet(bands=5, dim=8, num_blocks=(1, 1, 1))
         >>> network(torch.zeros(1, 5, 6, 7)).shape
         torch.Size([1, 5, 6, 7])
-
-    References:
-        Hu et al., IEEE GRSL 2024, doi:10.1109/LGRS.2024.3370299, arXiv 2403.10067.
     """
 
     def __init__(
@@ -167,9 +144,6 @@ class HCANet(nn.Module):
 
         Args:
             noisy: Cubes scaled as in training, usually to [0, 1].
-
-        Returns:
-            The denoised cubes.
 
         Raises:
             ValueError: If the cubes have another number of bands than the network.

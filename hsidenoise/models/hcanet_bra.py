@@ -47,16 +47,6 @@ class CAMixingBlock(nn.Module):
     """``x += CAFM(norm(x)); x += MSFN(norm(x))``, by default with bi-level routing attention as CAFM's global branch.
 
     The switches are those of ``HCANetBRA``. With neither attention nor a local branch the first line is left out.
-
-    Args:
-        channels: Channels in and out.
-        heads: Heads of the attention.
-        region_size: Side of a routing region in pixels.
-        topk: Regions that each region attends to.
-        expansion: Width of MSFN's groups relative to ``channels``.
-        attention: Global branch.
-        local: Local branch.
-        feed_forward: What follows.
     """
 
     def __init__(
@@ -92,11 +82,7 @@ class CAMixingBlock(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Fuse and feed forward.
-
-        Args:
-            x: Features, best in channels-last memory format.
-        """
+        """Fuse and feed forward."""
         if self.norm1 is not None:
             normed = self.norm1(x)
             if isinstance(self.attention, BiLevelRoutingAttention):
@@ -110,11 +96,6 @@ class CAMixingBlock(nn.Module):
 
 def mirrored_bands(given: int, bands: int, device: torch.device | str = "cpu") -> Int[Tensor, " bands"]:
     """Indices that continue a cube of ``given`` bands to ``bands`` by going back and forth over its spectrum.
-
-    Args:
-        given: Bands that the cube has, at least 1.
-        bands: Bands that the network takes, at least ``given``.
-        device: Where the indices are needed.
 
     Example:
         >>> mirrored_bands(3, 7).tolist()
@@ -154,9 +135,6 @@ class HCANetBRA(nn.Module):
         >>> network = HCANetBRA(bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4))
         >>> network(torch.rand(1, 8, 21, 30)).shape
         torch.Size([1, 8, 21, 30])
-
-    References:
-        Hu et al., IEEE GRSL 2024, arXiv:2403.10067; Zhu et al., CVPR 2023, arXiv:2303.08810.
     """
 
     def __init__(
@@ -265,16 +243,7 @@ class HCANetBRA(nn.Module):
         return self.refine(*self.estimate(noisy))
 
     def estimate(self, noisy: Float[Tensor, "batch given height width"]) -> SpectralEstimate:
-        """Make the spectral Wiener estimate that :meth:`refine` takes: all that is not learnt (``skip="wiener"``).
-
-        Args:
-            noisy: Cubes scaled to about [0, 1].
-
-        Example:
-            >>> network = HCANetBRA(bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4), wiener_rounds=2)
-            >>> network.estimate(torch.rand(1, 8, 21, 30)).sigma.shape
-            torch.Size([1, 8])
-        """
+        """Make the spectral Wiener estimate that :meth:`refine` takes: all that is not learnt (``skip="wiener"``)."""
         return spectral_wiener(noisy, self.config["wiener_rounds"], self.config["wiener_overlap"])
 
     def refine(

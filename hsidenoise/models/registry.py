@@ -34,9 +34,6 @@ _LEVELS = 3
 def check_config(config: Mapping[str, Any]) -> None:
     """Refuse a configuration with wild numbers or wrong types, before anything is built.
 
-    Args:
-        config: Arguments of a network. Names that are none are left to its constructor.
-
     Raises:
         ValueError: If one is out of :data:`BOUNDS` or of another type; it names the argument.
 

@@ -47,13 +47,6 @@ def load_released(state: Mapping[str, Any], config: Mapping[str, Any] | None = N
 
     Raises:
         ValueError: If an argument is unknown, or a weight is missing, unexpected or of another shape.
-
-    Example:
-        >>> config = {"inp_channels": 5, "out_channels": 5, "dim": 8, "num_blocks": [1, 1, 1], "heads": [1, 2, 4]}
-        >>> load_released({}, config)
-        Traceback (most recent call last):
-        ...
-        ValueError: the weights are not those of this HCANet configuration: 109 missing (patch_embed.proj.weight, ...)
     """
     network = HCANet(**_own_arguments(config or {}))
     expected = {_released_name(name): (name, weight) for name, weight in network.state_dict().items()}

@@ -137,10 +137,6 @@ def load_model(source: str | Path = DEFAULT_WEIGHTS, *, device: torch.device | s
 def start_from(network: nn.Module, source: str | Path) -> None:
     """Give a network the values of saved weights.
 
-    Args:
-        network: Network to fill, in place.
-        source: Name or file of weights of the same network.
-
     Raises:
         ValueError: If the weights belong to another network or another configuration of it.
     """
@@ -195,9 +191,6 @@ def read_header(source: str | Path) -> dict[str, str]:
 
 def asked_of(facts: Mapping[str, str]) -> dict[str, int]:
     """What weights ask :func:`hsidenoise.denoise` to take by default.
-
-    Args:
-        facts: Header of a weights file, or the metadata of an exported one (``null``: not asked for).
 
     Raises:
         ValueError: If a value is none of :data:`ASKED`; it names the field.
@@ -261,17 +254,8 @@ def scenes_seen(header: Mapping[str, str], key: str = TRAINING_SCENES) -> list[s
 def read_json(facts: Mapping[str, str], name: str, kind: type[_Kind]) -> _Kind:
     """A field of a header that holds JSON, refused unless it is short, plain and of the kind that is expected.
 
-    Args:
-        facts: Header, or metadata.
-        name: Field.
-        kind: Such as ``dict``.
-
     Raises:
         ValueError: If it is not; it names the field.
-
-    Example:
-        >>> read_json({"scenes": '["a"]'}, "scenes", list)
-        ['a']
     """
     text = facts.get(name, "")
     if len(text) > LARGEST_FIELD:
@@ -287,9 +271,6 @@ def read_json(facts: Mapping[str, str], name: str, kind: type[_Kind]) -> _Kind:
 
 def sha256(source: str | Path) -> str:
     """SHA-256 of a weights file, in hexadecimal: a result's table states it.
-
-    Args:
-        source: Name in :data:`WEIGHTS`, or path of a weights file.
 
     Raises:
         FileNotFoundError: If the file does not exist.

@@ -37,9 +37,6 @@ _NORMAL_MEDIAN = 0.6745  # median of |z| for a standard normal z, as the network
 def dead_columns(noisy: Float[Tensor, "batch bands height width"]) -> Bool[Tensor, "batch bands height width"]:
     """Find the columns in which a noisy band has one and the same value, while most other bands have not.
 
-    Args:
-        noisy: Noisy cubes on about [0, 1].
-
     Returns:
         True all along a dead column of a band; a view. False everywhere if columns are too short to tell.
 
@@ -67,10 +64,6 @@ def bridge(
     noisy: Float[Tensor, "batch bands height width"], dead: Bool[Tensor, "batch bands height width"]
 ) -> Float[Tensor, "batch bands height width"]:
     """Replace dead columns by what lies between the nearest living ones of their band.
-
-    Args:
-        noisy: Noisy cubes.
-        dead: What :func:`dead_columns` finds.
 
     Example:
         >>> dead = torch.tensor([False, True, False, True]).expand(1, 1, 1, 4)
@@ -140,12 +133,7 @@ def without_common(offset: Float[Tensor, "batch bands width"]) -> Float[Tensor, 
 
 
 def robust_spread(residual: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch bands"]:
-    """Standard deviation of each band from the median of its magnitudes, at least :data:`SIGMA_FLOOR`.
-
-    Example:
-        >>> round(float(robust_spread(0.1 * torch.randn(1, 1, 40, 50)).mean()), 1)
-        0.1
-    """
+    """Standard deviation of each band from the median of its magnitudes, at least :data:`SIGMA_FLOOR`."""
     step = max(1, int((residual.shape[2] * residual.shape[3] / _MEDIAN_PIXELS) ** 0.5))
     sample = residual[:, :, ::step, ::step].abs().flatten(2)
     return (_median(sample) / _NORMAL_MEDIAN).clamp_min(SIGMA_FLOOR)
@@ -163,11 +151,6 @@ def trust(
     residual: Float[Tensor, "batch bands height width"], spread: Float[Tensor, "#batch bands"], sigmas: float
 ) -> Float[Tensor, "batch bands height width"]:
     """Weight of each value, from 1 where it is explained to 0 where it is far off.
-
-    Args:
-        residual: What an estimate leaves of noisy cubes.
-        spread: Standard deviation of the noise in each band of it.
-        sigmas: A value off by this many of them counts half.
 
     Example:
         >>> trust(torch.tensor([[[[0.0, 2.0, 20.0]]]]), torch.ones(1, 1), 2.0).flatten().round(decimals=2).tolist()

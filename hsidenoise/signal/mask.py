@@ -82,9 +82,6 @@ def find_extremes(cube: Real[np.ndarray, "bands height width"]) -> Extremes:
     :data:`MARKS`) that is there more than once need be twice as far and half a spread. All beyond it are of its kind.
     They are either one and the same value, or marks, or at most 1 % of all.
 
-    Args:
-        cube: Values in any unit, any real dtype; what is NaN or infinite is passed over.
-
     Returns:
         The range of what is a measurement, and what lies outside of it.
 
@@ -139,10 +136,6 @@ def scorable(
     Left out is what is NaN or infinite in one of them, and a mark that both have in the same place: the one value that
     :func:`find_extremes` finds at an end of the clean cube. A band without anything else is left out as a band, a pixel
     if a value of any other band is left out.
-
-    Args:
-        denoised: Estimate.
-        clean: Truth, of the same shape.
 
     Raises:
         ValueError: If nothing is left.

@@ -89,13 +89,7 @@ def normal_quantile(share: float) -> float:
 
 
 def spectral_covariance(cube: Shaped[np.ndarray, "bands height width"]) -> Float64[np.ndarray, "bands bands"]:
-    """Covariance of the spectra of a cube.
-
-    Example:
-        >>> spectral_covariance(np.array([[[0, 2]], [[3, 1]]]))
-        array([[ 1., -1.],
-               [-1.,  1.]])
-    """
+    """Covariance of the spectra of a cube."""
     flat = cube.reshape(len(cube), -1).astype(np.float64)
     flat -= flat.mean(axis=1, keepdims=True)
     return np.asarray(flat @ flat.T / flat.shape[1])
@@ -140,10 +134,6 @@ def noise_sigma(noisy: Float32[np.ndarray, "bands height width"]) -> Float64[np.
     Example:
         >>> noise_sigma(np.random.default_rng(0).normal(0.5, 0.1, (2, 60, 70)).astype(np.float32)).round(2)
         array([0.1, 0.1])
-
-    References:
-        Bioucas-Dias and Nascimento, "Hyperspectral Subspace Identification", IEEE TGRS 2008, section II-A.
-        doi:10.1109/TGRS.2008.918089
     """
     return np.asarray(np.maximum(np.minimum(noise_level(noisy), unexplained_by_others(noisy)), CLASSICAL_FLOOR))
 
@@ -151,16 +141,8 @@ def noise_sigma(noisy: Float32[np.ndarray, "bands height width"]) -> Float64[np.
 def unexplained_by_others(noisy: Float32[np.ndarray, "bands height width"]) -> Float64[np.ndarray, " bands"]:
     """Standard deviation of what a linear regression on all other bands leaves of each band.
 
-    Args:
-        noisy: Noisy cube of any size and unit.
-
     Returns:
         One level per band; infinite where there are fewer than three bands, or fewer pixels than twice the bands.
-
-    Example:
-        >>> planes = np.random.default_rng(0).random((2, 20, 30), dtype=np.float32)
-        >>> bool(unexplained_by_others(np.concatenate([planes, planes.sum(axis=0, keepdims=True)])).max() < 1e-4)
-        True
     """
     bands, pixels = len(noisy), noisy[0].size
     if bands < 3 or pixels < 2 * bands:
@@ -173,9 +155,6 @@ def spread_of_most(residual: Float[np.ndarray, "bands height width"]) -> Float64
 
     A low quantile of the magnitudes, divided by that of a normal variable: impulses can hit half of the pixels of a
     band and more, and a median would follow them.
-
-    Args:
-        residual: Noisy cube minus an estimate of the clean one.
 
     Example:
         >>> residual = np.random.default_rng(0).normal(0.0, 0.1, (2, 60, 70))
@@ -215,10 +194,6 @@ def bad_bands(
         >>> cube[3] = rng.random((20, 30))
         >>> np.flatnonzero(bad_bands(cube))
         array([3])
-
-    References:
-        Bioucas-Dias and Nascimento, IEEE TGRS 2008, section II-A (noise by regression on the other bands).
-        doi:10.1109/TGRS.2008.918089
     """
     _check(cube)
     if not 0.0 < unexplained < 1.0:

@@ -118,20 +118,6 @@ def pilot_filter_batch(
     """Make the pilot filter with a gradient to the pilot, to train a network for what comes after it.
 
     What is estimated on the way (noise, subspace, outliers) counts as constant.
-
-    Args:
-        noisy: Noisy cubes scaled to about [0, 1].
-        pilot: The network's answers.
-        stride: As in :func:`pilot_filter`.
-
-    Returns:
-        The results, float32.
-
-    Example:
-        >>> pilot = torch.rand(1, 4, 20, 30, requires_grad=True)
-        >>> pilot_filter_batch(torch.rand(1, 4, 20, 30), pilot).sum().backward()
-        >>> pilot.grad.shape
-        torch.Size([1, 4, 20, 30])
     """
     results = []
     for one, guide in zip(noisy.float(), pilot.float(), strict=True):
@@ -199,12 +185,6 @@ def repeat_pilot_filter(
 
     Returns:
         The result, in the unit of ``noisy``; ``denoised`` itself if there is nothing to do.
-
-    Example:
-        >>> noisy = np.random.default_rng(0).integers(900, 1100, (3, 20, 30)).astype(np.uint16)
-        >>> denoised = np.full(noisy.shape, 1000, dtype=np.float32)
-        >>> bool(np.std(repeat_pilot_filter(noisy, denoised, 1, Scaling("minmax", 900, 200, "")) - 1000) < 5)
-        True
     """
     if count:
         scaled, pilot = scaling.apply(noisy), scaling.apply(denoised)

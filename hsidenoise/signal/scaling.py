@@ -78,9 +78,6 @@ class Scaling:
     def apply(self, values: Real[np.ndarray, "bands height width"]) -> Float32[np.ndarray, "bands height width"]:
         """Scale values of the cube (or of a tile of it).
 
-        Args:
-            values: In the cube's unit, any real dtype; left untouched.
-
         Returns:
             A new array; what lies outside the fitted range stays outside [0, 1], nothing is clipped. What
             :meth:`hides` is the median of its band here.
@@ -94,11 +91,7 @@ class Scaling:
         return scaled
 
     def hides(self, values: Real[np.ndarray, "*axes"]) -> Bool[np.ndarray, "*axes"]:
-        """Which values are no measurement: a network does not see them, and they come back as they are.
-
-        Args:
-            values: In the cube's unit.
-        """
+        """Which values are no measurement: a network does not see them, and they come back as they are."""
         with np.errstate(over="ignore"):  # a bound beyond the type of the values hides nothing
             hidden: np.ndarray = (values < self.low) | (values > self.high)
         return hidden
@@ -148,16 +141,8 @@ def floating(dtype: DTypeLike) -> np.dtype[np.floating[Any]]:
 def value_range(values: Real[np.ndarray, "bands height width"], name: str = "the cube") -> tuple[float, float]:
     """Smallest and largest value of a cube, which must be finite as all the others.
 
-    Args:
-        values: Cube in any unit.
-        name: What to call it in the message.
-
     Raises:
         ValueError: If an axis is empty, or a value is NaN or infinite.
-
-    Example:
-        >>> value_range(np.arange(24).reshape(2, 3, 4))
-        (0.0, 23.0)
     """
     if values.size == 0:
         raise ValueError(f"{name} is empty: an axis of {values.shape} (bands, height, width) has no element")
@@ -176,10 +161,6 @@ def to_unit_range(
     values: Float32[np.ndarray, "bands height width"], name: str = "the cube"
 ) -> tuple[Float32[np.ndarray, "bands height width"], float, float]:
     """Scale a clean cube to [0, 1] by its smallest and largest value, one scale for all bands.
-
-    Args:
-        values: Clean cube in any unit; left untouched.
-        name: What to call it in the message.
 
     Returns:
         The scaled cube, and the values that were taken to 0 and to 1.
@@ -200,16 +181,7 @@ def to_unit_range(
 def centre_crop(
     values: Shaped[np.ndarray, "bands height width"], size: int
 ) -> Shaped[np.ndarray, "bands cropped_height cropped_width"]:
-    """Centre square of a cube (a view); a side shorter than ``size`` is kept whole.
-
-    Args:
-        values: Cube.
-        size: Side of the square in pixels.
-
-    Example:
-        >>> centre_crop(np.zeros((3, 10, 4), dtype=np.float32), 6).shape
-        (3, 6, 4)
-    """
+    """Centre square of a cube (a view); a side shorter than ``size`` is kept whole."""
     height, width = values.shape[1:]
     top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
     return values[:, top : top + size, left : left + size]

@@ -136,11 +136,6 @@ def tapers(length: int, tile: int, overlap: int) -> Float64[np.ndarray, "tiles t
     Each falls off as a squared sine over what it shares with its neighbour and is flat elsewhere, also at the two
     ends of the axis; then all are divided by their sum, so that the weights at any position add up to one.
 
-    Args:
-        length: Size of the axis, at least 1.
-        tile: Size of a tile, at least 1.
-        overlap: Smallest overlap of neighbours, from 0 to ``tile - 1``.
-
     Returns:
         Weights above 0 and at most 1; the rows are as long as a tile, or as the axis if that is shorter.
 
@@ -175,10 +170,6 @@ def reflect_bands(
 
     The last band is not repeated (0 1 2 1 0 1 ...), and mirroring goes on for as long as needed; a single band is
     replicated. The cube itself comes first, so the answer is cropped with ``[:bands]``.
-
-    Args:
-        cube: Any cube.
-        count: Number of bands wanted.
 
     Returns:
         The cube itself if it has enough bands, else a new array of ``count`` bands.
@@ -271,9 +262,6 @@ class Tiling:
 class Blend:
     """Weighted sum of the tiles of a cube, fed one tile at a time.
 
-    Args:
-        tiling: The grid; each of its tiles must be added once.
-
     Example:
         >>> cube = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
         >>> tiling = Tiling(cube.shape, tile=(2, 3, 3), overlap=(0, 0, 2))
@@ -290,10 +278,6 @@ class Blend:
 
     def add(self, tile: Tile, values: Float32[np.ndarray, "bands height width"]) -> None:
         """Add what was computed for one tile.
-
-        Args:
-            tile: Its place.
-            values: Its values; left untouched.
 
         Raises:
             ValueError: If the values do not have the tile's shape.

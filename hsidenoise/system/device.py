@@ -24,10 +24,6 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
 
     Raises:
         ValueError: If there is no such kind of device, or this machine has none.
-
-    Example:
-        >>> find_device("cpu")
-        device(type='cpu')
     """
     if device is None:
         # Apple's GPU is not chosen by itself: it lacks the eigen-decomposition that the networks here use
@@ -48,12 +44,7 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def home(network: nn.Module) -> torch.device | None:
-    """Where a network is; None if it has no tensors.
-
-    Example:
-        >>> home(nn.Linear(2, 3))
-        device(type='cpu')
-    """
+    """Where a network is; None if it has no tensors."""
     tensors = (*network.parameters(), *network.buffers())
     return tensors[0].device if tensors else None
 
@@ -61,10 +52,6 @@ def home(network: nn.Module) -> torch.device | None:
 @contextmanager
 def in_use(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Network on a device and in evaluation mode; both as they were afterwards, module by module.
-
-    Args:
-        network: Network to use.
-        device: Where to use it.
 
     Example:
         >>> network = nn.Dropout()
@@ -98,10 +85,6 @@ def find_precision(precision: Precision, device: torch.device) -> Literal["float
 
     Raises:
         ValueError: If it is none of the three.
-
-    Example:
-        >>> find_precision("float32", torch.device("cpu"))
-        'float32'
     """
     if precision not in ("float32", "bfloat16", "auto"):
         raise ValueError(f"unknown precision {precision!r}; choose float32, bfloat16 or auto")
@@ -121,12 +104,7 @@ def _has_amx() -> bool:
 
 
 def autocast(device: torch.device, precision: Literal["float32", "bfloat16"]) -> torch.autocast:
-    """Context in which a network runs in a precision; its weights stay as they are.
-
-    Args:
-        device: Where it runs.
-        precision: ``bfloat16`` for products and convolutions in bfloat16, ``float32`` for nothing to change.
-    """
+    """Context in which a network runs in a precision; its weights stay as they are."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 

@@ -45,9 +45,6 @@ _FOREIGN = (  # first bytes, in lower case
 def check_source(path: str | Path) -> None:
     """Refuse, before anything else is looked at, what cannot be the file of a cube.
 
-    Args:
-        path: A file, or a folder.
-
     Raises:
         OSError: If it is missing, cannot be opened, or is a pipe, a socket or a device.
         ValueError: If it is a Git LFS pointer, a web page, a zip archive or a NumPy file.
@@ -170,19 +167,8 @@ def replacing(target: str | Path, *, folder: bool = False) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, whole or not at all.
 
-    Args:
-        path: The file, in an existing folder.
-        text: Its content; lines end as they do here, on every system.
-
     Raises:
         OSError: If it cannot be written.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as name:
-        ...     write_text(Path(name, "a.txt"), "text")
-        ...     Path(name, "a.txt").read_text()
-        'text'
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
@@ -193,12 +179,6 @@ def remove_leftovers(folder: Path) -> None:
 
     Left alone: those of a process that runs, of another user, and, for a day after they were last written to, those of
     a process that cannot be asked for: on another machine, in another container, or before a restart.
-
-    Args:
-        folder: The folder; what lies deeper is not looked at.
-
-    Example:
-        >>> remove_leftovers(Path("/no/such/folder"))
     """
     with suppress(OSError):
         for path in [path for path in folder.iterdir() if path.name.startswith(_MARK) and path.suffix == _PART]:
@@ -267,16 +247,9 @@ def sha256(path: str | Path, *, ending: str = "") -> str:
 def commit(package: Path = Path(__file__).parent) -> str:
     """Commit that the code of this package is at, with ``-dirty`` if a tracked file differs from it.
 
-    Args:
-        package: Folder of the package, directly inside its repository.
-
     Returns:
         The first twelve digits of its hash; ``unknown`` without git, or where the package does not lie in a repository
         of its own.
-
-    Example:
-        >>> commit(Path("/nowhere"))
-        'unknown'
     """
 
     def git(*arguments: str) -> str:

@@ -31,15 +31,7 @@ _INSTRUCTION_SETS = {
 
 
 def describe_machine(threads: int) -> str:
-    """Processor, cores, memory, GPU and versions in one line, for the head of a table.
-
-    Args:
-        threads: Threads that the measurement computed with.
-
-    Example:
-        >>> "2 threads" in describe_machine(2)
-        True
-    """
+    """Processor, cores, memory, GPU and versions in one line, for the head of a table."""
     information = _read(_CPUINFO)
     cpu = _field(information, "model name", "Model") or platform.processor() or platform.machine()
     flags = set(_field(information, "flags", "Features").split())
@@ -81,14 +73,6 @@ def free_memory(device: torch.device) -> int | None:
 
     On a CPU the least of what the system has to spare, what the control group (a container) allows, and what
     ``ulimit -v`` allows. On a GPU what the driver has to spare and what PyTorch keeps for reuse.
-
-    Args:
-        device: Such as ``torch.device("cpu")``.
-
-    Example:
-        >>> free = free_memory(torch.device("cpu"))
-        >>> free is None or free > 0
-        True
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -105,16 +89,6 @@ class PeakMemory:
 
     ``resource.getrusage`` alone misleads: its peak never falls, and a child process starts with its parent's. Linux can
     forget the peak; elsewhere what getrusage says is all there is.
-
-    Args:
-        device: Where the tensors are; on a GPU only tensors count.
-
-    Example:
-        >>> memory = PeakMemory(torch.device("cpu"))
-        >>> block = torch.ones(1_000_000)  # counts if the system gave it; memory freed before may be used again
-        >>> total, added = memory.read()
-        >>> total > added >= 0
-        True
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -217,9 +191,6 @@ def count_operations(run: Callable[[], object]) -> int:
 
     Nothing is computed where the call does not look at its own values; else it is computed once more.
 
-    Args:
-        run: What to count. Its tensors are used as they are.
-
     Example:
         >>> matrix = torch.ones(3, 4)
         >>> count_operations(lambda: matrix @ matrix.mT)
@@ -254,12 +225,6 @@ def run_module(module: str, task: str, result: Path, *, threads: int) -> None:
 
     Raises:
         RuntimeError: If it failed or was killed; the message says which in one line.
-
-    Example:
-        >>> run_module("no_such_module", "", Path("nowhere"), threads=1)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ...
-        RuntimeError: ...No module named no_such_module
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", module, task, str(result)]

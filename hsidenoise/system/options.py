@@ -53,11 +53,6 @@ def option(
 def with_changes(options: _Options, changes: Mapping[str, Any], function: str) -> _Options:
     """Options with some of them changed by name.
 
-    Args:
-        options: A dataclass of options.
-        changes: Name -> value.
-        function: What was called, for the message.
-
     Raises:
         TypeError: If there is no such option; the message suggests another name.
 

@@ -19,9 +19,6 @@ _EVENTS = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def check_yaml(text: str) -> None:
     r"""Refuse a text that is too large, too deep, or grows by references to what it holds.
 
-    Args:
-        text: YAML.
-
     Raises:
         yaml.YAMLError: If it is, or no YAML.
 
@@ -52,9 +49,6 @@ def check_yaml(text: str) -> None:
 
 def read_yaml(path: str | Path) -> Any:
     """Read a YAML file of plain values.
-
-    Args:
-        path: File in UTF-8.
 
     Raises:
         ValueError: If it is none, or :func:`check_yaml` refuses it; in one line.

@@ -79,9 +79,6 @@ def routed_attention(
         >>> index = torch.tensor([[[0, 1], [1, 2], [2, 3], [3, 4], [4, 5], [5, 0]]])
         >>> routed_attention(q, k, v, index, heads=2, scale=0.5).shape
         torch.Size([1, 6, 16, 8])
-
-    References:
-        Zhu et al., CVPR 2023, arXiv:2303.08810, equations (4) to (6).
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend '{backend}' is not one of {', '.join(BACKENDS)}")
@@ -120,12 +117,7 @@ def routed_attention(
 
 
 def is_exporting() -> bool:
-    """Whether torch.export (or torch.onnx above it) is looking: no loops of unknown length, no operators of our own.
-
-    Example:
-        >>> is_exporting()
-        False
-    """
+    """Whether torch.export (or torch.onnx above it) is looking: no loops of unknown length, no operators of our own."""
     return bool(torch.compiler.is_exporting()) or torch.onnx.is_in_onnx_export()
 
 
@@ -187,13 +179,6 @@ def flex_limit(
 ) -> str | None:
     """Why FlexAttention cannot do this, in words; None where it can.
 
-    Args:
-        q: Queries by region.
-        k: Keys by region.
-        v: Values by region.
-        heads: Number of heads.
-        weight: Routing weights, which it has no place for.
-
     Example:
         >>> x = torch.zeros(1, 4, 49, 32, device="meta")
         >>> flex_limit(x, x, x, heads=1)
@@ -230,20 +215,6 @@ def routed_flex(
     Tokens lie region after region, so that the pixels of one region are one block of the mask, and the kernel reads the
     chosen blocks where they are. Compiled on an accelerator. On a CPU it runs uncompiled, without gradients and with
     the whole attention matrix: to be tested, not to be used.
-
-    Args:
-        q: Queries by region.
-        k: Keys by region.
-        v: Values by region.
-        index: Regions that each region attends to, each once.
-        heads: Number of heads.
-        scale: Factor of the dot products.
-        mask: False where a key is padding.
-
-    Example:
-        >>> q, k, v = torch.randn(3, 1, 4, 16, 8).unbind()
-        >>> routed_flex(q, k, v, torch.tensor([[[0], [2], [3], [1]]]), heads=2, scale=0.5).shape
-        torch.Size([1, 4, 16, 8])
 
     References:
         Dong et al., "FlexAttention", 2024, arXiv:2412.05496.

@@ -150,16 +150,8 @@ class StochasticDepth(nn.Module):
 
     Random numbers come from PyTorch's generator, as those of its dropout do.
 
-    Args:
-        probability: Of leaving an image out, in [0, 1).
-
     Raises:
         ValueError: If the probability is out of its range.
-
-    Example:
-        >>> branch = StochasticDepth(0.5)(torch.ones(64, 1, 1, 1))
-        >>> sorted(set(branch.flatten().tolist()))
-        [0.0, 2.0]
 
     References:
         Huang et al., "Deep networks with stochastic depth", ECCV 2016, arXiv:1603.09382.
@@ -172,11 +164,7 @@ class StochasticDepth(nn.Module):
         self.probability = probability
 
     def forward(self, branch: Float[Tensor, "batch dim height width"]) -> Float[Tensor, "batch dim height width"]:
-        """Keep or leave out.
-
-        Args:
-            branch: What is about to be added to the residual path.
-        """
+        """Keep or leave out."""
         if not self.training or self.probability == 0:
             return branch
         kept = 1 - self.probability

@@ -99,9 +99,6 @@ class BiLevelRoutingAttention(nn.Module):
         >>> attention = BiLevelRoutingAttention(32, num_heads=4, n_win=None, region_size=8, topk=2)
         >>> attention(torch.randn(1, 20, 30, 32)).shape
         torch.Size([1, 20, 30, 32])
-
-    References:
-        Zhu et al., CVPR 2023, arXiv:2303.08810.
     """
 
     def __init__(

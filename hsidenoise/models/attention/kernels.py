@@ -76,13 +76,7 @@ def _parts(q: Tensor, k: Tensor) -> list[slice]:
 
 
 class Scratch:
-    """Memory for what one piece after the other needs: it stays in the cache, and the system is asked for it once.
-
-    Example:
-        >>> scratch = Scratch()
-        >>> scratch("products", torch.zeros(1), 3, 4).data_ptr() == scratch("products", torch.zeros(1), 2).data_ptr()
-        True
-    """
+    """Memory for what one piece after the other needs: it stays in the cache, and the system is asked for it once."""
 
     def __init__(self) -> None:
         self._memory: dict[str, Tensor] = {}
@@ -148,18 +142,7 @@ def matmul_backward(
     gradient: Tensor,
     kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries and keys, without the factor ``scale``, and of values.
-
-    Args:
-        q: As of ``matmul``, like all up to ``scratch``.
-        k: Likewise.
-        v: Likewise.
-        bias: Likewise.
-        scale: Likewise.
-        scratch: Likewise.
-        gradient: Of the attended values.
-        kept: Affinities of the forward pass, if they were kept.
-    """
+    """Gradients of queries and keys, without the factor ``scale``, and of values."""
     if q.dtype is torch.float16:
         q, k, v, bias = q.float(), k.float(), v.float(), None if bias is None else bias.float()
     gradient = gradient.to(q.dtype)
@@ -233,11 +216,6 @@ def gathered_attention(
 
     Raises:
         ValueError: If the kernel is unknown.
-
-    Example:
-        >>> q, k, v = torch.randn(3, 1, 4, 16, 8).unbind()
-        >>> gathered_attention(q, k, v, torch.tensor([[[0], [2], [3], [1]]]), scale=0.5).shape
-        torch.Size([1, 4, 16, 8])
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel '{kernel}' is not one of {', '.join(KERNELS)}")
@@ -402,21 +380,6 @@ def absorbed_attention(
     does not see, and the weights of a softmax sum to 1, so that the map of the values may be applied behind it. So keys
     and values need never exist: one gather in place of two, and the maps are applied while the numbers are in the
     cache.
-
-    Args:
-        x: Pixels by region.
-        index: Regions that each region attends to.
-        mask: False where a pixel is padding.
-        query_weight: From pixels to queries.
-        query_bias: Likewise.
-        value_weight: From attended pixels to the result.
-        scale: Factor of the dot products.
-
-    Example:
-        >>> x, one = torch.randn(1, 4, 16, 8), torch.eye(8)
-        >>> maps = {"query_weight": one, "query_bias": torch.zeros(8), "value_weight": one}
-        >>> absorbed_attention(x, torch.tensor([[[0], [2], [3], [1]]]), **maps, scale=0.5).shape
-        torch.Size([1, 4, 16, 8])
     """
     out = torch.empty_like(x)
     scratch, x_all, out_all = Scratch(), x.flatten(0, 1), out.flatten(0, 1)

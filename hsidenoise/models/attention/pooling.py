@@ -36,12 +36,6 @@ class KeyValuePooling(nn.Module):
     Raises:
         ValueError: If the mode is unknown or a number is too small.
 
-    Example:
-        >>> k, v = torch.randn(1, 6, 64, 4), torch.randn(1, 6, 64, 8)
-        >>> k, v, _ = KeyValuePooling("conv", qk_dim=4, dim=8, ratio=4)(k, v, 8, 8)
-        >>> k.shape, v.shape
-        (torch.Size([1, 6, 4, 4]), torch.Size([1, 6, 4, 8]))
-
     References:
         Zhu et al., CVPR 2023, arXiv:2303.08810. Graham, "Fractional max-pooling", 2014, arXiv:1412.6071.
     """
@@ -88,16 +82,6 @@ class KeyValuePooling(nn.Module):
         Bool[Tensor, "regions keys"] | None,
     ]:
         """Reduce.
-
-        Args:
-            k: Keys by region, the pixels of a region in row-major order.
-            v: Values likewise.
-            rows: Rows of a region.
-            cols: Columns of a region.
-            mask: False where a pixel is padding.
-
-        Returns:
-            Keys, values, and a mask that is False where a key saw nothing but padding.
 
         Raises:
             ValueError: If a region is smaller than what is pooled to one key.

@@ -30,15 +30,6 @@ class TopkRouting(nn.Module):
         qk_scale: Factor of the dot products.
         param_routing: Pass both means through one learnt linear map first.
         diff_routing: Let gradients through the weights into the means. Otherwise the weights are constants.
-
-    Example:
-        >>> router = TopkRouting(8, topk=2, qk_scale=1.0, param_routing=False, diff_routing=False)
-        >>> weight, index = router(torch.randn(1, 6, 8), torch.randn(1, 6, 8))
-        >>> weight.shape, index.shape
-        (torch.Size([1, 6, 2]), torch.Size([1, 6, 2]))
-
-    References:
-        Zhu et al., CVPR 2023, arXiv:2303.08810, equations (2) and (3).
     """
 
     def __init__(self, qk_dim: int, topk: int, qk_scale: float, param_routing: bool, diff_routing: bool) -> None:
@@ -54,10 +45,6 @@ class TopkRouting(nn.Module):
         key: Float[Tensor, "batch regions qk"],
     ) -> tuple[Float[Tensor, "batch regions topk"], Int[Tensor, "batch regions topk"]]:
         """Choose.
-
-        Args:
-            query: Mean query of each region.
-            key: Mean key of each region.
 
         Returns:
             Softmaxed weights and indices of the chosen regions, best first; of all regions where there are fewer than
@@ -87,11 +74,6 @@ def best_regions(
 
     On a CPU a partial sort of all affinities takes longer than the affinities. The topk largest lie in the topk blocks
     of the largest maxima, and a maximum is quick: so those blocks are found first, and only they are sorted.
-
-    Args:
-        query: Scaled mean queries.
-        key: Mean keys.
-        topk: How many, clamped to the number of regions.
 
     Example:
         >>> value, index = best_regions(torch.eye(3)[None], torch.eye(3)[None], topk=1)
@@ -136,11 +118,6 @@ def to_regions(
 ) -> tuple[Float[Tensor, "batch regions pixels dim"], Bool[Tensor, "regions pixels"] | None]:
     """Fold an image into regions in row-major order; zeros are added below and to the right to complete the last ones.
 
-    Args:
-        x: Image, channels last.
-        rows: Rows of a region.
-        cols: Columns of a region.
-
     Returns:
         Pixels by region, and False where a pixel was added, or None where none was. Every region has a real pixel.
 
@@ -173,13 +150,6 @@ def from_regions(
     x: Float[Tensor, "batch regions pixels dim"], height: int, width: int, rows: int, cols: int
 ) -> Float[Tensor, "batch height width dim"]:
     """Unfold regions into the image; what was added to complete them is cut off.
-
-    Args:
-        x: Pixels by region.
-        height: Rows of the image.
-        width: Columns of the image.
-        rows: Rows of a region.
-        cols: Columns of a region.
 
     Example:
         >>> image = torch.rand(1, 5, 8, 3)
