@@ -92,9 +92,6 @@ def replace_outliers(
         noisy: Noisy cube on about [0, 1], at least 2x2 pixels. With fewer than three bands there is little to regress
             on: only what is off from its neighbourhood and column is found.
         sigma: Largest level of the Gaussian noise in the unit of the cube, one or one per band; None: estimated.
-
-    Raises:
-        ValueError: If the cube is too small or has non-finite values, or sigma does not fit it.
     """
     most = noise_level(noisy) if sigma is None else sigma_per_band(noisy, sigma)
     median = _median_cube(noisy)
@@ -260,13 +257,6 @@ def denoise_robust_pca(
     in overlapping windows (where fewer materials make the rank lower), two steps alternate: values further than three
     noise levels from the low-rank part go to the sparse one, and the singular values of the rest shrink as those of a
     low-rank matrix in noise of variance 1 should. No neighbourhood is used: what is left is noise within the subspace.
-
-    Args:
-        noisy: Noisy cube on about [0, 1], at least 2x2 pixels.
-        sigma: Level of the Gaussian noise in the unit of the cube, one or one per band; None: estimated.
-
-    Raises:
-        ValueError: If the cube is too small or has non-finite values, or sigma does not fit it.
     """
     levels = sigma_per_band(noisy, sigma).astype(np.float32)[:, None, None]
     whitened = noisy / levels

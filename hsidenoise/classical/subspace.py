@@ -104,9 +104,6 @@ def denoise_planes(
         noisy: Noisy cube on about [0, 1], at least 2x2 pixels.
         image_filter: Denoises (images, height, width) with noise of standard deviation 1.
         sigma: Noise level in the unit of the cube, one or one per band; None: estimated.
-
-    Raises:
-        ValueError: If the cube is too small or has non-finite values, or sigma does not fit it.
     """
     subspace = whitened_subspace(noisy, sigma_per_band(noisy, sigma))
     return subspace.compose(image_filter(subspace.planes))
@@ -118,13 +115,6 @@ def truncated_pca(
     """Keep the principal components that hold more signal than noise.
 
     Bands are not weighted: on bands of unequal noise the components mix them, which is what MNF is for.
-
-    Args:
-        noisy: Noisy cube on about [0, 1], at least 2x2 pixels.
-        sigma: Noise level in the unit of the cube, one or one per band; None: estimated.
-
-    Raises:
-        ValueError: If the cube is too small or has non-finite values, or sigma does not fit it.
     """
     levels = sigma_per_band(noisy, sigma)
     energy, directions = np.linalg.eigh(spectral_covariance(noisy))
@@ -142,9 +132,6 @@ def truncated_mnf(
         noisy: Noisy cube on about [0, 1], at least 2x2 pixels.
         sigma: Noise level in the unit of the cube, one or one per band, of noise that is independent from band to band;
             None: the noise covariance is that of the diagonal differences of neighbouring pixels.
-
-    Raises:
-        ValueError: If the cube is too small or has non-finite values, or sigma does not fit it.
     """
     bands = len(noisy)
     if sigma is None:

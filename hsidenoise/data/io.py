@@ -235,13 +235,6 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], *, about: b
         OSError: If the target cannot be written.
         ValueError: If an array is not of numbers that MATLAB has, a name is none of MATLAB's, or the file's name ends
             as that of another kind does.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     write_arrays(Path(folder, "a.mat"), {"gt": np.zeros((4, 5, 3)), "sigma": np.ones(3)})
-        ...     [(item.name, item.shape) for item in list_variables(Path(folder, "a.mat"))]
-        [('gt', (4, 5, 3)), ('sigma', (3, 1))]
     """
     for name in arrays:
         if not (name.isascii() and name.isidentifier() and not name.startswith("_") and len(name) <= 31):

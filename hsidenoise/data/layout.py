@@ -82,11 +82,6 @@ class Layout:
         dtype: Type of the numbers: a file's class, even if they were stored in fewer bytes.
         size: (height, width) of an unfolded matrix, else None.
         reason: Why this variable and these axes, for people.
-
-    Example:
-        >>> layout = Layout("mat5", "cube", "hwb", (4, 5, 3), np.dtype("u2"), None, "the only 3-D array")
-        >>> layout.to_bands_first(np.zeros((4, 5, 3))).shape
-        (3, 4, 5)
     """
 
     format: str

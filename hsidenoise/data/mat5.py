@@ -109,13 +109,6 @@ def elements_v4(path: Path) -> list[Element]:
 def load(path: Path, element: Element) -> np.ndarray:
     """Read the numbers of an element.
 
-    Args:
-        path: Its file.
-        element: One of `elements` or `elements_v4` that holds numbers or logical values.
-
-    Returns:
-        An array of the variable's shape and type, perhaps read-only.
-
     Raises:
         RefusedError: If it does not fit into memory.
         ValueError: If its numbers are not all there.

@@ -76,21 +76,10 @@ def make_noisy_set(
     and a second call goes on where the first was interrupted; equal calls give equal bytes. ``noisy_set.json`` in
     the target says how the set was made, and a call that would mix it with anything else is refused.
 
-    Args:
-        source: Folder of clean cubes.
-        target: Folder to write to; made if missing.
-        cases: Names of noise cases (or what a published folder ends in, such as ``30``); by default the nine
-            published ones. A later call may add cases.
-        crop: Side of the centre square in pixels; None for whole scenes.
-        seed: Seed of the noise, the same for every file.
-        prefix: What the folders' names begin with; by default the data set's (of ``folder``: the source folder's)
-            name and the crop, ``cave_512``.
-        dataset: Row of ``hsidenoise.data.datasets.DATASETS``. ``folder`` takes every cube that lies directly in
-            the source (or in its sub-folder ``test``); the others take the test scenes of a published split, wherever
-            they lie under the source. QRNN3D's split has other scenes for Gaussian than for complex noise.
-        split: Name of the published split; the data set's first by default.
-        missing: What to do about test scenes that are not under the source: fail, or warn and leave them out.
-        progress: Show a bar on stderr.
+    The folder ``target`` is made if missing. Options as of :class:`hsidenoise.data.options.NoisySetOptions`, but for
+    ``crop`` (None for whole scenes); a case may be what a published folder ends in, such as ``30``. ``folder`` takes
+    every cube directly in the source (or in its sub-folder ``test``); the other data sets take the test scenes of a
+    published split, wherever they lie under the source.
 
     Returns:
         The folders, in the order of ``cases``.

@@ -70,12 +70,6 @@ def published_arrays(
 
     QRNN3D's generator (matlab/generate_dataset*.m of its repository) saves sigma on the 0-255 scale: 1 x 1 where
     all bands share it, else 1 x bands. Its cubes are double; float32 holds all that a network reads of them.
-
-    Example:
-        >>> cube = np.zeros((3, 4, 5), np.float32)
-        >>> arrays = published_arrays(cube, cube, np.full(3, 30 / 255, np.float32))
-        >>> arrays["gt"].shape, arrays["sigma"].tolist()
-        ((4, 5, 3), [[30.0]])
     """
     shared = bool(np.all(sigma == sigma[0]))
     arrays: dict[str, np.ndarray] = {
@@ -134,16 +128,7 @@ def find_noisy_set(folder: str | Path) -> list[tuple[str, tuple[Path, ...]]]:
 
 
 def pair_files(folder: Path) -> list[Path]:
-    """Files of one folder of pairs, sorted by name; hidden ones, as other systems leave behind, are none.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as name:
-        ...     for file in ("oak.mat", "Fir.MAT", "._oak.mat", "notes.txt"):
-        ...         Path(name, file).touch()
-        ...     [path.name for path in pair_files(Path(name))]
-        ['Fir.MAT', 'oak.mat']
-    """
+    """Files of one folder of pairs, sorted by name; hidden ones, as other systems leave behind, are none."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".mat" and path.name[0] != ".")
 
 
@@ -157,16 +142,6 @@ def read_pair(path: str | Path) -> Pair:
     Raises:
         ValueError: If it is not such a file, a variable is missing, the sizes differ, or a value is not finite.
         OSError: If the file is missing or cannot be opened.
-
-    Example:
-        >>> cube = np.arange(60.0).reshape(4, 5, 3)
-        >>> from tempfile import TemporaryDirectory
-        >>> from hsidenoise.data.io import write_arrays
-        >>> with TemporaryDirectory() as name:
-        ...     write_arrays(Path(name, "oak.mat"), {"gt": cube, "input": cube + 1, "sigma": np.array([51.0])})
-        ...     pair = read_pair(Path(name, "oak.mat"))
-        >>> pair.scene, pair.noisy.shape, [round(float(value), 6) for value in pair.sigma]
-        ('oak', (3, 4, 5), [0.2, 0.2, 0.2])
     """
     path = Path(path)
     if path.is_dir():

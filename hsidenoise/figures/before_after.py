@@ -44,16 +44,6 @@ def before_after(
     Raises:
         ValueError: If shapes differ, the band does not exist, or the ending is not a picture format.
         OSError: If the picture cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> rng = np.random.default_rng(0)
-        >>> clean = rng.random((5, 16, 20), dtype=np.float32)
-        >>> noisy = clean + rng.standard_normal(clean.shape, dtype=np.float32) / 10
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     before_after(noisy, clean, path=Path(folder, "page.png"))
-        ...     Path(folder, "page.png").stat().st_size > 1000
-        True
     """
     for name, other in (("denoised", denoised), ("clean", clean)):
         if other is not None and other.shape != noisy.shape:

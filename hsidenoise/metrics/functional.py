@@ -29,10 +29,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hsidenoise.metrics.protocols import PROTOCOLS, Normalisation, Protocol, Scores, Window
-from hsidenoise.metrics.structural_similarity import ssim_of_images
 
 __all__ = ["PROTOCOLS", "Normalisation", "Protocol", "Scores", "Window"]  # what users of the metrics need of protocols
 __all__ += ["bandwise_psnr", "bandwise_ssim", "ergas", "evaluate", "evaluate_batch", "psnr", "sam", "ssim"]
+
+_K1, _K2 = 0.01, 0.03  # Wang et al. 2004, section III-C
+_UNIFORM_SIDE = 7  # the default of skimage.metrics.structural_similarity
+_GAUSSIAN_SIGMA = 1.5  # Wang et al. 2004: an 11x11 Gaussian window of 1.5 pixels
+_GAUSSIAN_SIDE = 11
 
 
 def bandwise_psnr(
@@ -42,11 +46,6 @@ def bandwise_psnr(
     data_range: float,
 ) -> Float[Tensor, "*batch bands"]:
     """Peak signal-to-noise ratio of every band, in dB.
-
-    Args:
-        denoised: Estimate, in the unit of ``clean``; nothing is clipped.
-        clean: Truth.
-        data_range: Largest minus smallest possible value, > 0 (1 for a cube scaled to [0, 1]).
 
     Returns:
         ``10 log10(data_range^2 / mean squared error)``; infinite for identical bands.
@@ -105,7 +104,7 @@ def bandwise_ssim(
     data_range = _checked_range(data_range)
     # Band by band: the local statistics of a large cube never lie in memory all at once.
     pairs = zip(denoised.unbind(-3), clean.unbind(-3), strict=True)
-    return torch.stack([ssim_of_images(x, y, data_range, window, normalisation, mask) for x, y in pairs], dim=-1)
+    return torch.stack([_ssim_of_images(x, y, data_range, window, normalisation, mask) for x, y in pairs], dim=-1)
 
 
 def ssim(
@@ -234,27 +233,10 @@ def evaluate_batch(
 ) -> dict[str, Float[Tensor, "*batch"]]:
     """Score every cube of a batch where the tensors lie, without gradient: what validation during training logs.
 
-    Args:
-        denoised: Estimates, in the unit of ``clean``; float32 suffices for logging, float64 for publishing.
-        clean: Truths.
-        data_range: Largest minus smallest possible value, > 0.
-        protocol: Row of :data:`PROTOCOLS`.
-        lowest: Smallest possible value, for cubes in a unit of their own: PSNR and SSIM are of what is above it, SAM
-            and ERGAS of the values as they are, never clipped. If None it is 0, and the protocol's clip is for all.
-        mask: Pixels that count; all if None. SSIM leaves out windows that touch another one.
+    Arguments and errors as of :func:`evaluate`; float32 suffices for logging, float64 for publishing.
 
     Returns:
         "psnr", "ssim", "sam" and "ergas", one value per cube.
-
-    Raises:
-        ValueError: If the shapes differ, the data range is not positive, the protocol is unknown, an image is smaller
-            than the SSIM window, no such window is valid, or pixels are to be left out of a protocol that reads rows
-            as bands.
-
-    Example:
-        >>> clean = torch.arange(3 * 2 * 8 * 9.0).reshape(3, 2, 8, 9) / 432
-        >>> evaluate_batch(clean, clean)["ssim"]
-        tensor([1., 1., 1.])
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
@@ -380,3 +362,75 @@ def _cube(values: np.ndarray | Tensor, name: str, mask: Tensor | None) -> Tensor
             "replace them before scoring"
         )
     return cube
+
+
+def _ssim_of_images(
+    x: Float[Tensor, "*batch height width"],
+    y: Float[Tensor, "*batch height width"],
+    data_range: float,
+    window: Window,
+    norm: Normalisation,
+    mask: Bool[Tensor, "height width"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """Structural similarity of every pair of images, under :func:`ssim`'s windows and normalisations."""
+    keep = None
+    if window == "band" and mask is not None:
+        x, y = (image[..., mask][..., None] for image in (x, y))
+    if window == "band":
+        count = x.shape[-2] * x.shape[-1]
+        mean_x, mean_y = x.mean(dim=(-2, -1), keepdim=True), y.mean(dim=(-2, -1), keepdim=True)
+        var_x = (x - mean_x).square().mean(dim=(-2, -1), keepdim=True)
+        var_y = (y - mean_y).square().mean(dim=(-2, -1), keepdim=True)
+        cov = ((x - mean_x) * (y - mean_y)).mean(dim=(-2, -1), keepdim=True)
+    else:
+        weights = _window_weights(window)
+        count = len(weights) ** 2
+        if min(x.shape[-2:]) < len(weights):
+            raise ValueError(
+                f"an image of {x.shape[-2]}x{x.shape[-1]} is smaller than the {len(weights)}x{len(weights)} window of "
+                "SSIM: pass a larger crop, or take protocol 'sert', which has no window"
+            )
+        if mask is not None:
+            x, y = (torch.where(mask, image, 0.0) for image in (x, y))
+            keep = _smooth((~mask).to(x.dtype), weights) == 0  # no invalid pixel has a share in the window
+            if not keep.any():
+                raise ValueError(f"no SSIM window of {len(weights)}x{len(weights)} pixels lies in the valid pixels")
+        mean_x, mean_y = _smooth(x, weights), _smooth(y, weights)
+        var_x = _smooth(x * x, weights) - mean_x.square()
+        var_y = _smooth(y * y, weights) - mean_y.square()
+        cov = _smooth(x * y, weights) - mean_x * mean_y
+    unbiased = count / max(count - 1, 1)
+    if norm == "sample":
+        var_x, var_y = var_x * unbiased, var_y * unbiased
+    if norm in ("sample", "mixed"):
+        cov = cov * unbiased
+    c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
+    similarity = ((2.0 * mean_x * mean_y + c1) * (2.0 * cov + c2)) / (
+        (mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2)
+    )
+    return similarity.mean(dim=(-2, -1)) if keep is None else similarity[..., keep].mean(dim=-1)
+
+
+def _window_weights(window: Window) -> list[float]:
+    """Weights of a separable window along one side; they sum to one."""
+    if window == "uniform":
+        return [1.0 / _UNIFORM_SIDE] * _UNIFORM_SIDE
+    if window != "gaussian":
+        raise ValueError(f"unknown SSIM window {window!r}: choose one of uniform, gaussian, band")
+    centre = _GAUSSIAN_SIDE // 2
+    bell = [math.exp(-0.5 * ((i - centre) / _GAUSSIAN_SIGMA) ** 2) for i in range(_GAUSSIAN_SIDE)]
+    return [value / sum(bell) for value in bell]
+
+
+def _smooth(image: Tensor, weights: list[float]) -> Tensor:
+    """Weighted mean in a sliding window, along height, then width, without the border.
+
+    Sums of slices, not a convolution: autocast and TF32 would round that one to 8-11 bits.
+    """
+    for dim in (-2, -1):
+        length = image.shape[dim] - len(weights) + 1
+        image = sum(
+            (image.narrow(dim, start, length) * weight for start, weight in enumerate(weights)),
+            start=image.new_zeros(()),
+        )
+    return image

@@ -42,15 +42,11 @@ class _PaddedFirst:
 class Compiled(nn.Module):
     """A network whose learnt part runs through ``torch.compile``.
 
-    The first call compiles, which takes a minute or more, for tiles of any size; a batch of one compiles once more, as
-    PyTorch takes a size of 1 for a constant. Of an HCANetBRA that starts from the spectral Wiener estimate
-    that part is :meth:`~hsidenoise.models.HCANetBRA.refine`; the estimate is linear algebra, for which there is nothing
-    to generate. If compiling fails, for want of a C++ compiler or on an operation that the compiler does not know, one
-    warning says so and the network runs as it is.
-
-    On a CPU it hardly pays. One thread, tiles of 96 pixels, float32: the default weights take about 150 s to compile,
-    HCANet 77 s (and 30 s more for a batch of one). A tile of HCANet then took 0.431 s in place of 0.427 s in one
-    measurement and 0.36 s in place of 0.42 s in another, on a busy machine: nothing is gained before 1,000 tiles.
+    The first call compiles for tiles of any size; a batch of one compiles once more, as PyTorch takes a size of 1 for a
+    constant. Of an HCANetBRA that starts from the spectral Wiener estimate the learnt part is ``refine``; the estimate
+    is linear algebra, for which there is nothing to generate. If compiling fails, one warning says so and the network
+    runs as it is. On a CPU (one thread, float32) compiling takes 80 to 150 s and gains nothing before 1,000 tiles of 96
+    pixels.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -99,9 +95,8 @@ class Compiled(nn.Module):
 class CompiledStep:
     """Runs a network in training: as it is, compiled, or whichever a short measurement finds faster.
 
-    Of an HCANetBRA that starts from the spectral Wiener estimate the learnt part is compiled; the estimate is linear
-    algebra without weights, for which there is nothing to generate, and may come with the batch. Validation has cubes
-    of other sizes and is not for this class. If compiling fails, one warning says so and the network runs as it is.
+    What is compiled, and what happens if that fails, is as of :class:`Compiled`; the spectral Wiener estimate may come
+    with the batch. Validation has cubes of other sizes and is not for this class.
     """
 
     def __init__(

@@ -1,8 +1,4 @@
-"""Feed-forward blocks: HCANet's multi-scale one (MSFN) and a plain MLP to compare it with.
-
-The code released with HCANet (Hu et al., 2024) writes its convolutions with 3x3x3 kernels over a volume of depth one,
-whose outer slices only ever meet padding, so a 3x3 convolution gives the same output with a third of the weights.
-"""
+"""Feed-forward blocks: HCANet's multi-scale one (MSFN) and a plain MLP to compare it with."""
 
 from __future__ import annotations
 

@@ -13,10 +13,8 @@ What differs from the released code, and why:
   same; the nine intermediate maps per channel are never made, which is several times faster.
 - Two-dimensional convolutions, as everywhere in this HCANet.
 
-What differs from the paper, as in the released code: the paper's local branch is 1x1 convolution, channel shuffle
-and a 3x3x3 convolution along the spectrum. The regrouping of channels below is what became of the shuffle, and in the
-released code the volume of the last has a depth of one, so that a tenth of its weights only ever meets padding.
-:class:`LocalBranch`, of HCANet-BRA, is the paper's: its kernel slides along the channels.
+The local branch of the paper, 1x1 convolution, channel shuffle and a 3x3x3 convolution along the spectrum, is
+:class:`LocalBranch` of HCANet-BRA; in the released code the volume of that convolution has a depth of one.
 """
 
 from __future__ import annotations

@@ -191,21 +191,11 @@ class NoiseCase:
     def add(self, clean: Shaped[np.ndarray, "bands height width"], rng: np.random.Generator) -> Corruption:
         """Add this noise to a clean cube, which is left untouched.
 
-        Args:
-            clean: Clean cube scaled to [0, 1]; any real dtype.
-            rng: Source of randomness; the same state gives the same noise.
-
         Returns:
             The noisy cube in float32, the sigma of each band, and the bands that were hit.
 
         Raises:
             ValueError: If ``clean`` is not a real (bands, height, width) array with at least one value.
-
-        Example:
-            >>> clean = np.full((6, 8, 10), 0.5, dtype=np.float32)
-            >>> case = noise_case("deadline")
-            >>> case.add(clean, np.random.default_rng(0)).affected["deadline"].shape
-            (2,)
         """
         if clean.ndim != 3 or clean.size == 0:
             raise ValueError(f"noise: a (bands, height, width) cube is needed, got shape {clean.shape}")

@@ -223,9 +223,6 @@ def fit_scaling(
         >>> scaling.mode, bool(abs(scaling.offset - 1000) < 500), bool(abs(scaling.scale - 8000) < 800)
         ('auto', True, True)
 
-    References:
-        Discussion of global against per-channel normalisation of spectra: CAREamics issue 679; of the range of real
-        data: HSID-CNN issue 3, HyDe issue 23.
     """
     if mode not in NORMALIZE_MODES:
         raise ValueError(f"unknown normalisation {mode!r}; choose one of {', '.join(NORMALIZE_MODES)}")

@@ -7,9 +7,7 @@ raises a cube with sigma 50 by about ten decibels, leaves a clean cube alone, an
 the few planes of the subspace, which a narrow network can carry. A network that starts here only has to add what the
 neighbourhood of a pixel knows.
 
-The noise variance of a band is the smaller of two blind estimates: the energy of its diagonal Haar details (which sees
-image edges as noise) and the part of it that a linear regression on all other bands leaves (which sees as noise
-whatever only this band has, also stripes, dead columns and impulses).
+The noise variance of a band is the smaller of the two blind estimates of :mod:`hsidenoise.signal.noise_level`.
 
 Impulses, stripes and dead columns spread over the bands in such an estimate. A column that is constant in a noisy band,
 while other bands are alive there, is dead: its values are left out and told by the others. The robust estimate repeats

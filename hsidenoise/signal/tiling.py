@@ -73,17 +73,8 @@ def balanced_tile(length: int, tile: int, overlap: int, multiple: int = 16) -> i
     272 do with 1.13 times. So the number of tiles is rounded to the nearest, and the size follows from it: about
     0.75 to 1.5 times the wanted one, the whole axis where it is no longer than that.
 
-    Args:
-        length: Size of the axis, at least 1.
-        tile: Wanted size, at least 1.
-        overlap: Overlap of neighbours, from 0 to ``tile - 1``.
-        multiple: The size is rounded up to a multiple of this (what the network would pad to anyway).
-
     Returns:
         The size, at most ``length``.
-
-    Raises:
-        ValueError: As :func:`plan`.
 
     Example:
         >>> balanced_tile(512, 256, 32), balanced_tile(145, 256, 32), balanced_tile(1392, 256, 32)
@@ -138,9 +129,6 @@ def tapers(length: int, tile: int, overlap: int) -> Float64[np.ndarray, "tiles t
 
     Returns:
         Weights above 0 and at most 1; the rows are as long as a tile, or as the axis if that is shorter.
-
-    Raises:
-        ValueError: As :func:`plan`.
 
     Example:
         >>> tapers(length=6, tile=4, overlap=2).round(3).tolist()

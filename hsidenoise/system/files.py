@@ -48,11 +48,6 @@ def check_source(path: str | Path) -> None:
     Raises:
         OSError: If it is missing, cannot be opened, or is a pipe, a socket or a device.
         ValueError: If it is a Git LFS pointer, a web page, a zip archive or a NumPy file.
-
-    Example:
-        >>> check_source("/no/such/folder/cube.mat")
-        Traceback (most recent call last):
-        FileNotFoundError: no such file: /no/such/folder/cube.mat (folder /no/such/folder is missing)
     """
     path = Path(path)
     try:
@@ -74,9 +69,6 @@ def check_source(path: str | Path) -> None:
 
 def check_target(path: str | Path) -> None:
     """Find out, before hours of computing, whether a file can be written.
-
-    Args:
-        path: The file to be written, or the folder (which must not exist yet) for band images.
 
     Raises:
         OSError: If not, with what to do.
@@ -223,13 +215,6 @@ def sha256(path: str | Path, *, ending: str = "") -> str:
 
     Raises:
         OSError: If it is missing or cannot be read.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "a.txt").write_text("hello")
-        ...     sha256(Path(folder, "a.txt"))[:8]
-        '2cf24dba'
     """
     path = Path(path)
     if not path.exists():

@@ -284,10 +284,6 @@ def fastest(
 
     Raises:
         ValueError: If there is no candidate.
-
-    Example:
-        >>> fastest(["one"], lambda name, x: x + 1, [torch.zeros(3)])
-        'one'
     """
     if not candidates:
         raise ValueError("no candidate to measure; name at least one")

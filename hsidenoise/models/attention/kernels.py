@@ -203,16 +203,8 @@ def gathered_attention(
 ) -> Float[Tensor, "batch regions queries dim"]:
     """Softmax attention of each region's queries over the keys of its chosen regions, one head.
 
-    Args:
-        q: Queries by region.
-        k: Keys by region.
-        v: Values by region.
-        index: Regions that each region attends to.
-        weight: Factors of the values of the chosen regions, if any.
-        mask: False where a key is padding.
-        scale: Factor of the dot products, not 0.
-        weight_keys: Multiply the factors into the keys too.
-        kernel: "matmul" (two matrix products, a softmax) or "sdpa" (PyTorch's fused attention).
+    Arguments as of ``routed_attention``; the scale is not 0. ``kernel``: "matmul" (two matrix products, a softmax) or
+    "sdpa" (PyTorch's fused attention).
 
     Raises:
         ValueError: If the kernel is unknown.

@@ -19,19 +19,12 @@ POOLINGS = ("identity", "ada_avgpool", "ada_maxpool", "avgpool", "maxpool", "fra
 
 
 class KeyValuePooling(nn.Module):
-    """Fewer keys and values for each region.
+    """Fewer keys and values for each region; the numbers are those of ``BiLevelRoutingAttention``.
 
-    Args:
-        mode: "identity"; "ada_avgpool" or "ada_maxpool" to ``per_side`` squared keys; "avgpool" or "maxpool" by
-            ``ratio`` a side; "fracpool", fractional max-pooling by ``ratio``; "conv", a depth-wise convolution of
-            stride ``ratio`` for keys and one for values, which start as the average.
-        qk_dim: Width of keys.
-        dim: Width of values.
-        per_side: Keys per side of a region for the adaptive modes, at least 1.
-        ratio: Pixels per side for one key in the other modes, at least 1.
-        kernel: Side of the window of "conv" and "fracpool" in pixels, at least 1; None for ``ratio``.
-        seed: Of the sampling of "fracpool" outside training. In training it is drawn anew for every region from
-            torch's generator, as dropout is; ``torch.manual_seed`` repeats it.
+    "identity" keeps all; "ada_avgpool" and "ada_maxpool" leave ``per_side`` squared keys; "avgpool" and "maxpool" pool
+    by ``ratio`` a side; "fracpool" is fractional max-pooling by ``ratio``, sampled anew for every region in training,
+    from torch's generator; "conv" is a depth-wise convolution of stride ``ratio`` for keys and one for values, which
+    start as the average.
 
     Raises:
         ValueError: If the mode is unknown or a number is too small.
