@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32
 
 from hsidenoise.classical.image_filters import denoise_dct, denoise_tv, denoise_tv_3d
 from hsidenoise.classical.outliers import denoise_robust_pca, replace_outliers
 from hsidenoise.classical.subspace import ImageFilter, denoise_planes, sigma_per_band, truncated_mnf, truncated_pca
+from hsidenoise.signal.planes import denoise_by_planes
 
 # For noise of standard deviation 1; chosen on cave/validation.
 _TV_WEIGHT = 0.95
@@ -204,6 +206,11 @@ def _in_subspace_repaired(image_filter: ImageFilter) -> Method:
     return denoise
 
 
+def _planes(noisy: np.ndarray, sigma: float | np.ndarray | None = None) -> np.ndarray:
+    levels = None if sigma is None else torch.from_numpy(sigma_per_band(noisy, sigma).astype(np.float32))
+    return denoise_by_planes(torch.from_numpy(noisy), sigma=levels).denoised.numpy()
+
+
 def _tv_3d(noisy: np.ndarray, sigma: float | np.ndarray | None = None) -> np.ndarray:
     return denoise_tv_3d(noisy, sigma_per_band(noisy, sigma))
 
@@ -261,6 +268,13 @@ _ROWS = (
     Baseline("svd-dct", _in_subspace(denoise_dct), True, "noise-whitened SVD, sliding DCT of each plane", _FASTHYDE),
     Baseline("svd-tv-robust", _in_subspace_repaired(_tv_images), True, "outliers replaced, then svd-tv", _FASTHYDE),
     Baseline("svd-dct-robust", _in_subspace_repaired(denoise_dct), True, "outliers replaced, then svd-dct", _FASTHYDE),
+    Baseline(
+        "planes",
+        _planes,
+        True,
+        "defects repaired, then planes of regions and of the scene in the cosine transform",
+        _FASTHYDE,
+    ),
     Baseline(
         "rpca",
         denoise_robust_pca,

@@ -15,7 +15,9 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Float32, Float64, Shaped
+from torch import Tensor
 
 SIGMA_FLOOR = 1e-3
 """Smallest noise level that is assumed of a cube on about [0, 1] (0.25 on the 0-255 scale): keeps whitening finite."""
@@ -25,6 +27,10 @@ CLASSICAL_FLOOR = 1e-4
 
 _RIDGE = 1e-6  # on a correlation matrix: bands may repeat each other exactly
 _MOST = 0.3  # quantile of magnitudes that outliers on 70 % of the pixels leave alone
+_INSIDE = 3.0  # levels within which a value of a residual counts as noise
+_ROUNDS = 6  # of the level by what lies within
+_SAMPLE = 1 << 14  # values of a band: the level of more is the same to half a percent
+_MOST_ABSORBED = 0.8  # of the variance of the noise, that is made up for
 _OUTLIER = 2.0  # times the median share: equal noise on all bands singles out none of them
 
 
@@ -164,6 +170,51 @@ def spread_of_most(residual: Float[np.ndarray, "bands height width"]) -> Float64
     """
     quantile = np.quantile(np.abs(residual).reshape(len(residual), -1), _MOST, axis=1)
     return np.asarray(quantile / normal_quantile(_MOST), dtype=np.float64)
+
+
+def level_of_residual(
+    residual: Float[Tensor, "bands height width"],
+    lost: Bool[Tensor, "bands height width"],
+    absorbed: Float[Tensor, " bands"] | None = None,
+) -> Float[Tensor, " bands"]:
+    """Standard deviation of the Gaussian noise of every band, from what a denoised cube leaves of the noisy one.
+
+    Root mean square of the values within three levels, made up for what a normal variable has beyond; in a few rounds
+    from a low quantile, so that outliers on most of the pixels do no harm.
+
+    Args:
+        residual: Noisy cube minus a denoised one.
+        lost: Values that are no measurements; they are left out.
+        absorbed: Share of the variance of the noise that the residual lacks, as the denoiser has let it pass.
+
+    Returns:
+        One level per band, in the unit of the residual; a band without any measurement gets the median of the others.
+
+    Example:
+        >>> residual = 0.1 * torch.randn(2, 60, 70, generator=torch.Generator().manual_seed(0))
+        >>> residual[1, ::3] = 0.9
+        >>> level_of_residual(residual, torch.zeros(2, 60, 70, dtype=torch.bool)).numpy().round(2)
+        array([0.1, 0.1], dtype=float32)
+    """
+    normal = NormalDist()
+    within = 2.0 * normal.cdf(_INSIDE) - 1.0
+    variance = 1.0 - 2.0 * _INSIDE * normal.pdf(_INSIDE) / within  # of a normal variable that is cut off there
+    levels = np.full(len(residual), np.nan)
+    for band, (values, out) in enumerate(zip(residual.cpu().numpy(), lost.cpu().numpy(), strict=True)):
+        known = np.abs(values[~out])
+        if not known.size:
+            continue
+        known = known[:: known.size // _SAMPLE | 1]  # an odd step, so that no column is left out
+        rank = round(_MOST * (known.size - 1))
+        level = float(np.partition(known, rank)[rank]) / normal_quantile(_MOST)
+        for _ in range(_ROUNDS):
+            inside = known[known <= _INSIDE * level]
+            level = float(np.sqrt(np.mean(np.square(inside), dtype=np.float64) / variance)) if inside.size else level
+        levels[band] = level
+    if not np.isnan(levels).all():
+        levels[np.isnan(levels)] = np.nanmedian(levels)
+    result = torch.from_numpy(np.nan_to_num(levels)).to(residual)
+    return result if absorbed is None else result / (1.0 - absorbed.clamp(0.0, _MOST_ABSORBED)).sqrt()
 
 
 def bad_bands(

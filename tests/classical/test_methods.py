@@ -9,12 +9,12 @@ from hsidenoise.noise.cases import corrupt
 
 BLIND = [name for name, row in BASELINES.items() if row.blind]
 BAND_WISE = {"nlm", "tv"}
-STRIPED = {"svd-tv-robust", "svd-dct-robust", "rpca", "3dtv"}
+STRIPED = {"svd-tv-robust", "svd-dct-robust", "planes", "rpca", "3dtv"}
 
 
 REAL_CROP_GAIN = {  # dB at sigma 30, 48 x 64 pixels
     "nlm": 5, "tv": 5, "pca": 6, "mnf": 6, "svd-tv": 9, "svd-nlm": 9, "svd-dct": 9, "svd-tv-robust": 9,
-    "svd-dct-robust": 9, "rpca": 7, "3dtv": 7,
+    "svd-dct-robust": 9, "planes": 9, "rpca": 7, "3dtv": 7,
 }  # fmt: skip
 
 

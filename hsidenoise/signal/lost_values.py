@@ -1,0 +1,225 @@
+"""Values of a noisy cube that are no measurements: dead lines, stuck pixels, pixels without data.
+
+Noise is continuous, so a value that turns up again and again in one band is not noise but a fault: a dead column or
+row, a pixel at the end of the scale, salt and pepper. What is known to be lost can be left out, and the other bands and
+pixels speak for it; what is only known to be unlikely has to be weighed.
+
+References:
+    Chan, Ho, Nikolova, "Salt-and-pepper noise removal by median-type noise detectors and detail-preserving
+    regularization", IEEE TIP 2005. doi:10.1109/TIP.2005.852196 (detect first, then restore what was detected)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+FEWEST = 8
+"""A line shorter than this, or a value rarer in its band, is not looked at."""
+
+LEAST_SHARE = 0.01
+"""Share of a band's pixels that a stuck value has at least; the noise cases have 0.05 (cave/validation)."""
+
+OVER_NEIGHBOURS = 8.0
+"""A stuck value is this many times as frequent as the values next to it are: whole numbers repeat by themselves."""
+
+MOST_TOGETHER = 0.3
+"""Stuck pixels are scattered: beyond chance, at most this share of their neighbours is stuck as well. A background
+or a saturated glint lies together."""
+
+FEWEST_VALUES = 64
+"""A band with fewer different values than this says nothing of them: whole numbers of a small range."""
+
+FAR_FROM_END = 4.0
+"""Where the neighbours of a pixel are this many noise levels away from the end of the scale, none is cut off there."""
+
+_AS_OFTEN = 0.7  # share of stuck pixels far from the end of the scale, of that everywhere: noise that is cut off has 0
+_REACHES = (1, 2, 4, 8, 16)  # pixels, from which a lost value is filled: the nearest that suffices
+_LEAST_WEIGHT = 0.08  # of what is known there
+_BEYOND = 0.0005  # share of values beyond the end of a scale that shows that it is none
+_NORMAL_MEDIAN = 0.6745  # median of |z| for a standard normal z
+
+
+def dead_lines(cube: Float[Tensor, "bands height width"], *, axis: int = 1) -> Bool[Tensor, "bands lines"]:
+    """Lines in which a noisy band has one and the same value while most other bands have not.
+
+    Args:
+        cube: Noisy cube.
+        axis: Axis that a line runs along: 1 for columns, 2 for rows.
+
+    Returns:
+        True for dead lines; all False where lines are shorter than 8 pixels.
+
+    Example:
+        >>> cube = torch.rand(3, 10, 6)
+        >>> cube[1, :, 2] = 0
+        >>> dead_lines(cube).nonzero().tolist()
+        [[1, 2]]
+    """
+    constant = cube.amin(dim=axis) == cube.amax(dim=axis)
+    if cube.shape[axis] < FEWEST:
+        return torch.zeros_like(constant)
+    if len(cube) > 2:
+        # constant in most bands is no defect of a band: a frame without data, a flat background
+        constant &= constant.float().mean(dim=0) < 0.5
+    # in a band without noise many lines may well be constant
+    return constant & (constant.float().mean(dim=1, keepdim=True) < 0.5)
+
+
+def stuck_pixels(
+    cube: Float[Tensor, "bands height width"], known: Bool[Tensor, "bands height width"] | None = None
+) -> Bool[Tensor, "bands height width"]:
+    """Pixels at a value that many scattered pixels of their band share.
+
+    Args:
+        cube: Noisy cube, of whole or real numbers.
+        known: What is known to be lost, and not looked at.
+
+    Returns:
+        True for stuck pixels. Where noise was clipped, the values at the end of the scale are left alone.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> cube = torch.rand(2, 40, 50, generator=generator)
+        >>> hit = torch.rand(40, 50, generator=generator) < 0.2
+        >>> cube[1, hit] = 0.7
+        >>> bool((stuck_pixels(cube)[1] == hit).all()), bool(stuck_pixels(cube)[0].any())
+        (True, False)
+    """
+    stuck = torch.zeros_like(cube, dtype=torch.bool)
+    for band, image in enumerate(cube if known is None else torch.where(known, torch.nan, cube)):
+        frequent = [(value, image == value) for value in _frequent(image[~image.isnan()])]
+        if not frequent:
+            continue
+        rest = ~image.isnan() & ~torch.stack([at for _, at in frequent]).any(0)
+        for value, at in frequent:
+            if _scattered(at) and not _clipped(image, value, at, rest):
+                stuck[band] |= at
+    # stuck in most bands is no defect of a band: a background, or a scene of few values without noise
+    return stuck & (stuck.float().mean(0) < 0.5) if len(cube) > 2 else stuck
+
+
+def _frequent(values: Tensor) -> list[float]:
+    """Values that are far more frequent than those next to them."""
+    ordered = np.sort(values.cpu().numpy())
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    if len(first) < FEWEST_VALUES:
+        return []
+    count = np.diff(np.append(first, len(ordered)))
+    padded = np.pad(count, 2)
+    usual = np.max([padded[:-4], padded[1:-3], padded[3:-1], padded[4:]], axis=0)
+    least = np.maximum(OVER_NEIGHBOURS * usual, max(FEWEST, LEAST_SHARE * len(ordered)))
+    return [float(ordered[at]) for at in first[count >= least]]
+
+
+def _scattered(at: Tensor) -> bool:
+    share = at.float().mean()
+    together = (at[:, 1:] & at[:, :-1]).float().mean() / at[:, 1:].float().mean().clamp_min(1e-9)
+    along = (at[1:] & at[:-1]).float().mean() / at[1:].float().mean().clamp_min(1e-9)
+    return bool((torch.minimum(together, along) - share) < MOST_TOGETHER * (1.0 - share))
+
+
+def _clipped(image: Tensor, value: float, at: Tensor, rest: Tensor) -> bool:
+    """Whether a value may be where noise was cut off: an end of the scale, and rare where the scene is far from it."""
+    others = image[rest]
+    if min((others < value).float().mean(), (others > value).float().mean()) > _BEYOND:
+        return False
+    kernel = torch.ones(1, 1, 3, 3, dtype=image.dtype, device=image.device)
+    kernel[..., 1, 1] = 0.0
+    each = (torch.where(rest, image, 0.0), rest.to(image.dtype))
+    total, count = (F.conv2d(x[None, None], kernel, padding=1)[0, 0] for x in each)
+    pairs = rest[:, 1:] & rest[:, :-1]
+    if not pairs.any():
+        return True
+    noise = (image[:, 1:] - image[:, :-1])[pairs].abs().median() / (_NORMAL_MEDIAN * 2.0**0.5)
+    far = (count > 0) & ((total / count.clamp_min(1.0) - value).abs() > FAR_FROM_END * noise)
+    if far.float().mean() < LEAST_SHARE:
+        return True
+    return bool(at[far].float().mean() < _AS_OFTEN * at.float().mean())
+
+
+def fill_invalid(
+    cube: Float[Tensor, "bands height width"], mask: Bool[Tensor, "height width"]
+) -> Float[Tensor, "bands height width"]:
+    """Continue a cube over its invalid pixels by the mirror image of the valid ones of their column.
+
+    Whole spectra are copied, with their noise: statistics of the result are those of valid pixels.
+
+    Args:
+        cube: Cube with anything, also NaN, in its invalid pixels.
+        mask: True where a pixel is valid, at least once.
+
+    Example:
+        >>> cube = torch.arange(8.0).reshape(1, 4, 2)
+        >>> fill_invalid(cube, cube[0] > 1).flatten().tolist()
+        [2.0, 3.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    """
+    height, width = mask.shape
+    with_data = mask.any(0)
+    columns = _nearest_mirrored(with_data[None])[0]
+    rows = _nearest_mirrored(mask.T.contiguous())[columns].T  # for each pixel, the row that it takes
+    return cube[:, rows, columns.expand(height, width)]
+
+
+def _nearest_mirrored(valid: Tensor) -> Tensor:
+    """For each place of a line a valid one: itself, or one as far inside of the nearest border as it is outside."""
+    length = valid.shape[1]
+    place = torch.arange(length, device=valid.device)
+    number = valid.cumsum(1) - 1  # of the last valid place up to here
+    count = valid.sum(1, keepdim=True).clamp_min(1)
+    order = valid.float().argsort(dim=1, descending=True, stable=True)  # the valid places, in order
+    before = torch.where(valid, place, -1).cummax(1).values
+    after = torch.where(valid, place, 2 * length).flip(1).cummin(1).values.flip(1)
+    left = torch.where(before < 0, 4 * length, place - before)
+    right = torch.where(after >= length, 4 * length, after - place)
+    inside = torch.where(left <= right, number - (left - 1), number + 1 + (right - 1))
+    inside = torch.where(valid, number, inside) % (2 * count)
+    inside = torch.where(inside < count, inside, 2 * count - 1 - inside)
+    return order.gather(1, inside)
+
+
+def fill(
+    cube: Float[Tensor, "bands height width"], lost: Bool[Tensor, "bands height width"]
+) -> Float[Tensor, "bands height width"]:
+    """Replace lost values by the mean of what is near them in their band, the nearer the more.
+
+    Args:
+        cube: Noisy cube.
+        lost: What to replace. A band that is lost as a whole keeps its values.
+
+    Example:
+        >>> cube = torch.ones(1, 9, 9)
+        >>> cube[0, 4, 4] = 100
+        >>> fill(cube, cube > 50)[0, 4, 4].item()
+        1.0
+    """
+    filled = cube.clone()
+    for band in torch.nonzero(lost.flatten(1).any(1) & ~lost.flatten(1).all(1)).flatten().tolist():
+        filled[band] = _fill_image(cube[band], lost[band])
+    return filled
+
+
+def _fill_image(image: Tensor, lost: Tensor) -> Tensor:
+    filled, missing = image.clone(), lost.clone()
+    known = torch.stack([torch.where(lost, 0.0, image), (~lost).to(image.dtype)])
+    for reach in _REACHES:
+        value, weight = _blurred(known, reach)
+        near = missing & (weight > _LEAST_WEIGHT)
+        filled[near] = (value / weight)[near]
+        missing &= ~near
+        if not missing.any():
+            return filled
+    filled[missing] = image[~lost].mean()
+    return filled
+
+
+def _blurred(images: Tensor, reach: int) -> Tensor:
+    """Gaussian blur of this standard deviation; zeros outside."""
+    offset = torch.arange(-2 * reach, 2 * reach + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-((offset / reach) ** 2) / 2.0)
+    kernel /= kernel.sum()
+    down = F.conv2d(images[:, None], kernel[None, None, :, None], padding=(2 * reach, 0))
+    return F.conv2d(down, kernel[None, None, None, :], padding=(0, 2 * reach))[:, 0]

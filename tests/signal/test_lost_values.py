@@ -1,0 +1,80 @@
+"""Values that are no measurements: what is found, and what must be left alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from hsidenoise.noise.cases import corrupt
+from hsidenoise.signal.lost_values import dead_lines, fill, fill_invalid, stuck_pixels
+
+
+def noisy(real_crop, case="gaussian-30"):
+    return torch.from_numpy(corrupt(real_crop, case, seed=0).noisy)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_dead_lines_along_columns_and_rows(real_crop, axis):
+    cube = noisy(real_crop)
+    lines = [3, 4, 30]
+    (cube[5] if axis == 2 else cube[5].T)[lines] = 0.25
+    found = dead_lines(cube, axis=axis)
+    assert found.nonzero().tolist() == [[5, line] for line in lines]
+    assert not dead_lines(cube, axis=3 - axis).any()
+
+
+def test_a_frame_without_data_and_a_band_without_noise_have_no_dead_lines(real_crop):
+    cube = noisy(real_crop)
+    cube[:, :, :6] = 0.0  # in all bands
+    cube[7] = torch.linspace(0, 1, 64)  # constant along every column
+    assert not dead_lines(cube).any()
+
+
+@pytest.mark.parametrize("case", ["impulse", "mixture"])
+@pytest.mark.parametrize("unit", [(1.0, 0.0), (8000.0, 1000.0)])
+def test_salt_and_pepper_is_found_and_nothing_else(real_crop, case, unit):
+    corruption = corrupt(real_crop, case, seed=1)
+    cube = torch.from_numpy(corruption.noisy)
+    hit = torch.zeros_like(cube, dtype=torch.bool)
+    for band in corruption.affected["impulse"]:
+        hit[band] = (cube[band] == 0) | (cube[band] == 1)
+    dead = dead_lines(cube)[:, None, :].expand_as(cube)
+    found = stuck_pixels(cube * unit[0] + unit[1], dead)
+    assert torch.equal(found, hit)
+
+
+@pytest.mark.parametrize("steps", [30, 255, 4095])
+def test_whole_numbers_and_saturated_regions_are_no_stuck_pixels(real_crop, steps):
+    assert not stuck_pixels(torch.from_numpy(np.round(real_crop * steps))).any()
+    assert not stuck_pixels((noisy(real_crop) * steps).round()).any()
+    bright = noisy(real_crop, "gaussian-5").clamp(max=0.2)
+    assert (bright == np.float32(0.2)).float().mean() > 0.01
+    assert not stuck_pixels(bright).any()
+
+
+def test_noise_that_was_cut_off_at_the_ends_is_no_stuck_pixel(real_crop):
+    for case in ("gaussian-30", "gaussian-70"):
+        assert not stuck_pixels(noisy(real_crop, case).clamp(0, 1)).any()
+
+
+def test_fill_replaces_what_is_lost_by_its_neighbourhood_and_nothing_else(structured_cube, rng):
+    clean = torch.from_numpy(structured_cube.copy())
+    lost = torch.from_numpy(rng.random(clean.shape) < 0.5)
+    filled = fill(torch.where(lost, 100.0, clean), lost)
+    assert torch.equal(filled[~lost], clean[~lost])
+    assert (filled - clean).abs().mean() < 0.02
+    whole = torch.zeros_like(lost)
+    whole[3] = True
+    assert torch.equal(fill(clean, whole), clean)  # nothing is known of band 3
+
+
+def test_fill_invalid_mirrors_the_valid_pixels_of_a_column():
+    """Against the obvious way, pixel by pixel."""
+    rng = np.random.default_rng(3)
+    cube = torch.from_numpy(rng.random((2, 9, 7), dtype=np.float32))
+    mask = torch.from_numpy(rng.random((9, 7)) < 0.6)
+    mask[:, 4], mask[:3, 0], mask[3:, 0] = False, False, True
+    filled = fill_invalid(torch.where(mask, cube, torch.nan), mask)
+    assert torch.equal(filled[:, mask], cube[:, mask])
+    assert torch.equal(filled[:, :3, 0], cube[:, [5, 4, 3], 0])
+    spectra = {tuple(spectrum) for spectrum in cube[:, mask].T.tolist()}
+    assert {tuple(spectrum) for spectrum in filled.flatten(1).T.tolist()} == spectra

@@ -1,0 +1,171 @@
+"""Denoising by the planes of a cube: noise level, units, masks, defects, few bands."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsidenoise.classical.methods import run_baseline
+from hsidenoise.noise.cases import corrupt
+from hsidenoise.signal.noise_level import level_of_residual
+from hsidenoise.signal.planes import denoise_by_planes
+
+
+def tensor(cube):
+    return torch.from_numpy(np.array(cube, dtype=np.float32))
+
+
+def psnr(denoised, clean):
+    """Mean over the bands of those of any shape, as by ``evaluate``."""
+    error = np.square(np.clip(np.asarray(denoised), 0, 1) - np.asarray(clean)).reshape(len(clean), -1)
+    return float(-10 * np.log10(error.mean(1)).mean())
+
+
+def scene(bands, height=72, width=76):
+    """A clean cube of four materials in patches with edges, (bands, height, width) in [0, 1]."""
+    x = np.linspace(0, 1, bands)
+    y, z = np.mgrid[:height, :width]
+    spectra = np.stack([0.5 + 0.3 * np.sin(5 * x + 1.7 * k) for k in range(4)])
+    share = np.stack([np.sin(y / (5 + k)) * np.cos(z / (9 - k)) > 0 for k in range(4)], -1) + 0.1
+    return np.float32((share / share.sum(-1, keepdims=True)) @ spectra).transpose(2, 0, 1).copy()
+
+
+@pytest.mark.parametrize("case", ["gaussian-5", "gaussian-50", "non-iid", "stripe", "deadline", "impulse", "mixture"])
+@pytest.mark.parametrize("bands", [3, 31])
+def test_the_noise_level_is_right_to_five_percent(case, bands):
+    corruption = corrupt(scene(bands), case, seed=0)
+    found = denoise_by_planes(tensor(corruption.noisy)).sigma.numpy()
+    np.testing.assert_allclose(found, corruption.sigma, rtol=0.05)
+
+
+def test_the_noise_level_of_many_bands_is_right_to_five_percent():
+    corruption = corrupt(scene(200, 96, 100), "mixture", seed=0)
+    error = denoise_by_planes(tensor(corruption.noisy)).sigma.numpy() / corruption.sigma - 1.0
+    assert np.abs(error).max() < 0.08  # 9600 pixels in 200 bands, up to 70 % of them lost: chance alone has 0.04
+    assert np.quantile(np.abs(error), 0.95) < 0.05
+
+
+def test_the_level_of_a_residual_is_made_up_for_what_was_absorbed(rng):
+    noise = tensor(rng.normal(0, 0.1, (2, 80, 90)))
+    none = torch.zeros_like(noise, dtype=torch.bool)
+    left = level_of_residual(0.8 * noise, none, torch.tensor([0.36, 0.36]))
+    np.testing.assert_allclose(left.numpy(), 0.1, rtol=0.03)
+    noise[0, ::2] = 1.0
+    lost = noise == 1.0
+    np.testing.assert_allclose(level_of_residual(noise, lost).numpy(), 0.1, rtol=0.03)
+    lost[1] = True  # nothing is known of it
+    assert level_of_residual(noise, lost)[1] == level_of_residual(noise, lost)[0]
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.sampled_from(["gaussian-10", "impulse", "mixture"]),
+    st.floats(-6, 6),
+    st.floats(-2, 2),
+    st.sampled_from([(1, 24, 29), (5, 33, 24), (12, 24, 24)]),
+)
+def test_units_never_matter(case, exponent, offset, shape):
+    noisy = tensor(corrupt(scene(*shape), case, seed=2).noisy)
+    scale = 10.0**exponent
+    estimate, other = denoise_by_planes(noisy), denoise_by_planes(noisy * scale + offset * scale)
+    error = (other.denoised / scale - offset - estimate.denoised).abs().quantile(0.99)
+    assert error < 1e-3 * noisy.std()
+    torch.testing.assert_close(other.sigma / scale, estimate.sigma, rtol=1e-2, atol=1e-6)
+
+
+def test_it_is_deterministic_and_leaves_its_input_alone(real_crop):
+    noisy = tensor(corrupt(real_crop, "mixture", seed=0).noisy)
+    before = noisy.clone()
+    first, second = denoise_by_planes(noisy), denoise_by_planes(noisy)
+    assert torch.equal(noisy, before)
+    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("value", [-9999.0, np.nan, np.inf])
+def test_invalid_pixels_are_left_out_of_everything_and_come_back(real_crop, value):
+    noisy = tensor(corrupt(real_crop, "deadline", seed=0).noisy)
+    mask = torch.ones(noisy.shape[1:], dtype=torch.bool)
+    mask[:, :9] = False
+    mask[30:, 40:55] = False
+    marked = torch.where(mask, noisy, value)
+    estimate = denoise_by_planes(marked, mask)
+    torch.testing.assert_close(estimate.denoised[:, ~mask], marked[:, ~mask], equal_nan=True, rtol=0, atol=0)
+    assert not estimate.lost[:, ~mask].any()
+    other = denoise_by_planes(torch.where(mask, noisy, 0.3), mask)
+    assert torch.equal(other.denoised[:, mask], estimate.denoised[:, mask])
+    clean = tensor(real_crop)[:, mask]
+    whole = denoise_by_planes(noisy).denoised[:, mask]
+    assert psnr(estimate.denoised[:, mask], clean) > psnr(whole, clean) - 1.0
+
+
+@pytest.mark.parametrize("case", ["deadline", "stripe", "mixture"])
+def test_defects_along_rows_are_repaired_as_those_along_columns(real_crop, case):
+    noisy = corrupt(real_crop, case, seed=0).noisy
+    columns = denoise_by_planes(tensor(noisy)).denoised
+    rows = denoise_by_planes(tensor(noisy.swapaxes(1, 2))).denoised.mT
+    assert psnr(rows, real_crop) > psnr(columns, real_crop) - 0.5
+
+
+@pytest.mark.parametrize("case", ["gaussian-5", "gaussian-30", "non-iid", "deadline", "impulse", "mixture"])
+@pytest.mark.parametrize("bands", [1, 2, 3, 5])
+def test_few_bands_are_never_worse_than_the_noisy_cube(real_crop, bands, case):
+    clean = np.ascontiguousarray(real_crop[6 : 6 + bands])
+    noisy = corrupt(clean, case, seed=0).noisy
+    assert psnr(denoise_by_planes(tensor(noisy)).denoised, clean) > psnr(noisy, clean) + 1.0
+
+
+@pytest.mark.parametrize(("case", "gain"), [("gaussian-5", 0), ("gaussian-30", 0), ("non-iid", -0.1), ("mixture", 3)])
+def test_it_is_level_with_the_best_classical_method_or_beats_it_on_a_real_crop(real_crop, case, gain):
+    noisy = corrupt(real_crop, case, seed=0).noisy
+    best = max(psnr(run_baseline(name, noisy), real_crop) for name in ("svd-dct", "svd-dct-robust"))
+    assert psnr(run_baseline("planes", noisy), real_crop) > best + gain
+
+
+def test_a_clean_cube_comes_back(structured_cube):
+    assert psnr(denoise_by_planes(tensor(structured_cube)).denoised, structured_cube) > 55
+
+
+def test_a_glint_stays_and_does_no_harm(real_crop):
+    noisy = corrupt(real_crop, "gaussian-10", seed=0).noisy
+    hot = noisy.copy()
+    hot[:, 20, 30] = 100.0
+    estimate = denoise_by_planes(tensor(hot)).denoised.numpy()
+    assert (estimate[:, 20, 30] == 100.0).all()
+    away = np.ones(noisy.shape[1:], dtype=bool)
+    away[20, 30] = False
+    without = denoise_by_planes(tensor(noisy)).denoised.numpy()
+    assert psnr(estimate[:, away], real_crop[:, away]) > psnr(without[:, away], real_crop[:, away]) - 0.2
+
+
+def test_constant_bands_come_back_and_have_no_say(real_crop):
+    noisy = corrupt(real_crop, "gaussian-30", seed=0).noisy
+    dead = np.insert(noisy, [4, 9], np.float32(-7.0), axis=0)
+    estimate = denoise_by_planes(tensor(dead))
+    assert (estimate.denoised[[4, 10]] == -7.0).all()
+    np.testing.assert_array_equal(
+        np.delete(estimate.denoised.numpy(), [4, 10], axis=0), denoise_by_planes(tensor(noisy)).denoised.numpy()
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (3, 2, 2), (2, 3, 2), (40, 3, 5), (250, 17, 19), (4, 9, 100)])
+def test_any_size(rng, shape):
+    noisy = tensor(rng.normal(0.5, 0.1, shape))
+    estimate = denoise_by_planes(noisy)
+    assert estimate.denoised.isfinite().all()
+    assert (estimate.denoised - noisy).abs().max() < 0.6
+
+
+def test_what_cannot_be_denoised_is_refused():
+    cube = torch.zeros(3, 4, 5)
+    with pytest.raises(ValueError, match="2x2"):
+        denoise_by_planes(torch.zeros(3, 1, 5))
+    with pytest.raises(ValueError, match="no valid pixel"):
+        denoise_by_planes(cube, torch.zeros(4, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        denoise_by_planes(torch.full((3, 4, 5), torch.nan))
+
+
+def test_a_mask_of_another_size_is_refused(unchecked):
+    with pytest.raises(ValueError, match="mask of shape"):
+        denoise_by_planes(torch.zeros(3, 4, 5), torch.ones(5, 4, dtype=torch.bool))
