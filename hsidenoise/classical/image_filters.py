@@ -56,12 +56,6 @@ def denoise_tv(
 
     Raises:
         ValueError: If a weight is negative or there is less than one round.
-
-    Example:
-        >>> images = np.zeros((1, 6, 8), dtype=np.float32)
-        >>> images[0, 2, 3] = 1.0
-        >>> bool(denoise_tv(images, 1.0).max() < 0.1)
-        True
     """
     weights = np.asarray(weight, dtype=np.float32).reshape(-1, 1, 1)
     if (weights < 0).any() or rounds < 1:

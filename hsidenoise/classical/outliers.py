@@ -204,13 +204,6 @@ def principal_component_pursuit(
 
     Raises:
         ValueError: If the sparsity is not above 0, the tolerance negative, or there is less than one round.
-
-    Example:
-        >>> rng = np.random.default_rng(0)
-        >>> low_rank = rng.random((20, 1)) @ rng.random((1, 300))
-        >>> matrix = low_rank + (rng.random((20, 300)) < 0.05)
-        >>> bool(np.abs(principal_component_pursuit(matrix).low_rank - low_rank).max() < 1e-3)
-        True
     """
     weight = 1.0 / float(np.sqrt(max(matrix.shape))) if sparsity is None else sparsity
     if weight <= 0 or tolerance < 0 or rounds < 1:

@@ -107,9 +107,6 @@ def find_split(dataset: str, split: str | None = None) -> Split | None:
         dataset: Name of a row of :data:`DATASETS`.
         split: Its name; the data set's first by default.
 
-    Returns:
-        The split; None for a data set without any.
-
     Raises:
         ValueError: If there is no such data set or split.
     """

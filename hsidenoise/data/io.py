@@ -141,11 +141,6 @@ def check_values(values: Float[np.ndarray, "bands height width"], name: str = "t
 
     Raises:
         ValueError: If an axis is empty, a value is not finite, or all values are the same.
-
-    Example:
-        >>> check_values(np.ones((2, 3, 4), np.float32))
-        Traceback (most recent call last):
-        ValueError: the cube is constant: every value is 1; nothing can be denoised
     """
     low, high = value_range(values, name)
     if low == high:
@@ -158,9 +153,6 @@ def list_variables(path: str | Path, *, allow_external: bool = False) -> list[Va
     Args:
         path: A .mat file (v4, v5, v7.3), or a folder of one PNG per band.
         allow_external: Whether what a v7.3 file keeps in other files is described too.
-
-    Returns:
-        Variables in the order of the file, shapes as MATLAB shows them; for a folder one, the scene.
 
     Raises:
         OSError: If the file is missing or cannot be opened.

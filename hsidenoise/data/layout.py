@@ -147,11 +147,6 @@ def check_room(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
 
     Raises:
         RefusedError: If it does not fit.
-
-    Example:
-        >>> check_room("x", (1 << 20, 1 << 20, 1 << 20), np.dtype("f4"))  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        hsidenoise.data.layout.RefusedError: x takes 8589934592.0 GiB...
     """
     needed = math.prod(shape) * (dtype.itemsize + 4)
     if needed < _UNCHECKED:
@@ -249,11 +244,6 @@ def find_wavelengths(
 
     Returns:
         Wavelengths in nm, micrometres converted; None if there are none.
-
-    Example:
-        >>> vector = Variable("wavelength", (3, 1), np.dtype("f8"))
-        >>> find_wavelengths([vector], lambda name: np.array([[0.4], [0.5], [0.6]]), 3).tolist()
-        [400.0, 500.0, 600.0]
     """
     for variable in variables:
         if _is_wavelengths(variable) and math.prod(variable.shape) == bands:

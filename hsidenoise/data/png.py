@@ -87,9 +87,6 @@ def load_bands(files: list[Path]) -> Shaped[np.ndarray, "bands height width"]:
     Args:
         files: One PNG per band: 8 or 16-bit grey, or 8-bit colour whose channels are equal.
 
-    Returns:
-        uint8 or uint16 array (height, width, bands).
-
     Raises:
         ValueError: If a file is no such PNG or the sizes or types differ.
 

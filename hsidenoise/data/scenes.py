@@ -39,10 +39,6 @@ def scenes_for_tests(split: Split, cases: Sequence[str]) -> list[tuple[tuple[str
 
     Returns:
         For each list of the split its scene names and its part of the cases.
-
-    Example:
-        >>> [own for _, own in scenes_for_tests(find_split("icvl", "qrnn3d"), ["blind", "mixture"])]
-        [('blind',), ('mixture',)]
     """
     if len(split.test) == 1:
         return [(read_split(split.test[0]), tuple(cases))]

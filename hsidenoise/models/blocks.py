@@ -57,9 +57,6 @@ class LayerNorm2d(nn.Module):
 class Downsample(nn.Module):
     """Halve height and width: a 3x3 convolution, then pixel-unshuffle.
 
-    Raises:
-        ValueError: If ``out`` is not a multiple of 4.
-
     References:
         Shi et al., "Real-time single image and video super-resolution using an efficient sub-pixel convolutional
         neural network", CVPR 2016, arXiv 1609.05158.

@@ -206,9 +206,6 @@ def _inverse_norm(x: Tensor) -> Tensor:
 class ChannelAttention(nn.Module):
     """The global branch of CAFM on its own: attention between the channels of each head, over all pixels.
 
-    Raises:
-        ValueError: If ``channels`` is not a multiple of ``heads``.
-
     References:
         Zamir et al., "Restormer", CVPR 2022, arXiv 2111.09881; arXiv 2403.10067, section II-B.
     """
@@ -236,9 +233,6 @@ class SpectralConv(nn.Module):
     Args:
         channels: Channels in and out, a multiple of ``features``.
         features: Numbers at each position of the line.
-
-    Raises:
-        ValueError: If ``features`` does not divide ``channels``.
     """
 
     def __init__(self, channels: int, features: int = 4) -> None:

@@ -237,10 +237,6 @@ def scenes_seen(header: Mapping[str, str], key: str = TRAINING_SCENES) -> list[s
 
     Raises:
         ValueError: If the list is none; it names the key.
-
-    Example:
-        >>> scenes_seen({"data": "folder: balloons_ms, beads"})
-        ['balloons', 'beads']
     """
     if key in header:
         names = read_json(header, key, list)

@@ -96,12 +96,6 @@ def column_offsets(
     Returns:
         The median of a column, 0 where chance may explain it; None if no column is off, or if columns are too short to
         tell.
-
-    Example:
-        >>> residual = 0.01 * torch.randn(1, 2, 40, 9)
-        >>> residual[0, 1, :, 3] += 0.5
-        >>> column_offsets(residual).round(decimals=1)[0, 1, 2:5].tolist()
-        [0.0, 0.5, 0.0]
     """
     rows = residual.shape[2]
     if rows < FEWEST_ROWS:

@@ -176,13 +176,6 @@ def repeat_pilot_filter(
 ) -> Float[np.ndarray, "bands height width"]:
     """Make the pilot filter some times, each with the last result as the pilot, on cubes in a unit of their own.
 
-    Args:
-        noisy: Noisy cube.
-        denoised: Result so far, in the same unit.
-        count: Number of rounds; 0 or more.
-        scaling: What takes both to about [0, 1].
-        device: Where to compute.
-
     Returns:
         The result, in the unit of ``noisy``; ``denoised`` itself if there is nothing to do.
     """

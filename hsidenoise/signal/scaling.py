@@ -107,9 +107,6 @@ class Scaling:
         Args:
             scaled: What :meth:`apply` gave, or a network's answer to it; left untouched.
             dtype: Floating type of the result, see :func:`floating`.
-
-        Returns:
-            A new array in the cube's unit.
         """
         return self._map(scaled, self.offset, self.scale, dtype)
 

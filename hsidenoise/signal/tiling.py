@@ -206,9 +206,6 @@ class Tiling:
         tile: Size of a tile along the same axes; an axis that is shorter is taken whole.
         overlap: Smallest overlap along the same axes.
 
-    Raises:
-        ValueError: As :func:`plan`, when it is made.
-
     Example:
         >>> tiling = Tiling(shape=(40, 100, 70), tile=(31, 64, 64), overlap=(10, 16, 16))
         >>> len(tiling), next(iter(tiling)).index

@@ -51,16 +51,7 @@ def home(network: nn.Module) -> torch.device | None:
 
 @contextmanager
 def in_use(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Network on a device and in evaluation mode; both as they were afterwards, module by module.
-
-    Example:
-        >>> network = nn.Dropout()
-        >>> with in_use(network, torch.device("cpu")):
-        ...     network.training
-        False
-        >>> network.training
-        True
-    """
+    """Network on a device and in evaluation mode; both as they were afterwards, module by module."""
     modes = {module: module.training for module in network.modules()}
     before = home(network) or device
     try:

@@ -157,11 +157,7 @@ def replacing(target: str | Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Write a text file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 

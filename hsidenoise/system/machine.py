@@ -190,11 +190,6 @@ def count_operations(run: Callable[[], object]) -> int:
     """Count the multiplications and additions of the matrix products and convolutions in a forward call.
 
     Nothing is computed where the call does not look at its own values; else it is computed once more.
-
-    Example:
-        >>> matrix = torch.ones(3, 4)
-        >>> count_operations(lambda: matrix @ matrix.mT)
-        72
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count

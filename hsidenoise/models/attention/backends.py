@@ -281,9 +281,6 @@ def fastest(
         run: Called with a name and the tensors.
         tensors: What to compute with; left as they are.
         kind: What else sets kinds apart.
-
-    Raises:
-        ValueError: If there is no candidate.
     """
     if not candidates:
         raise ValueError("no candidate to measure; name at least one")

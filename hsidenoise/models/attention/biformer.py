@@ -150,9 +150,6 @@ class StochasticDepth(nn.Module):
 
     Random numbers come from PyTorch's generator, as those of its dropout do.
 
-    Raises:
-        ValueError: If the probability is out of its range.
-
     References:
         Huang et al., "Deep networks with stochastic depth", ECCV 2016, arXiv:1603.09382.
     """

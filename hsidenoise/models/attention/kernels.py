@@ -108,18 +108,7 @@ def matmul(
     out: Tensor,
     kept: Tensor | None = None,
 ) -> None:
-    """Attend by two matrix products and a softmax, into ``out``.
-
-    Args:
-        q: Queries (some, queries, width).
-        k: Keys (some, keys, width).
-        v: Values (some, keys, width).
-        bias: Of the products (some, 1, keys), if any.
-        scale: Factor of the products.
-        scratch: Memory to use.
-        out: Attended values (some, queries, width).
-        kept: Where to leave the affinities (some, queries, keys) for the backward pass, if they are to be kept.
-    """
+    """Attend to what :func:`gather` yields, into ``out``; ``kept`` takes the affinities for the backward pass."""
     if q.dtype is torch.float16:
         q, k, v, bias = q.float(), k.float(), v.float(), None if bias is None else bias.float()
     for part in _parts(q, k) if kept is None else [slice(None)]:
@@ -205,9 +194,6 @@ def gathered_attention(
 
     Arguments as of ``routed_attention``; the scale is not 0. ``kernel``: "matmul" (two matrix products, a softmax) or
     "sdpa" (PyTorch's fused attention).
-
-    Raises:
-        ValueError: If the kernel is unknown.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel '{kernel}' is not one of {', '.join(KERNELS)}")

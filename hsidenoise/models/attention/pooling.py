@@ -26,9 +26,6 @@ class KeyValuePooling(nn.Module):
     from torch's generator; "conv" is a depth-wise convolution of stride ``ratio`` for keys and one for values, which
     start as the average.
 
-    Raises:
-        ValueError: If the mode is unknown or a number is too small.
-
     References:
         Zhu et al., CVPR 2023, arXiv:2303.08810. Graham, "Fractional max-pooling", 2014, arXiv:1412.6071.
     """

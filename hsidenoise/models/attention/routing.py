@@ -74,11 +74,6 @@ def best_regions(
 
     On a CPU a partial sort of all affinities takes longer than the affinities. The topk largest lie in the topk blocks
     of the largest maxima, and a maximum is quick: so those blocks are found first, and only they are sorted.
-
-    Example:
-        >>> value, index = best_regions(torch.eye(3)[None], torch.eye(3)[None], topk=1)
-        >>> index.flatten().tolist()
-        [0, 1, 2]
     """
     batch, regions, _ = query.shape
     if torch.compiler.is_compiling():
