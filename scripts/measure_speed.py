@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from as_released import HCANetAsReleased, RoutingAttentionAsReleased
 
 from hsidenoise import BiLevelRoutingAttention, denoise, load_model
-from hsidenoise.models.released import load_released
+from hsidenoise.models.released import load_released_hcanet
 from hsidenoise.system.device import autocast, find_device
 from hsidenoise.system.files import commit, write_text
 from hsidenoise.system.machine import describe_machine
@@ -70,7 +70,7 @@ def modules(network: str, side: int) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     if network == "hcanet":
         released: nn.Module = HCANetAsReleased()
-        return {"released": released, "ours": load_released(released.state_dict())}
+        return {"released": released, "ours": load_released_hcanet(released.state_dict())}
     if network in ("hcanet-bra", "denoise"):
         return {"ours": load_model()}
     if side % REGION or (side // REGION) ** 2 < TOPK:

@@ -9,7 +9,7 @@ import torch
 from as_released import HCANetAsReleased, RoutingAttentionAsReleased
 
 from hsidenoise.models.attention.bra import BiLevelRoutingAttention
-from hsidenoise.models.released import load_released
+from hsidenoise.models.released import load_released_hcanet
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -64,7 +64,7 @@ def test_every_option_of_hcanet_agrees_with_ours(bias, layer_norm):
         "LayerNorm_type": layer_norm,
     }
     network = HCANetAsReleased(**config)
-    ours = load_released(network.state_dict(), config)
+    ours = load_released_hcanet(network.state_dict(), config)
     noisy = torch.rand(2, 7, 20, 28, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert relative(network(noisy) - noisy, ours(noisy) - noisy) < 1e-5

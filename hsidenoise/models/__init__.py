@@ -6,8 +6,9 @@ from hsidenoise.system import offer
 
 if TYPE_CHECKING:
     from hsidenoise.models.registry import MODELS, check_config, create_model
+    from hsidenoise.models.released import load_released_hcanet
     from hsidenoise.models.shipped import WEIGHTS
-    from hsidenoise.models.weights import load_model, load_released_hcanet, save_weights
+    from hsidenoise.models.weights import load_model, save_weights
 
 __all__ = ["MODELS", "WEIGHTS", "check_config", "create_model", "load_model", "load_released_hcanet", "save_weights"]
 
@@ -19,7 +20,7 @@ offer(
         "check_config": "registry",
         "create_model": "registry",
         "load_model": "weights",
-        "load_released_hcanet": "weights",
+        "load_released_hcanet": "released",
         "save_weights": "weights",
     },
 )

@@ -32,7 +32,7 @@ CHECKPOINT_KEYS = ("state_dict", "net", "model")
 CHECKPOINT_PREFIXES = ("module.", "net.", "model.")
 
 
-def load_released(state: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> HCANet:
+def load_released_hcanet(state: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> HCANet:
     """Build an HCANet from weights of the released code.
 
     Args:
@@ -47,6 +47,12 @@ def load_released(state: Mapping[str, Any], config: Mapping[str, Any] | None = N
 
     Raises:
         ValueError: If an argument is unknown, or a weight is missing, unexpected or of another shape.
+
+    Example:
+        >>> load_released_hcanet({}, {"inp_channels": 5, "out_channels": 5, "dim": 8, "num_blocks": [1, 1, 1]})
+        Traceback (most recent call last):
+        ...
+        ValueError: the weights are not those of this HCANet configuration: 109 missing (patch_embed.proj.weight, ...)
     """
     network = HCANet(**_own_arguments(config or {}))
     expected = {_released_name(name): (name, weight) for name, weight in network.state_dict().items()}

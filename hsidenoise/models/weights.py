@@ -20,9 +20,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from hsidenoise.data.datasets import scene_name
-from hsidenoise.models.hcanet import HCANet
 from hsidenoise.models.registry import create_model
-from hsidenoise.models.released import load_released
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS, WEIGHTS
 from hsidenoise.system import files
 
@@ -272,26 +270,6 @@ def sha256(source: str | Path) -> str:
         FileNotFoundError: If the file does not exist.
     """
     return files.sha256(_find(source))
-
-
-def load_released_hcanet(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> HCANet:
-    """Build this project's HCANet from a state dict of the released HCANet file.
-
-    Args:
-        state: The released network's ``state_dict``.
-        config: The arguments it was built with, under their released names.
-
-    Returns:
-        A network of 2-D convolutions that computes what the released one computes, in evaluation mode.
-
-    Raises:
-        ValueError: If the state does not fit the configuration.
-
-    References:
-        Hu et al., "Hybrid convolutional and attention network for hyperspectral image denoising", IEEE GRSL
-        2024. arXiv:2403.10067
-    """
-    return load_released(state, config)
 
 
 def _find(source: str | Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hsidenoise.models.hcanet import HCANet
-from hsidenoise.models.released import load_released
+from hsidenoise.models.released import load_released_hcanet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hcanet_released.npz"
 
@@ -42,7 +42,7 @@ def relative(a, b):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("grad", [True, False])
 def test_released_weights_give_the_released_output(golden, state, config, dtype, memory_format, grad):
-    network = load_released(state, config).to(dtype)
+    network = load_released_hcanet(state, config).to(dtype)
     noisy, expected = (torch.tensor(golden[name]) for name in ("input", "output"))
     with torch.set_grad_enabled(grad):
         denoised = network(noisy.to(dtype, memory_format=memory_format))
@@ -51,7 +51,7 @@ def test_released_weights_give_the_released_output(golden, state, config, dtype,
 
 
 def test_without_the_released_local_branch_the_output_is_another(golden, state, config):
-    released = load_released(state, config)
+    released = load_released_hcanet(state, config)
     local = HCANet(**{**released.config, "released_local_branch": False})
     local.load_state_dict(released.state_dict())
     assert relative(local(torch.tensor(golden["input"])), torch.tensor(golden["output"])) > 0.01
@@ -92,7 +92,7 @@ def test_any_released_configuration_loads(noisy, bias, layer_norm):
         "LayerNorm_type": layer_norm,
     }
     network = HCANet(7, 12, (1, 2, 1), 2, (2, 3, 4), 2.0, bias, layer_norm, released_local_branch=True)
-    loaded = load_released(released_state(network), config)
+    loaded = load_released_hcanet(released_state(network), config)
     assert loaded.config == network.config
     assert not loaded.training
     torch.testing.assert_close(loaded(noisy), network(noisy), rtol=0, atol=0)
@@ -102,12 +102,12 @@ def test_any_released_configuration_loads(noisy, bias, layer_norm):
 @pytest.mark.parametrize("prefix", ["module.", "net.", "net.module."])
 def test_checkpoints_and_prefixes_are_unwrapped(golden, state, config, key, prefix):
     checkpoint = {"epoch": 3, key: {prefix + name: torch.tensor(value) for name, value in state.items()}}
-    network = load_released(checkpoint, config)
+    network = load_released_hcanet(checkpoint, config)
     assert relative(network(torch.tensor(golden["input"])), torch.tensor(golden["output"])) < 1e-5
 
 
 def test_loaded_weights_are_copies(state, config):
-    network = load_released(state, config)
+    network = load_released_hcanet(state, config)
     name = "encoder_level1.0.norm1.body.weight"
     before = state[name].copy()
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_loaded_weights_are_copies(state, config):
 def test_weights_that_do_not_fit_are_refused(state, config, change, message):
     broken = {name: value for name, value in {**state, **change}.items() if value is not None}
     with pytest.raises(ValueError, match=message) as error:
-        load_released(broken, config)
+        load_released_hcanet(broken, config)
     assert "\n" not in str(error.value)
 
 
@@ -147,5 +147,5 @@ def test_weights_that_do_not_fit_are_refused(state, config, change, message):
 )
 def test_configurations_that_do_not_fit_are_refused(state, config, change, message):
     with pytest.raises(ValueError, match=message) as error:
-        load_released(state, {**config, **change})
+        load_released_hcanet(state, {**config, **change})
     assert "\n" not in str(error.value)
