@@ -18,6 +18,7 @@ from hsidenoise.system import offer
 if TYPE_CHECKING:
     from hsidenoise.data.io import Cube, read_cube, write_cube
     from hsidenoise.inference.denoise import denoise, denoise_file
+    from hsidenoise.inference.options import DenoiseOptions
     from hsidenoise.metrics.functional import evaluate
     from hsidenoise.models.attention.biformer import BiFormerBlock
     from hsidenoise.models.attention.bra import BiLevelRoutingAttention
@@ -35,6 +36,7 @@ __all__ = [
     "BiLevelRoutingAttention",
     "Cube",
     "CubeDataModule",
+    "DenoiseOptions",
     "DenoisingTask",
     "__version__",
     "corrupt",
@@ -54,6 +56,7 @@ offer(
         "BiLevelRoutingAttention": "models.attention.bra",
         "Cube": "data.io",
         "CubeDataModule": "training.datamodule",
+        "DenoiseOptions": "inference.options",
         "DenoisingTask": "training.task",
         "NOISE_CASES": "noise.cases",
         "corrupt": "noise.cases",

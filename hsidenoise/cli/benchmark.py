@@ -1,4 +1,9 @@
-"""The verb `benchmark` of the command line; `cli_options` has its options."""
+"""Make the table of a paper.
+
+Methods x noise cases x scenes, as Markdown, CSV and LaTeX with figures. Finished cells are kept below --out, so that a
+run that was stopped goes on. A method package.module:function is code that is run: run only tables that you trust, or
+with --no-code.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +12,21 @@ import shlex
 import sys
 from pathlib import Path
 
+from hsidenoise.benchmark.options import TableOptions
+from hsidenoise.cli.shared import add_options, options_of
 
-def tables(options: argparse.Namespace) -> None:
-    """Make the tables of a configuration, with their figures.
 
-    Args:
-        options: ``config``, ``root``, ``methods``, ``cases``, ``protocols``, ``seed``, ``out``, ``workers``,
-            ``device``, ``allow_leaks``, ``fresh`` and ``no_code`` as on the command line.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
+    add_options(parser, TableOptions)
 
-    Raises:
-        ValueError: If the configuration is wrong, weights were trained on a scene under
-            test, or a method fails.
-        OSError: If a file cannot be read or written.
-    """
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make the tables of a configuration, with their figures."""
     from hsidenoise.benchmark.config import read_config, refuse_code, with_choice
     from hsidenoise.benchmark.make import make_tables
 
+    options = options_of(TableOptions, arguments)
     config = with_choice(
         read_config(options.config),
         root=options.root,
@@ -42,7 +46,7 @@ def tables(options: argparse.Namespace) -> None:
         device=options.device,
         allow_leaks=options.allow_leaks,
         fresh=options.fresh,
-        command=shlex.join(["hsidenoise", *options.arguments]),
+        command=shlex.join(["hsidenoise", *arguments.given]),
     )
     for path in written:
         print(f"wrote    {path}")

@@ -1,4 +1,4 @@
-"""The command line: one thin verb per job.
+"""The command line: one thin module per verb.
 
 Nothing heavy is imported before a verb runs, so that ``--help`` answers at once. What the user can mend (ValueError,
 OSError, ImportError, too little memory) becomes one line on stderr and exit status 2; any other exception is a bug and
@@ -7,7 +7,6 @@ keeps its traceback.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -15,9 +14,49 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import TextIO
 
-from hsidenoise.cli.options import make_parser
+from hsidenoise import __version__
+from hsidenoise.cli.shared import Parser
+
+VERBS = (
+    "denoise", "inspect", "corrupt", "make-noisy-set", "evaluate", "benchmark", "train", "weights", "export",
+)  # fmt: skip
+"""The verbs; each is the module of its name (with ``_``), whose docstring is its help."""
+
+_ANSWERS = ("inspect", "evaluate", "weights")  # what they print is their job
+_OLD = {"make-testset": "make-noisy-set"}
+
+
+def make_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the whole command line, and that of each verb.
+
+    Example:
+        >>> make_parser()[0].parse_args(["weights"]).verb
+        'weights'
+    """
+    parser = Parser(
+        prog="hsidenoise",
+        description="Denoise hyperspectral cubes, measure the result, train networks for it.",
+        epilog="`hsidenoise VERB --help` says more about a verb.",
+    )
+    parser.add_argument("--version", action="version", version=f"hsidenoise {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=Parser)
+    parsers = {}
+    for name in VERBS:
+        module = _module(name)
+        first, _, more = (module.__doc__ or f"{name}.").partition("\n\n")
+        parsers[name] = verbs.add_parser(
+            name, help=f"{first[0].lower()}{first[1:].rstrip('.')}", description=f"{first} {more}".strip()
+        )
+        if name != "train":  # which never comes here, see `_run`
+            module.add_arguments(parsers[name])
+    return parser, parsers
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(f"hsidenoise.cli.{verb.replace('-', '_')}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,15 +106,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in _OLD:
+        verb = _OLD[arguments[0]]
+        _complain(f"hint: {arguments[0]} is {verb}")
+        arguments = [verb, *arguments[1:]]
     try:
         if arguments[:1] == ["train"]:
-            from hsidenoise.training.run import main as train
-
-            train(arguments[1:])
-        else:
-            options = make_parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
-            with _printed_at_the_end(needed=options.answers):
-                getattr(importlib.import_module(options.module), options.verb)(options)
+            _module("train").run(arguments[1:])
+            return 0
+        parser, parsers = make_parser()
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            parsers.get(options.verb, parser).refuse(unknown)
+        if options.verb is None:
+            parser.print_help()
+            return 0
+        options.given = arguments
+        with _printed_at_the_end(needed=options.verb in _ANSWERS):
+            _module(options.verb).run(options)
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong argument
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0

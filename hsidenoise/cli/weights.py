@@ -1,11 +1,17 @@
-"""The verbs of the command line that are about weights: list them, export their network. `cli` parses their options."""
+"""List the weights that ship, what they were trained on and how good they are."""
+
+from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
 
+from hsidenoise.cli.shared import add_json as add_arguments
 
-def weights(options: argparse.Namespace) -> None:
+__all__ = ["add_arguments", "run"]
+
+
+def run(arguments: argparse.Namespace) -> None:
     """List the weights that ship."""
     from hsidenoise.models.shipped import DEFAULT_WEIGHTS, WEIGHTS
     from hsidenoise.models.weights import read_header
@@ -18,7 +24,7 @@ def weights(options: argparse.Namespace) -> None:
         row["bytes"] = item.path.stat().st_size if here else None
         row["default"] = item.name == DEFAULT_WEIGHTS
         rows.append(row)
-    if options.json:
+    if arguments.json:
         print(json.dumps(rows, indent=2))
         return
     if not rows:
@@ -36,21 +42,3 @@ def weights(options: argparse.Namespace) -> None:
             print("  PSNR     " + ", ".join(f"{case} {score:.2f}" for case, score in row["scores"].items()))
         print(f"  licence  {row['licence']}")
         print(f"  sha256   {row['sha256']}")
-
-
-def export(options: argparse.Namespace) -> None:
-    """Write a network as an ONNX file."""
-    from hsidenoise.inference.export import export_onnx
-    from hsidenoise.inference.onnx_network import ESTIMATE_INPUTS
-
-    done = export_onnx(options.weights, options.output, opset=options.opset or 20)
-    for name, axes in done.inputs.items():
-        print(f"input    {name} ({', '.join(axes)})")
-    print(f"output   denoised ({', '.join(done.output)})")
-    if tuple(done.inputs) == ESTIMATE_INPUTS:
-        names = ", ".join(ESTIMATE_INPUTS)
-        print(f"         {names}: the parts of load_model(...).estimate(noisy), in their order")
-    sizes = ", ".join(" x ".join(str(size) for size in shape) for shape in done.checked)
-    print(f"checked  against PyTorch at {sizes}: off by {done.error:.1e} of the largest value at most")
-    size = done.path.stat().st_size / 2**20
-    print(f"wrote    {done.path}: {done.model}, {size:.1f} MiB, ONNX operator set {done.opset}")

@@ -14,20 +14,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64
 from tqdm.auto import tqdm
 
 from hsidenoise.data.datasets import DATASETS, Split, find_split, scene_name
-from hsidenoise.data.io import ABOUT, list_variables, read_cube, write_arrays
+from hsidenoise.data.io import ABOUT, Cube, check_cube_target, read_cube, write_arrays
 from hsidenoise.data.layout import times
-from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, pair_files, published_arrays
+from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, key_if_there, pair_files, published_arrays
+from hsidenoise.data.options import CorruptOptions, NoisySetOptions, ReadOptions
 from hsidenoise.data.scenes import cubes_in, scenes_for_tests, scenes_under, some_of
-from hsidenoise.noise.cases import corrupt, noise_case
+from hsidenoise.noise.cases import Corruption, NoiseCase, corrupt, noise_case
 from hsidenoise.signal.scaling import centre_crop, to_unit_range
 from hsidenoise.system.files import check_source, check_target, sha256, write_text
+from hsidenoise.system.options import takes_options, with_changes
 
 #: File in the folder of a set that says how it was made.
 MANIFEST = "noisy_set.json"
@@ -56,18 +58,78 @@ class CaseFolder:
     kept: int
 
 
+@dataclass(frozen=True)
+class CorruptedFile:
+    """What :func:`corrupt_file` did.
+
+    Attributes:
+        cube: What was read.
+        value_range: Smallest and largest value of the crop, before it was scaled.
+        case: The noise case.
+        result: The noisy cube, its noise level, and which bands have which noise.
+        sigma_range: Smallest and largest noise level of a band, 0-255 scale.
+    """
+
+    cube: Cube
+    value_range: tuple[float, float]
+    case: NoiseCase
+    result: Corruption
+    sigma_range: tuple[float, float]
+
+
+def corrupt_file(
+    source: str | Path, target: str | Path, options: CorruptOptions, *, reading: ReadOptions | None = None
+) -> CorruptedFile:
+    """Write a noisy cube, its clean one and the noise level, as the published noisy sets do.
+
+    Args:
+        source: File with a clean cube, or folder of PNG; of a pair, the clean cube is taken.
+        target: ``.mat`` file to write; not the source.
+        options: Noise and what is done before.
+        reading: How the source is read.
+
+    Warns:
+        UserWarning: If values lie outside of [0, 1], or a kind of noise finds no band.
+
+    Raises:
+        ValueError: If there is no such noise case, or the cube cannot be read, cropped or scaled so.
+        OSError: If a file cannot be read or written.
+    """
+    case, reading = noise_case(options.noise), reading or ReadOptions()
+    source, target = Path(source), Path(target)
+    check_source(source)
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"{target}: is the clean cube itself; name another output")
+    check_cube_target(target)
+    chosen = reading.by_name()
+    cube = read_cube(source, **{**chosen, "key": chosen["key"] or key_if_there(source, CLEAN_KEY)})
+    clean = _cropped(cube.values, options.crop, source)
+    low, high = float(clean.min()), float(clean.max())
+    if options.minmax:
+        clean = to_unit_range(clean, str(source))[0]
+    elif low < 0 or high > 1:
+        warnings.warn(
+            f"the values reach from {low:g} to {high:g} without minmax, but the noise is made for [0, 1]", stacklevel=2
+        )
+    result = corrupt(clean, case, seed=options.seed)
+    for kind, bands in result.affected.items():
+        if not len(bands):
+            warnings.warn(
+                f"{kind} on no band: it takes a third of the bands, and {len(clean)} are too few", stacklevel=2
+            )
+    write_arrays(target, published_arrays(result.noisy, clean, result.sigma, cube.wavelengths))
+    sigma = result.sigma * 255
+    return CorruptedFile(cube, (low, high), case, result, (float(sigma.min()), float(sigma.max())))
+
+
+@takes_options(NoisySetOptions)
 def make_noisy_set(
     source: str | Path,
     target: str | Path,
+    options: NoisySetOptions | None = None,
     *,
-    cases: Sequence[str] | None = None,
-    crop: int | None = 512,
-    seed: int = 0,
-    prefix: str | None = None,
-    dataset: str = "folder",
-    split: str | None = None,
-    missing: Literal["error", "skip"] = "error",
     progress: bool = False,
+    **changes: Any,
 ) -> tuple[CaseFolder, ...]:
     """Write a noisy set in the published layout from a folder of clean cubes.
 
@@ -76,10 +138,16 @@ def make_noisy_set(
     and a second call goes on where the first was interrupted; equal calls give equal bytes. ``noisy_set.json`` in
     the target says how the set was made, and a call that would mix it with anything else is refused.
 
-    The folder ``target`` is made if missing. Options as of :class:`hsidenoise.data.options.NoisySetOptions`, but for
-    ``crop`` (None for whole scenes); a case may be what a published folder ends in, such as ``30``. ``folder`` takes
-    every cube directly in the source (or in its sub-folder ``test``); the other data sets take the test scenes of a
-    published split, wherever they lie under the source.
+    A case may be what a published folder ends in, such as ``30``; a later call may add cases. ``folder`` takes every cube
+    directly in the source (or in its sub-folder ``test``); the other data sets take the test scenes of a published
+    split, wherever they lie under the source.
+
+    Args:
+        source: Folder of clean cubes.
+        target: Folder to write to; made if missing.
+        options: The options together; the defaults if None.
+        progress: Show a bar on stderr.
+        **changes: Options by name:
 
     Returns:
         The folders, in the order of ``cases``.
@@ -100,8 +168,11 @@ def make_noisy_set(
         ['trees_8_30/oak.mat', 'trees_8_noniid/oak.mat']
     """
     source, target = Path(source).expanduser(), Path(target).expanduser()
+    options = with_changes(options or NoisySetOptions(), changes, "make_noisy_set")
+    cases, crop, seed, prefix = options.cases, options.crop or None, options.seed, options.prefix
+    dataset, split, missing = options.dataset, options.split, options.missing
     if crop is not None and crop < 1:
-        raise ValueError(f"crop {crop}: give the side of the square in pixels, or None for whole scenes")
+        raise ValueError(f"crop {crop}: give the side of the square in pixels, or 0 for whole scenes")
     names = list(dict.fromkeys(noise_case(PUBLISHED_CASES.get(c, c)).name for c in cases or _SUFFIXES))
     published = find_split(dataset, split)
     scenes = _find_sources(source, published, missing, names)
@@ -204,20 +275,17 @@ def _read_clean(
     path: Path, key: str | None, crop: int | None
 ) -> tuple[Float32[np.ndarray, "bands height width"], Float64[np.ndarray, " bands"] | None]:
     """Centre of a clean cube scaled to [0, 1], and its wavelengths."""
-    if (
-        key is None
-        and not path.is_dir()
-        and any(item.name == CLEAN_KEY and len(item.shape) == 3 for item in list_variables(path))
-    ):
-        key = CLEAN_KEY  # of a pair, where the noisy cube would be taken otherwise
-    cube = read_cube(path, key=key)
-    values = cube.values
-    if crop is not None:
-        if crop > min(values.shape[1:]):
-            sizes = times(values.shape[1:])
-            raise ValueError(f"{path}: {sizes} pixels are less than the crop of {crop}; choose less, or 0 for none")
-        values = centre_crop(values, crop)
-    return to_unit_range(values, str(path))[0], cube.wavelengths
+    cube = read_cube(path, key=key or key_if_there(path, CLEAN_KEY))
+    return to_unit_range(_cropped(cube.values, crop, path), str(path))[0], cube.wavelengths
+
+
+def _cropped(values: np.ndarray, crop: int | None, path: Path) -> np.ndarray:
+    if crop is None:
+        return values
+    if crop > min(values.shape[1:]):
+        sizes = times(values.shape[1:])
+        raise ValueError(f"{path}: {sizes} pixels are less than the crop of {crop}; choose less, or none")
+    return centre_crop(values, crop)
 
 
 def _write_pair(

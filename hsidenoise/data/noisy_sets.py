@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Real
 
 from hsidenoise.data.io import Cube, list_variables, read_cube
 from hsidenoise.data.layout import Variable, describe, times
@@ -162,6 +162,33 @@ def read_pair(path: str | Path) -> Pair:
     noisy, clean = (_read_published(path, variables[name]) for name in (NOISY_KEY, CLEAN_KEY))
     sigma = _read_sigma(path, variables.get(SIGMA_KEY), len(clean.values))
     return Pair(noisy.values, clean.values, sigma, path.stem, noisy.wavelengths)
+
+
+def key_if_there(path: Path, key: str) -> str | None:
+    """The name of a variable of a noisy set, if the file has a cube of that name.
+
+    Args:
+        path: File, or folder of PNG.
+        key: :data:`NOISY_KEY` or :data:`CLEAN_KEY`.
+    """
+    if path.is_dir():
+        return None
+    there = any(item.name == key and item.is_number and len(item.shape) == 3 for item in list_variables(path))
+    return key if there else None
+
+
+def clean_beside(path: Path, noisy: Cube) -> Real[np.ndarray, "bands height width"] | None:
+    """The clean cube that a file of `corrupt` or of a noisy set carries beside the noisy one.
+
+    Args:
+        path: The file.
+        noisy: What was read from it.
+    """
+    key = noisy.layout.key if noisy.layout is not None else ""
+    if key != NOISY_KEY or key_if_there(path, CLEAN_KEY) is None:
+        return None
+    clean = read_cube(path, key=CLEAN_KEY, exact=True).values
+    return clean if clean.shape == noisy.values.shape else None
 
 
 def _read_published(path: Path, variable: Variable) -> Cube:

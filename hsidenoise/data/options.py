@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hsidenoise.data.datasets import DATASETS
+from hsidenoise.metrics.protocols import PROTOCOLS
 from hsidenoise.system.options import REQUIRED, Missing, option
 
 
@@ -47,13 +49,23 @@ class CorruptOptions:
 
 
 @dataclass(frozen=True)
+class EvaluateOptions:
+    """How a denoised cube is measured."""
+
+    protocol: str = option("standard", "whose metrics", choices=tuple(PROTOCOLS))
+    data_range: float | None = option(
+        None, "range of clean values; nothing is scaled then; by the values if absent", above=0, metavar="X"
+    )
+
+
+@dataclass(frozen=True)
 class NoisySetOptions:
     """How a noisy set is made."""
 
-    cases: tuple[str, ...] | None = option(
+    cases: Sequence[str] | None = option(
         None, "noise cases, as of `corrupt --list`; the published nine if absent", metavar="CASE"
     )
-    crop: int = option(512, "centre N x N pixels; 0 for whole scenes", least=0, metavar="N")
+    crop: int | None = option(512, "centre N x N pixels; 0 for whole scenes", least=0, metavar="N")
     seed: int = option(0, "seed of the noise", least=0, metavar="N")
     prefix: str | None = option(
         None, "beginning of the folders' names; data set and crop if absent, such as cave_512", metavar="NAME"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Real
 
 from hsidenoise.figures import cubes as figures
 from hsidenoise.figures.cubes import save_figure
@@ -19,9 +19,9 @@ _PANEL = 3.3  # inches
 
 
 def before_after(
-    noisy: Float32[np.ndarray, "bands height width"],
-    denoised: Float32[np.ndarray, "bands height width"],
-    clean: Float32[np.ndarray, "bands height width"] | None = None,
+    noisy: Real[np.ndarray, "bands height width"],
+    denoised: Real[np.ndarray, "bands height width"],
+    clean: Real[np.ndarray, "bands height width"] | None = None,
     *,
     path: str | Path,
     wavelengths: Float[np.ndarray, " bands"] | None = None,
@@ -50,6 +50,8 @@ def before_after(
             raise ValueError(f"picture: the {name} cube is {other.shape}, the noisy one {noisy.shape}")
     if band is not None and not 0 <= band < len(noisy):
         raise ValueError(f"picture: there is no band {band}; the cube has bands 0 to {len(noisy) - 1}")
+    noisy, denoised = noisy.astype(np.float32, copy=False), denoised.astype(np.float32, copy=False)
+    clean = None if clean is None else clean.astype(np.float32, copy=False)
     shown = figures.noisiest_band(noisy, denoised) if band is None else band
     figure = _page(noisy, denoised, clean, wavelengths, shown)
     save_figure(figure, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,7 +189,7 @@ def denoise_file(
 
     given = {name: changes.pop(name) for name in list(changes) if name in ReadOptions.__dataclass_fields__}
     reading = with_changes(reading or ReadOptions(), given, "denoise_file")
-    options = _options(options, changes, "denoise_file")
+    options = _options(options, changes, "denoise_file", ReadOptions.__dataclass_fields__)
     check_source(source)  # first: where both are wrong, the input is what is meant
     check_target(target)
     source, target = Path(source), Path(target)
@@ -221,13 +221,15 @@ def denoise_file(
     )
 
 
-def _options(options: DenoiseOptions | None, changes: Mapping[str, Any], function: str) -> DenoiseOptions:
+def _options(
+    options: DenoiseOptions | None, changes: Mapping[str, Any], function: str, others: Iterable[str] = ()
+) -> DenoiseOptions:
     """What a caller gave in either way; a ``torch.device`` is taken by its name."""
     if changes.get("passes") is not None:
         raise TypeError(f"{function}() has no option 'passes'; pilot_rounds={changes['passes'] - 1} is the same")
     if isinstance(changes.get("device"), torch.device):
         changes = {**changes, "device": str(changes["device"])}
-    return with_changes(options or DenoiseOptions(), changes, function)
+    return with_changes(options or DenoiseOptions(), changes, function, others)
 
 
 def _as_cube(noisy: Shaped[np.ndarray, "*axes"] | Shaped[torch.Tensor, "*axes"]) -> np.ndarray:

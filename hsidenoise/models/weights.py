@@ -23,6 +23,7 @@ from hsidenoise.data.datasets import scene_name
 from hsidenoise.models.registry import create_model
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS, WEIGHTS
 from hsidenoise.system import files
+from hsidenoise.system.options import did_you_mean
 
 FORMAT = "hsidenoise-weights-1"
 
@@ -286,7 +287,8 @@ def _find(source: str | Path) -> Path:
         raise ValueError(f"{path}: a folder, not a weights file: name the .safetensors file in it")
     if not path.is_file():
         names = ", ".join(WEIGHTS) or "none in this version"
-        raise FileNotFoundError(f"{path}: neither shipped weights ({names}) nor a file; see `hsidenoise weights`")
+        more = did_you_mean(str(source), WEIGHTS) or "; see `hsidenoise weights`"
+        raise FileNotFoundError(f"{path}: neither shipped weights ({names}) nor a file{more}")
     return path
 
 

@@ -19,6 +19,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Shaped
 
+from hsidenoise.system.options import did_you_mean
+
 QRNN3D = "QRNN3D, Wei et al. 2021, doi:10.1109/TNNLS.2020.2978756"
 T3SC = "T3SC, Bodrito et al. 2021, arXiv:2111.09708"
 MAFNET = "the MAFNet training code that HCANet's authors point to"
@@ -328,6 +330,7 @@ def noise_case(name: str) -> NoiseCase:
             return _gaussian(name, low, high)
     raise ValueError(
         f"unknown noise case '{name}'; known: {', '.join(NOISE_CASES)}, gaussian-<sigma>, gaussian-<low>-<high>"
+        f"{did_you_mean(name, NOISE_CASES)}"
     )
 
 

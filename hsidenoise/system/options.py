@@ -33,6 +33,7 @@ def option(
     above: float | None = None,
     metavar: str | None = None,
     choices: Iterable[str] | None = None,
+    flag: str | None = None,
     old: Mapping[str, Callable[[int], int]] | None = None,
 ) -> Any:
     """A field of a dataclass of options.
@@ -44,13 +45,15 @@ def option(
         above: What a number must be greater than.
         metavar: What stands for its value in ``--help``; none for a flag.
         choices: Names that are taken, where the type is not a ``Literal``.
+        flag: Its name on the command line, where that is not the field's.
         old: Older names on the command line, and what makes this option's value of theirs.
     """
-    facts = {"help": help, "least": least, "above": above, "metavar": metavar, "choices": choices, "old": old or {}}
+    facts = {"help": help, "least": least, "above": above, "metavar": metavar, "choices": choices, "flag": flag}
+    facts["old"] = old or {}
     return dataclasses.field(default=default, metadata=facts)
 
 
-def with_changes(options: _Options, changes: Mapping[str, Any], function: str) -> _Options:
+def with_changes(options: _Options, changes: Mapping[str, Any], function: str, others: Iterable[str] = ()) -> _Options:
     """Options with some of them changed by name.
 
     Raises:
@@ -68,7 +71,7 @@ def with_changes(options: _Options, changes: Mapping[str, Any], function: str) -
     names = [field.name for field in dataclasses.fields(options)]  # type: ignore[arg-type]
     for name in changes:
         if name not in names:
-            known = did_you_mean(name, names) or f"; it has {', '.join(names)}"
+            known = did_you_mean(name, [*names, *others]) or f"; it has {', '.join(names)}"
             raise TypeError(f"{function}() has no option '{name}'{known}")
     return dataclasses.replace(options, **changes)  # type: ignore[type-var]
 

@@ -13,9 +13,9 @@ import scipy.io
 import torch
 
 from hsidenoise.cli.main import main
-from hsidenoise.cli.options import DEFAULT_WEIGHTS, ENSEMBLES, NORMALIZE, PRECISIONS, PROTOCOLS
 from hsidenoise.data.mat import write_mat
 from hsidenoise.data.png import save_bands
+from hsidenoise.metrics.protocols import PROTOCOLS
 from hsidenoise.models import create_model
 from hsidenoise.models.shipped import WEIGHTS
 from hsidenoise.models.weights import save_weights
@@ -80,6 +80,7 @@ class TestStart:
     @pytest.mark.parametrize(
         "arguments",
         [
+            [],
             ["--help"],
             ["--version"],
             *([verb, "--help"] for verb in ("denoise", "inspect", "corrupt", "evaluate", "weights", "export")),
@@ -92,8 +93,8 @@ class TestStart:
         program = (
             "import sys; import hsidenoise; from hsidenoise.cli.main import main\n"
             "dir(hsidenoise); status = main(sys.argv[1:])\n"
-            "heavy = {'numpy', 'torch', 'scipy', 'h5py', 'matplotlib', 'lightning'} & set(sys.modules)\n"
-            "sys.exit(status or ', '.join(heavy) or 0)"
+            "heavy = {'numpy', 'torch', 'scipy', 'h5py', 'matplotlib', 'lightning', 'jsonargparse', 'tqdm'}\n"
+            "sys.exit(status or ', '.join(heavy & set(sys.modules)) or 0)"
         )
         done = subprocess.run(
             [sys.executable, "-c", program, *arguments],
@@ -103,21 +104,6 @@ class TestStart:
         )
         assert done.returncode == 0, done.stderr
         assert "hsidenoise" in done.stdout
-
-    def test_choices_are_those_of_the_tables(self):
-        from typing import get_args
-
-        from hsidenoise.inference import ensemble
-        from hsidenoise.metrics import functional as metrics
-        from hsidenoise.models import shipped as shipped_weights
-        from hsidenoise.signal import scaling as normalize
-        from hsidenoise.system import device
-
-        assert set(PRECISIONS) == set(get_args(device.Precision))
-        assert ensemble.ENSEMBLES == ENSEMBLES
-        assert shipped_weights.DEFAULT_WEIGHTS == DEFAULT_WEIGHTS
-        assert set(PROTOCOLS) == set(metrics.PROTOCOLS)
-        assert set(NORMALIZE) == set(normalize.NORMALIZE_MODES)
 
     def test_public_names_are_all_there(self):
         import hsidenoise
@@ -131,8 +117,10 @@ class TestStart:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            ([], "VERB"),
-            (["clean"], "invalid choice"),
+            (["clean"], "choose from denoise, inspect"),
+            (["denois"], "did you mean 'denoise'"),
+            (["denoise", "a.mat", "--tille", "3"], "did you mean '--tile'"),
+            (["denoise", "a.mat", "--passes", "0"], "0 is too small"),
             (["denoise"], "required: noisy"),
             (["denoise", "a.mat", "--tile", "0"], "--tile"),
             (["denoise", "a.mat", "--size", "10"], "HEIGHTxWIDTH"),
@@ -147,6 +135,20 @@ class TestStart:
         message = capsys.readouterr().err
         assert refused(message)
         assert says in message
+
+    def test_older_names_are_taken_with_a_hint(self, weights, tmp_path, capsys):
+        options = ["--weights", str(weights), "--tile", "64"]
+        rounds = {"a.mat": ["--passes", "2"], "b.mat": ["--pilot-rounds", "1"], "c.mat": ["--pilot-rounds", "0"]}
+        for name, wanted in rounds.items():
+            assert main(["denoise", str(SAMPLE), "-o", str(tmp_path / name), *options, *wanted]) == 0
+        shown = capsys.readouterr()
+        assert shown.err == "hsidenoise: hint: --passes 2 is --pilot-rounds 1\n"
+        assert shown.out.count("pilot filter") == 2
+        a, b, c = (scipy.io.loadmat(tmp_path / name)["cube"] for name in rounds)
+        assert np.array_equal(a, b)
+        assert not np.array_equal(a, c)
+        assert main(["make-testset", str(tmp_path / "none"), str(tmp_path / "set")]) == 2
+        assert capsys.readouterr().err.startswith("hsidenoise: hint: make-testset is make-noisy-set\n")
 
     def test_a_reader_that_has_gone_is_no_error(self, tmp_path):
         reading, writing = os.pipe()
@@ -164,7 +166,7 @@ class TestStart:
         def interrupted(options):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("hsidenoise.cli.verbs.inspect", interrupted)
+        monkeypatch.setattr("hsidenoise.cli.inspect.run", interrupted)
         assert main(["inspect", "a.mat"]) == 130
         assert capsys.readouterr().err.count("\n") == 1
 
@@ -172,7 +174,7 @@ class TestStart:
         def broken(options):
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr("hsidenoise.cli.verbs.inspect", broken)
+        monkeypatch.setattr("hsidenoise.cli.inspect.run", broken)
         with pytest.raises(RuntimeError, match="a bug"):
             main(["inspect", "a.mat"])
 
@@ -203,7 +205,7 @@ class TestCorrupt:
     def test_kept_values_outside_0_to_1_are_warned_of(self, tmp_path):
         done = run("corrupt", SAMPLE, "n.mat", "--noise", "blind", "--no-minmax", "--crop", "20", cwd=tmp_path)
         assert done.returncode == 0
-        assert done.stderr.startswith("hsidenoise: warning: --no-minmax")
+        assert done.stderr.startswith("hsidenoise: warning: the values reach from")
         assert done.stderr.count("\n") == 1
         assert scipy.io.loadmat(tmp_path / "n.mat")["gt"].max() > 100
 

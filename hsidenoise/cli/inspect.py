@@ -1,0 +1,66 @@
+"""Say what a file holds and how it would be read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from hsidenoise.cli.shared import add_json, add_options, options_of, path
+from hsidenoise.data.options import ReadOptions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
+    parser.add_argument("cube", type=path, help=".mat file or folder of PNG")
+    add_options(parser, ReadOptions)
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Say what a file holds and how it would be read."""
+    from hsidenoise.data.io import list_variables, read_cube
+    from hsidenoise.data.measure import describe
+
+    reading = options_of(ReadOptions, arguments)
+    variables = list_variables(arguments.cube, allow_external=reading.allow_external)
+    facts, problem = None, None
+    try:
+        facts = describe(read_cube(arguments.cube, **reading.by_name()))
+    except ValueError as error:
+        # The list of variables is the answer to most problems of reading, so it is shown all the same.
+        if reading.key or reading.axes or reading.size:
+            raise
+        problem = " ".join(str(error).split())
+    types = ["" if item.dtype is None else str(item.dtype) for item in variables]
+    if arguments.json:
+        rows = [
+            {"name": item.name, "shape": item.shape, "dtype": dtype or None, "note": item.note}
+            for item, dtype in zip(variables, types, strict=True)
+        ]
+        found = {"file": str(arguments.cube), "variables": rows, "cube": facts, "problem": problem}
+        print(json.dumps(found, indent=2))
+        return
+    print(f"{arguments.cube}: {len(variables)} variable{'s' * (len(variables) != 1)}")
+    for item, dtype in zip(variables, types, strict=True):
+        shape = " x ".join(str(size) for size in item.shape)
+        print(f"  {item.label:<24} {shape:<20} {dtype:<10} {item.note}".rstrip())
+    if facts is None:
+        print(f"no cube chosen: {problem}")
+        return
+    low, high = facts["range"]
+    first, last = facts["wavelengths"] or (None, None)
+    print(f"cube         {facts['variable']}, {facts['bands']} bands, height {facts['height']}, width {facts['width']}")
+    print(f"axes         {facts['axes']}: {facts['reason']}")
+    print(f"range        {low:g} to {high:g}")
+    for found in facts["not_data"]:
+        print(f"no data?     {found}")
+    print("wavelengths  " + ("not in the file" if first is None else f"{first:g} to {last:g} nm"))
+    level, bad = facts["noise"], facts["bad_bands"]
+    if level is None:
+        print("noise        not estimated: that takes 2 x 2 pixels")
+        return
+    print(
+        f"noise        estimated, median over the bands {level['median']:.4g} ({level['median_share']:.2%} of the "
+        f"range); worst band {level['worst_band']} (0-based) {level['worst']:.4g}"
+    )
+    print("bad bands    " + (", ".join(str(band) for band in bad) + " (0-based)" if bad else "none found"))

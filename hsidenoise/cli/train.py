@@ -1,0 +1,16 @@
+"""Train a network (LightningCLI over one YAML per run)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Train a network: LightningCLI has its own options and its own ``--help``.
+
+    Args:
+        arguments: Those behind the verb.
+    """
+    from hsidenoise.training.run import main
+
+    main(list(arguments))

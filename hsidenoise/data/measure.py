@@ -1,0 +1,251 @@
+"""What can be measured of files: facts of one cube, scores of two."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hsidenoise.data.io import Cube, read_cube
+from hsidenoise.data.layout import printable
+from hsidenoise.data.noisy_sets import CLEAN_KEY, NOISY_KEY, clean_beside, key_if_there
+from hsidenoise.data.options import EvaluateOptions, ReadOptions
+from hsidenoise.metrics.functional import evaluate
+from hsidenoise.metrics.protocols import PROTOCOLS, Scores
+from hsidenoise.signal.mask import find_extremes, scorable, spans
+from hsidenoise.signal.noise_level import bad_bands, noise_level
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Scores of a denoised file against a clean one, and how they came about.
+
+    Attributes:
+        denoised: The denoised cube as read.
+        clean: The clean cube as read.
+        scores: The scores.
+        data_range: Range of clean values that PSNR and SSIM go by.
+        scaling: What was done to the values, and why, in words.
+        pixels_scored: Pixels that hold data in both.
+        pixels: All pixels.
+        bands_left_out: Bands without data, 0-based.
+        not_data: What was taken for no data, in words.
+        bands_of_infinite_psnr: Bands that are the same in both cubes.
+        bands_of_infinite_ergas: Bands whose clean mean is 0.
+    """
+
+    denoised: Cube
+    clean: Cube
+    scores: Scores
+    data_range: float
+    scaling: str
+    pixels_scored: int
+    pixels: int
+    bands_left_out: tuple[int, ...]
+    not_data: tuple[str, ...]
+    bands_of_infinite_psnr: tuple[int, ...]
+    bands_of_infinite_ergas: tuple[int, ...]
+
+
+def evaluate_files(
+    denoised_path: str | Path,
+    clean_path: str | Path,
+    options: EvaluateOptions | None = None,
+    *,
+    reading: ReadOptions | None = None,
+    clean_reading: ReadOptions | None = None,
+) -> Evaluated:
+    """Measure the denoised cube in one file against the clean one in another.
+
+    Of files that `hsidenoise corrupt` wrote, ``input`` is read on the denoised and ``gt`` on the clean side. Clean
+    values that are not floats in [0, 1] are brought there by their range, and the denoised ones by the same scale.
+
+    Args:
+        denoised_path: File with the denoised cube, or a noisy one.
+        clean_path: File with the clean cube; may be the same.
+        options: Protocol and range.
+        reading: How the first is read.
+        clean_reading: How the second is read.
+
+    Warns:
+        UserWarning: If the cubes seem to be in different units, or a score is infinite because of single bands.
+
+    Raises:
+        ValueError: If a file cannot be read so, the cubes differ in size, or the clean one is the same everywhere.
+        OSError: If a file cannot be opened.
+    """
+    options, reading = options or EvaluateOptions(), reading or ReadOptions()
+    clean_reading = clean_reading or ReadOptions()
+    denoised = _read(Path(denoised_path), reading, NOISY_KEY)
+    clean = _read(Path(clean_path), clean_reading, CLEAN_KEY)
+    carried = clean_beside(Path(denoised_path), denoised)
+    if denoised.values.shape != clean.values.shape:
+        hint = "choose the variables with --key and --clean-key"
+        if carried is not None:
+            hint = f"{denoised_path} holds its own clean cube: `hsidenoise evaluate {denoised_path} {denoised_path}`"
+        raise ValueError(
+            f"{denoised_path} is {sizes_of(denoised)}, but {clean_path} is {sizes_of(clean)}; was one cropped? {hint}"
+        )
+    left = scorable(denoised.values, clean.values)
+    bands = np.flatnonzero(left.bands)
+    ours, truth = denoised.values[bands], clean.values[bands]
+    if carried is not None:
+        carried = carried[bands][:, left.pixels]
+    truth, lowest, data_range, rule = _common_scale(truth, left.pixels, clean, carried, options.data_range)
+    spread = float(ours[:, left.pixels].std() / (truth[:, left.pixels].std() or 1.0))
+    if not 0.05 < spread < 20:
+        warnings.warn(
+            f"the denoised values spread {spread:.2g} times as wide as the clean ones: are both in the same unit?",
+            stacklevel=2,
+        )
+    protocol = PROTOCOLS[options.protocol]
+    mask = None if left.pixels.all() else left.pixels
+    scores = evaluate(ours, truth, data_range=data_range, protocol=options.protocol, lowest=lowest, mask=mask)
+    same: list[int] = []
+    dark: list[int] = []
+    floor = lowest or 0.0
+    clip = (floor, floor + data_range) if protocol.clipped else None
+    if not protocol.rows_as_bands:  # there, its scores are not of bands
+        same, dark = _beyond_scores(ours, truth, left.pixels, clip, lowest is not None)
+    infinite = tuple(int(band) for band in bands[same])
+    undefined = tuple(int(band) for band in bands[dark])
+    others = np.setdiff1d(np.arange(len(bands)), same)
+    if infinite and len(others):  # of a cube that is the same as a whole, an infinite PSNR says it
+        rest = evaluate(
+            ours[others], truth[others], data_range=data_range, protocol=options.protocol, lowest=lowest, mask=mask
+        )
+        warnings.warn(
+            f"the PSNR is infinite: both cubes are the same in {_bands(infinite)}; PSNR over the {len(others)} others "
+            f"is {rest.psnr:.2f} dB",
+            stacklevel=2,
+        )
+    if undefined:
+        warnings.warn(f"the ERGAS is infinite: the clean mean is 0 in {_bands(undefined)}", stacklevel=2)
+    return Evaluated(
+        denoised=denoised,
+        clean=clean,
+        scores=scores,
+        data_range=data_range,
+        scaling=rule,
+        pixels_scored=int(left.pixels.sum()),
+        pixels=left.pixels.size,
+        bands_left_out=tuple(int(band) for band in np.flatnonzero(~left.bands)),
+        not_data=tuple(left.reasons),
+        bands_of_infinite_psnr=infinite,
+        bands_of_infinite_ergas=undefined,
+    )
+
+
+def describe(cube: Cube) -> dict[str, Any]:
+    """What a cube looks like: sizes, axes, range, noise, bands that stand out.
+
+    Args:
+        cube: As :func:`hsidenoise.read_cube` gives it.
+
+    Returns:
+        What `hsidenoise inspect --json` prints: ``variable``, ``bands``, ``height``, ``width``, ``axes``, ``reason``,
+        ``range``, ``not_data``, ``wavelengths`` (first and last, nm), ``noise`` (None below 2 x 2 pixels),
+        ``bad_bands``.
+
+    Example:
+        >>> describe(Cube(np.random.default_rng(0).random((3, 20, 30), dtype=np.float32)))["height"]
+        20
+    """
+    bands, height, width = cube.values.shape
+    low, high = float(cube.values.min()), float(cube.values.max())
+    waves = cube.wavelengths
+    noise = None
+    if min(height, width) > 1:
+        level = np.asarray(noise_level(cube.values), dtype=float)
+        median = float(np.median(level))
+        noise = {
+            "per_band": [float(value) for value in level],
+            "median": median,
+            "median_share": median / ((high - low) or 1.0),
+            "worst": float(level.max()),
+            "worst_band": int(level.argmax()),
+        }
+    return {
+        "variable": variable_of(cube),
+        "bands": bands,
+        "height": height,
+        "width": width,
+        "axes": "" if cube.layout is None else cube.layout.axes,
+        "reason": "" if cube.layout is None else cube.layout.reason,
+        "range": [low, high],
+        "not_data": [str(found) for found in find_extremes(cube.values).found],
+        "wavelengths": None if waves is None else [float(waves[0]), float(waves[-1])],
+        "noise": noise,
+        "bad_bands": [] if noise is None else np.flatnonzero(bad_bands(cube.values)).tolist(),
+    }
+
+
+def variable_of(cube: Cube) -> str:
+    """Name of the variable that a cube was read from, fit to print.
+
+    Example:
+        >>> variable_of(Cube(np.zeros((1, 2, 3), dtype=np.float32)))
+        'cube'
+    """
+    return "cube" if cube.layout is None else printable(cube.layout.key)
+
+
+def sizes_of(cube: Cube) -> str:
+    """Sizes of a cube in words.
+
+    Example:
+        >>> sizes_of(Cube(np.zeros((1, 2, 3), dtype=np.float32)))
+        '1 bands of 2 x 3'
+    """
+    bands, height, width = cube.values.shape
+    return f"{bands} bands of {height} x {width}"
+
+
+def _read(path: Path, reading: ReadOptions, usual: str) -> Cube:
+    chosen = reading.by_name()
+    return read_cube(path, **{**chosen, "key": chosen["key"] or key_if_there(path, usual)}, exact=True)
+
+
+def _beyond_scores(
+    denoised: np.ndarray, clean: np.ndarray, pixels: np.ndarray, clip: tuple[float, float] | None, stored: bool
+) -> tuple[list[int], list[int]]:
+    """Bands that are the same in both cubes (after the clip), and bands of clean mean 0 that are not (before it)."""
+    same: list[int] = []
+    dark: list[int] = []
+    for index, (ours, truth) in enumerate(zip(denoised, clean, strict=True)):
+        estimate, wanted = ours[pixels].astype(np.float64), truth[pixels].astype(np.float64)
+        clipped = estimate if clip is None else estimate.clip(*clip)
+        if np.array_equal(clipped, wanted):
+            same.append(index)
+        if wanted.mean() == 0 and not np.array_equal(estimate if stored else clipped, wanted):
+            dark.append(index)
+    return same, dark
+
+
+def _bands(bands: tuple[int, ...]) -> str:
+    return f"band{'s' * (len(bands) != 1)} {spans(bands)} (0-based)"
+
+
+def _common_scale(
+    truth: np.ndarray, pixels: np.ndarray, clean: Cube, carried: np.ndarray | None, data_range: float | None
+) -> tuple[np.ndarray, float | None, float, str]:
+    """The clean cube in the denoised one's unit, the ends of the range that PSNR and SSIM go by, and why."""
+    if data_range is not None:
+        return truth, None, data_range, f"none; data range {data_range:g} as given"
+    valid = truth[:, pixels]
+    low, high = float(valid.min()), float(valid.max())
+    floats = clean.layout is None or np.issubdtype(clean.layout.dtype, np.floating)
+    if floats and low >= 0 and high <= 1:
+        return truth, None, 1.0, "none; clean values are floats in [0, 1], data range 1"
+    if low == high:
+        raise ValueError(f"{clean.path}: every clean value is {low:g}; say the range with --data-range")
+    span = f"by the clean cube's range ({low:g} .. {high:g}) to (0 .. 1), data range 1"
+    if carried is not None:
+        scaled = (valid.astype(np.float64) - low) / (high - low)
+        if np.allclose(carried, scaled, atol=1e-3):
+            truth = (truth.astype(np.float64) - low) / (high - low)
+            return truth, None, 1.0, f"clean {span}; the denoised cube was made from that"
+    return truth, low, high - low, f"PSNR and SSIM {span}; SAM and ERGAS of the values as stored"
