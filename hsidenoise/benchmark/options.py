@@ -13,7 +13,9 @@ from hsidenoise.system.options import REQUIRED, option
 class TableOptions:
     """Which table is made, what of it, and how."""
 
-    config: str = option(REQUIRED, "table to make: configs/tables/*.yaml, or one of your own", metavar="FILE.yaml")
+    config: str = option(
+        REQUIRED, "table to make: the name of one in configs/tables, or a file of your own", metavar="NAME|FILE.yaml"
+    )
     root: str | None = option(
         None, "folder of the cubes; that of the table if absent", metavar="FOLDER", flag="data.root"
     )

@@ -213,7 +213,7 @@ class TestCorrupt:
         ("arguments", "says"),
         [
             (["--noise", "gausian-50"], "gaussian-50"),
-            (["--noise", "blind", "--crop", "129"], "128 x 160"),
+            (["--noise", "blind", "--crop", "129"], "128x160"),
             (["--noise", "blind", "--key", "nothing"], "cube"),
         ],
     )

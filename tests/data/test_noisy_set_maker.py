@@ -283,7 +283,7 @@ class TestRefused:
         [
             ({"cases": ["30", "fog"]}, "unknown noise case 'fog'"),
             ({"crop": 13}, r"Fir\.mat: 12x14 pixels are less than the crop of 13"),
-            ({"crop": 0}, "crop 0: give the side"),
+            ({"crop": -1}, "crop -1: give the side"),
             ({"prefix": "a/b"}, "prefix 'a/b'"),
             ({"prefix": ".a"}, r"prefix '\.a'"),
             ({"prefix": ""}, "prefix ''"),
