@@ -138,8 +138,8 @@ def make_noisy_set(
     and a second call goes on where the first was interrupted; equal calls give equal bytes. ``noisy_set.json`` in
     the target says how the set was made, and a call that would mix it with anything else is refused.
 
-    A case may be what a published folder ends in, such as ``30``; a later call may add cases. ``folder`` takes every cube
-    directly in the source (or in its sub-folder ``test``); the other data sets take the test scenes of a published
+    A case may be what a published folder ends in, such as ``30``; a later call may add cases. ``folder`` takes every
+    cube directly in the source (or in its sub-folder ``test``); the other data sets take the test scenes of a published
     split, wherever they lie under the source.
 
     Args:
