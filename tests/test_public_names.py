@@ -15,6 +15,7 @@ NAMES = {
     "hsidenoise.signal": "noise_level spectral_wiener pilot_filter fit_scaling",
     "hsidenoise.metrics": "psnr ssim sam ergas PROTOCOLS",
     "hsidenoise.noise": "NOISE_CASES corrupt",
+    "hsidenoise.benchmark": "Method make_method make_tables",
     "hsidenoise.data": "Cube read_cube write_cube",
 }
 

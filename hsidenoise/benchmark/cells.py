@@ -17,29 +17,18 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from hsidenoise.benchmark.code_version import code_version
-from hsidenoise.benchmark.config import WEIGHTS
-from hsidenoise.classical.methods import find_method, run_baseline
 from hsidenoise.data.noisy_sets import read_pair
 from hsidenoise.data.scenes import read_clean
-from hsidenoise.inference.denoise import denoise
-from hsidenoise.inference.network import choose_model
+from hsidenoise.inference.method import Classical, Method, Network, make_method
 from hsidenoise.metrics.functional import evaluate
 from hsidenoise.noise.cases import corrupt
+from hsidenoise.system.code_version import code_version
 from hsidenoise.system.device import find_device, is_out_of_memory
 from hsidenoise.system.files import replacing, sha256, write_text
-from hsidenoise.system.machine import PeakMemory, count_operations
+from hsidenoise.system.machine import PeakMemory
 
-COUNTED = 128
-"""Side in pixels of the image whose operations are counted; the networks' cost is linear in the pixels."""
-
-#: What is called on the way to every score, to one of a network, and to one of a classical method: the sources of their
-#: modules, and of all that these import, decide it.
-_EVERY, _NETWORK, _CLASSICAL = (
-    (read_clean, read_pair, corrupt, evaluate),
-    (choose_model, denoise),
-    (find_method, run_baseline),
-)
+#: What is called on the way to every score: the sources of their modules, and of all that these import, decide it.
+_EVERY = (read_clean, read_pair, corrupt, evaluate)
 
 
 @dataclass(frozen=True)
@@ -47,8 +36,8 @@ class Job:
     """What to compute.
 
     Attributes:
-        method: As :class:`hsidenoise.benchmark.config.Method` names it.
-        options: Options of :func:`hsidenoise.denoise`, for weights.
+        method: Name of the method, as :func:`hsidenoise.inference.method.make_method` takes it.
+        options: Its options.
         scene: Name of the scene.
         source: File or folder of the clean cube, or of a pair of noisy and clean.
         pair: Whether it is a pair; the noise is in it, and nothing is cropped or scaled.
@@ -157,83 +146,38 @@ def read_cell(folder: Path, name: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def version_of(method: str) -> str:
-    """What decides a method's answer beside its input: a hash of the code, and of the weights or module it names.
+def version_of(method: Method) -> str:
+    """What decides a method's scores beside its input: hashes of the code, and of the weights or module that it names.
 
     The code is that of this package's modules that are run, of the libraries that they compute with, and, of a
     ``package.module:function``, of all that it imports and that is not installed as a library.
 
     Args:
-        method: As in :class:`Job`.
+        method: Any method.
     """
-    if method.startswith(WEIGHTS):
-        extra = ("onnxruntime",) if method.lower().endswith(".onnx") else ()
-        return f"{_version(_NETWORK, extra=extra)} {weights_digest(method)}"
-    if method == "noisy":
-        return _version(())
-    found = find_method(method)
-    if ":" not in method:
-        return _version(_CLASSICAL, extra=() if found.extra is None else (found.extra,))
-    module = found.name.partition(":")[0]
-    file = getattr(sys.modules[module], "__file__", None)
-    return f"{_version(_CLASSICAL, module)} {sha256(file) if file else module}"
+    return f"{_version(_EVERY)} {method.identity()}"
 
 
-def _version(called: Iterable[Callable[..., Any]], *modules: str, extra: Iterable[str] = ()) -> str:
-    """Hash of this module, of those of what is called, of further ones, and of all that these import."""
-    roots = dict.fromkeys([*(function.__module__ for function in (*_EVERY, *called)), *modules])
-    return hashlib.sha256(f"{sha256(__file__)} {code_version(*roots, extra=extra)}".encode()).hexdigest()
+def _version(called: Iterable[Callable[..., Any]]) -> str:
+    """Hash of this module, of those of what is called, and of all that these import."""
+    roots = dict.fromkeys(function.__module__ for function in called)
+    return hashlib.sha256(f"{sha256(__file__)} {code_version(*roots)}".encode()).hexdigest()
 
 
 def package_version() -> str:
     """Hash of all code of this package that a score can depend on, for the head of a table."""
-    return _version((*_NETWORK, *_CLASSICAL))
-
-
-def weights_digest(method: str) -> str:
-    """SHA-256 of the weights file of a method ``weights:NAME|FILE``."""
-    from hsidenoise.models import weights
-
-    name = method.removeprefix(WEIGHTS)
-    return sha256(name) if name.lower().endswith(".onnx") else weights.sha256(name)
-
-
-def operations(method: str) -> tuple[int, int] | None:
-    """Number of weights of a network, and of operations for one pixel of one pass; None if the method is not a network.
-
-    Args:
-        method: As in :class:`Job`.
-    """
-    if not method.startswith(WEIGHTS) or method.lower().endswith(".onnx"):
-        return None
-    network, _ = choose_model(method.removeprefix(WEIGHTS), "cpu")
-    bands: int = network.bands  # type: ignore[assignment]
-    cube = torch.rand(1, bands, COUNTED, COUNTED, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        count = count_operations(lambda: network(cube))
-    return sum(weight.numel() for weight in network.parameters()), round(count / COUNTED**2)
+    return _version((*_EVERY, *Network.called, *Classical.called, make_method))
 
 
 def _denoised(job: Job, given: Given) -> tuple[np.ndarray, float]:
     """The answer, and the seconds that it took."""
-    if job.method == "noisy":
-        return given.noisy, 0.0
-    if job.method.startswith(WEIGHTS):
-        network = _network(job.method.removeprefix(WEIGHTS), job.device)
-        start = time.perf_counter()
-        # scenes are scaled to [0, 1] before their noise is added
-        return denoise(given.noisy, network, **{"normalize": "none"} | dict(job.options)), time.perf_counter() - start
-    method = find_method(job.method)
+    method = make_method(job.method, options=job.options)
+    method.prepare(job.device)
     if given.sigma is None and not method.blind:
         raise ValueError("it has to be told sigma, which this noisy set does not hold")
     start = time.perf_counter()
-    denoised = run_baseline(method, given.noisy, None if method.blind else given.sigma)
-    return denoised, time.perf_counter() - start
-
-
-@lru_cache(maxsize=2)
-def _network(name: str, device: str | None) -> torch.nn.Module:
-    return choose_model(name, device)[0]
+    denoised = method.run(given.noisy, given.sigma, job.device)
+    return denoised, time.perf_counter() - start if method.computes else 0.0
 
 
 def main(arguments: list[str]) -> int:

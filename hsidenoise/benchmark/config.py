@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as _short
-from typing import Any, get_args
+from typing import Any
 
-from hsidenoise.benchmark.table import NOISY
-from hsidenoise.classical.methods import BASELINES
 from hsidenoise.data.datasets import DATASETS
+from hsidenoise.inference.method import Method, make_method
 from hsidenoise.metrics.protocols import PROTOCOLS
-from hsidenoise.models.weights import ASKED, said
-from hsidenoise.signal.scaling import NORMALIZE_MODES
 from hsidenoise.system.files import packaged
-from hsidenoise.system.options import Precision
 from hsidenoise.system.yaml_text import read_yaml
 
 NOISY_SET = "noisy-set"
 """Name of the data set of noisy cubes in the published layout (:mod:`hsidenoise.data.noisy_sets`)."""
 
-WEIGHTS = "weights:"
-"""What a method starts with that is a network: ``weights:NAME`` or ``weights:FILE``."""
-
 PARTS = ("test", "validation", "train", "all")
 
 MOST = 2**20
 """Largest number of pixels along an axis, or of bands, that a configuration may name."""
-
-#: Options of :func:`hsidenoise.denoise` that a method with weights may set: type, and the values that are taken.
-OPTIONS: dict[str, tuple[type, Sequence[Any]]] = {
-    "pilot_rounds": (int, ASKED["pilot_rounds"]),
-    "ensemble": (int, (1, 2, 4, 8)),
-    "tile": (int, ASKED["tile"]),
-    "overlap": (int, range(ASKED["tile"].stop - 1)),
-    "join": (bool, (True, False)),
-    "precision": (str, get_args(Precision)),
-    "normalize": (str, NORMALIZE_MODES),
-}
 
 
 @dataclass(frozen=True)
@@ -65,21 +47,6 @@ class Data:
     key: str | None = None
     missing: str = "error"
     scenes: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Method:
-    """One line of the table.
-
-    Attributes:
-        method: ``noisy``, the name of a baseline, ``package.module:function``, or ``weights:NAME|FILE``.
-        label: Name in the table; the method itself if not given.
-        options: For weights, options of :func:`hsidenoise.denoise`: ``pilot_rounds``, ``ensemble``, ``tile``, ...
-    """
-
-    method: str
-    label: str
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -223,9 +190,9 @@ def refuse_code(config: TableConfig) -> None:
         ValueError: If a method is a ``package.module:function``.
     """
     for method in config.methods:
-        if ":" in method.method and not method.method.startswith(WEIGHTS):
+        if method.is_code:
             raise ValueError(
-                f"the method '{method.method}' is code, which --no-code refuses; leave it out by --methods, or run the "
+                f"the method '{method.name}' is code, which --no-code refuses; leave it out by --methods, or run the "
                 "table without --no-code if you trust it"
             )
 
@@ -319,30 +286,11 @@ def _method(given: Any, others: Sequence[str] | Mapping[str, Any] = ()) -> Metho
     values = {"method": given} if isinstance(given, str) else given
     if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
         raise ValueError(f"{_short(given)} is not a method: write its name, or a mapping with 'method'")
-    method = values["method"]
-    options = {key: value for key, value in values.items() if key not in ("method", "label")}
-    if method != NOISY and method not in BASELINES and ":" not in method:
-        known = ", ".join(dict.fromkeys((*others, NOISY, *BASELINES)))
-        raise ValueError(f"unknown method '{method}'; known: {known}, {WEIGHTS}NAME|FILE, package.module:function")
-    passes = options.get("passes")
-    if type(passes) is int and method.startswith(WEIGHTS):  # older name: the network and each round
-        options["pilot_rounds"] = passes - 1
-        del options["passes"]
-    for key, value in options.items():
-        if key not in OPTIONS or not method.startswith(WEIGHTS):
-            raise ValueError(f"method '{method}' has no option '{key}'; weights have {', '.join(OPTIONS)}")
-        of, taken = OPTIONS[key]
-        if type(value) is not of:
-            raise ValueError(f"method '{method}': {key} is {_short(value)}, not of type {of.__name__}")
-        if value not in taken:
-            raise ValueError(f"method '{method}': {key} is {_short(value)}; it is {said(taken)}")
-    label = values.get("label", method)
+    method, label = values["method"], values.get("label", values["method"])
     if not isinstance(label, str):
         raise ValueError(f"method '{method}': label is {_short(label)}; it is a name")
-    if not label.strip() or label == "clean" or (label == NOISY) != (method == NOISY):
-        # the input is shown beside the others and never ranked: by its label
-        raise ValueError(f"method '{method}' cannot be labelled '{label}'; '{NOISY}' and 'clean' are taken")
-    return Method(method, label, options)
+    options = {key: value for key, value in values.items() if key not in ("method", "label")}
+    return make_method(method, label, options, others=others)
 
 
 def _mapping(found: Any, of: type, what: str, without: Sequence[str] = ()) -> dict[str, Any]:

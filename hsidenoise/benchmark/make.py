@@ -17,24 +17,20 @@ import torch
 from tqdm import tqdm
 
 from hsidenoise.benchmark.cells import (
-    COUNTED,
-    operations,
     package_version,
     read_cell,
     read_given,
-    version_of,
-    weights_digest,
 )
-from hsidenoise.benchmark.code_version import libraries
-from hsidenoise.benchmark.config import NOISY_SET, WEIGHTS, TableConfig
+from hsidenoise.benchmark.config import NOISY_SET, TableConfig
 from hsidenoise.benchmark.figures import EfficiencyPoint, comparison, efficiency, spectra
-from hsidenoise.benchmark.plan import Plan, first_pair, leaks, marked, plan_table, shown_cells, trained_on
+from hsidenoise.benchmark.plan import Plan, first_pair, leaks, marked, plan_table, shown_cells
 from hsidenoise.benchmark.pool import run_cells
 from hsidenoise.benchmark.published import published_lines
 from hsidenoise.benchmark.render import scenes_csv, to_csv, to_latex, to_markdown
-from hsidenoise.benchmark.table import NOISY, Line, Score, Table, mean_and_deviation
-from hsidenoise.classical.methods import BASELINES
+from hsidenoise.benchmark.table import Line, Score, Table, mean_and_deviation
 from hsidenoise.data.io import read_cube
+from hsidenoise.inference.method import COUNTED, NOISY
+from hsidenoise.system.code_version import libraries
 from hsidenoise.system.device import find_device
 from hsidenoise.system.files import check_target, commit, write_text
 from hsidenoise.system.machine import describe_machine, free_memory, run_module, usable_cores
@@ -127,9 +123,9 @@ def _costs(config: TableConfig, plan: Plan, cells: Path, fresh: bool) -> dict[st
         kept = read_cell(cells, f"cost-{name}")
         cost = {} if fresh or kept is None else dict(kept)
         if "parameters" not in cost:
-            count = operations(method.method)
+            count = method.cost()
             cost["parameters"], cost["per_pixel"] = count if count is not None else (None, None)
-        if alone and "seconds" not in cost and method.method != NOISY:
+        if alone and "seconds" not in cost and method.computes:
             with tempfile.TemporaryDirectory() as temporary:
                 result = Path(temporary, "cost.json")
                 try:
@@ -171,12 +167,11 @@ def _table(
     lines = []
     for method in config.methods:
         per_pixel = costs[method.label]["per_pixel"]
-        baseline = BASELINES.get(method.method)
         lines.append(
             Line(
                 method.label,
                 _scores(plan, cells, method.label, protocol),
-                told=baseline is not None and not baseline.blind,
+                told=not method.blind,
                 parameters=costs[method.label]["parameters"],
                 gflop=None if per_pixel is None else per_pixel * pixels / 1e9,
                 marks=marks.get(method.label, ()),
@@ -218,15 +213,8 @@ def _facts(config: TableConfig, plan: Plan, protocol: str, command: str) -> tupl
         ("protocol", protocol),
     ]
     for method in config.methods:
-        if method.method.startswith(WEIGHTS):
-            options = "".join(f", {key} {value}" for key, value in method.options.items())
-            tile = "" if "tile" in method.options else ", tile by default"
-            unknown = "" if trained_on(method.method) else "; what they were trained on is not known here"
-            digest_ = weights_digest(method.method)[:16]
-            facts.append((method.label, f"{method.method}, sha256 {digest_}{tile}{options}{unknown}"))
-        elif ":" in method.method:
-            code = f"code sha256 {version_of(method.method)[:16]}"
-            facts.append((method.label, f"{method.method}, {code}; what it was trained on is not known here"))
+        if described := method.description():
+            facts.append((method.label, described))
     # the threads of this process, which computes nothing, say nothing
     return (*facts, ("machine", f"{describe_machine(threads=1)}; one thread for each cell"))
 
@@ -281,7 +269,7 @@ def _efficiency(
     for method in config.methods:
         cost = costs[method.label]
         scores = _scores(plan, cells, method.label, config.protocols[0]).get(case)
-        if method.method == NOISY or not scores:
+        if not method.computes or not scores:
             continue
         points.append(
             EfficiencyPoint(

@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hsidenoise.benchmark.cells import Given, Job, read_given, version_of
-from hsidenoise.benchmark.config import NOISY_SET, WEIGHTS, Method, TableConfig
+from hsidenoise.benchmark.config import NOISY_SET, TableConfig
 from hsidenoise.benchmark.published import published_lines
 from hsidenoise.benchmark.scenes import Scene, find_table_scenes
-from hsidenoise.benchmark.seen_scenes import overlap
-from hsidenoise.benchmark.table import NOISY
-from hsidenoise.classical.methods import find_method
 from hsidenoise.data.datasets import scene_name
-from hsidenoise.models.weights import read_header, scenes_seen
+from hsidenoise.inference.method import Method
 from hsidenoise.noise.cases import noise_case
 from hsidenoise.system.files import sha256
 
@@ -48,8 +45,8 @@ def plan_table(config: TableConfig, device: str) -> Plan:
         ImportError: If a method needs a package that is not installed.
     """
     for method in config.methods:
-        if method.method != NOISY and not method.method.startswith(WEIGHTS):
-            _importable(find_method(method.method).extra)
+        if not method.on_device:  # a network is read for its version, below
+            method.prepare()
     scenes = find_table_scenes(config.data, config.cases)
     cases = config.cases or tuple(dict.fromkeys(case for scene in scenes for case in scene.files))
     pair = config.data.dataset == NOISY_SET
@@ -58,11 +55,11 @@ def plan_table(config: TableConfig, device: str) -> Plan:
             noise_case(case)
     if config.efficiency is not None and config.efficiency not in cases:
         raise ValueError(f"efficiency: the case '{config.efficiency}' is none of {', '.join(cases)}")
-    if config.efficiency is not None and all(method.method == NOISY for method in config.methods):
+    if config.efficiency is not None and not any(method.computes for method in config.methods):
         raise ValueError("efficiency: there is no method but the noisy input to plot")
     if config.published:
         published_lines(config.published, cases=cases)  # for its errors
-    versions = {method.method: version_of(method.method) for method in config.methods}
+    versions = {method.name: version_of(method) for method in config.methods}
     digests = {path: sha256(path) for scene in scenes for path in scene.files.values()}
     jobs = {}
     for scene in scenes:
@@ -72,7 +69,7 @@ def plan_table(config: TableConfig, device: str) -> Plan:
             for method in config.methods:
                 path = scene.files[case]
                 job = Job(
-                    method.method,
+                    method.name,
                     dict(method.options),
                     scene.name,
                     str(path),
@@ -82,19 +79,11 @@ def plan_table(config: TableConfig, device: str) -> Plan:
                     config.data.crop,
                     config.data.key,
                     config.protocols,
-                    device if method.method.startswith(WEIGHTS) else None,
+                    device if method.on_device else None,
                 )
-                name = job.identity(versions[method.method], digests[path])
+                name = job.identity(versions[method.name], digests[path])
                 jobs[method.label, scene.name, case] = job, name
     return Plan(jobs, cases, scenes)
-
-
-def _importable(extra: str | None) -> None:
-    if extra is not None:
-        try:
-            __import__(extra)
-        except ImportError as error:
-            raise ImportError(f"{extra} is not installed: pip install 'hsidenoise[{extra}]'") from error
 
 
 def leaks(methods: Sequence[Method], scenes: Sequence[Scene], allow: bool) -> dict[str, tuple[str, ...]]:
@@ -108,14 +97,12 @@ def leaks(methods: Sequence[Method], scenes: Sequence[Scene], allow: bool) -> di
     Raises:
         ValueError: If weights were trained on a scene under test and that is not allowed.
     """
-    marks = {}
+    marks, tested = {}, {scene_name(scene.name) for scene in scenes}
     for method in methods:
-        if not method.method.startswith(WEIGHTS):
-            continue
-        trained, chosen = overlap(method.method.removeprefix(WEIGHTS), [scene_name(scene.name) for scene in scenes])
+        trained, chosen = ([name for name in names if name in tested] for names in method.seen_scenes())
         if trained and not allow:
             raise ValueError(
-                f"{method.method} were trained on {', '.join(trained)}, which the table would test them on; take other "
+                f"{method.name} were trained on {', '.join(trained)}, which the table would test them on; take other "
                 "scenes or weights, or --allow-leaks to show the line marked and unranked"
             )
         texts = [f"{LEAK}: trained on {', '.join(trained)}"] if trained else []
@@ -124,12 +111,6 @@ def leaks(methods: Sequence[Method], scenes: Sequence[Scene], allow: bool) -> di
         if texts:
             marks[method.label] = tuple(texts)
     return marks
-
-
-def trained_on(method: str) -> bool:
-    """Whether weights say what they were trained on."""
-    name = method.removeprefix(WEIGHTS)
-    return name.lower().endswith(".onnx") or bool(scenes_seen(read_header(name)))  # :func:`leaks` has read both
 
 
 def marked(label: str, marks: Mapping[str, tuple[str, ...]]) -> str:

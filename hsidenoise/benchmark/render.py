@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 
 from hsidenoise.benchmark.table import (
     METRICS,
-    NOISY,
     Cell,
     Line,
     Metric,
@@ -28,6 +27,7 @@ from hsidenoise.benchmark.table import (
     cells,
     mean_and_deviation,
 )
+from hsidenoise.inference.method import NOISY
 
 __all__ = ["METRICS", "NOISY", "Cell", "Line", "Metric", "PublishedLine", "Score", "Table"]  # what tables are made of
 __all__ += ["cells", "mean_and_deviation", "scenes_csv", "to_csv", "to_latex", "to_markdown"]

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from hsidenoise.inference.method import NOISY
+
 Metric = Literal["psnr", "ssim", "sam"]
 METRICS: tuple[Metric, ...] = ("psnr", "ssim", "sam")
-NOISY = "noisy"
-"""Label of the line that shows the input: it is never ranked."""
 
 
 @dataclass(frozen=True)

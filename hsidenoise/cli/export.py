@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write a network as an ONNX file."""
     from hsidenoise.inference.export import export_onnx
-    from hsidenoise.inference.onnx_network import ESTIMATE_INPUTS
+    from hsidenoise.inference.network import ESTIMATE_INPUTS
     from hsidenoise.models.shipped import DEFAULT_WEIGHTS
 
     options = options_of(ExportOptions, arguments)

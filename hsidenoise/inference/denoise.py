@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,8 @@ from torch import nn
 
 from hsidenoise.data.options import ReadOptions
 from hsidenoise.inference.ensemble import Ensemble, mirrorings
-from hsidenoise.inference.memory import SMALLEST_TILE, fitting_tile
-from hsidenoise.inference.network import bands_of, choose_model, name_of
-from hsidenoise.inference.onnx_network import OnnxNetwork
+from hsidenoise.inference.memory import by, enough_memory, fitting_tile, in_fitting_tiles
+from hsidenoise.inference.network import OnnxNetwork, choose_model, name_of, traits_of
 from hsidenoise.inference.options import DenoiseOptions
 from hsidenoise.inference.tiles import run_tiles
 from hsidenoise.models.compiled import Compiled
@@ -27,7 +27,7 @@ from hsidenoise.signal.mask import find_extremes
 from hsidenoise.signal.pilot_filter import repeat_pilot_filter
 from hsidenoise.signal.scaling import Scaling, fit_scaling
 from hsidenoise.signal.tiling import Tiling, tile_size
-from hsidenoise.system.device import find_precision, in_use, is_out_of_memory
+from hsidenoise.system.device import find_precision, in_use
 from hsidenoise.system.machine import free_memory
 from hsidenoise.system.options import takes_options, with_changes
 
@@ -96,7 +96,7 @@ def denoise(
 
     The cube is scaled to about [0, 1] as a whole, cut into overlapping tiles, and the network's answers are blended
     with tapers and scaled back. Along the spectrum it is cut into overlapping windows of as many bands as the network
-    has; a cube of fewer bands is mirrored at its last band, and cropped afterwards. (A network with a true attribute
+    has; a cube of fewer bands is mirrored at its last band, and cropped afterwards. (A network that has the attribute
     ``mirrors_bands`` gets it as it is: mirrored bands share their noise, which a network that tells signal from noise
     by what bands have in common must not see.) Where there are several windows, each tile goes through a last step
     across all bands (:func:`hsidenoise.inference.band_windows.join_windows`). Nothing is clipped.
@@ -261,76 +261,57 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: D
     network, place = choose_model(
         options.weights if model is None else model, options.device, options.precision, options.compile
     )
-    usual = getattr(network, "tile", None)  # what its weights ask for
-    if options.tile is None and usual is not None:
-        size, overlap = tile_size(noisy.shape[1], noisy.shape[2], None, options.overlap, usual=usual)
+    traits = traits_of(network)
+    if options.tile is None and traits.tile is not None:
+        size, overlap = tile_size(noisy.shape[1], noisy.shape[2], None, options.overlap, usual=traits.tile)
+    size = min(size[0], noisy.shape[1]), min(size[1], noisy.shape[2])
     precision = find_precision("float32" if isinstance(network, OnnxNetwork) else options.precision, place)
-    bands = bands_of(network)
-    rounds: int = getattr(network, "pilot_rounds", 0) if options.pilot_rounds is None else options.pilot_rounds
+    bands = traits.bands or len(noisy)
+    rounds = traits.pilot_rounds if options.pilot_rounds is None else options.pilot_rounds
     run: nn.Module = Compiled(network) if options.compile else network
     if options.ensemble > 1:
         run = Ensemble(run, options.ensemble)
     notes: list[str] = []
 
-    def note(text: str) -> None:
+    def note(text: str, level: int = 4) -> None:  # the level of whoever called the public function
         notes.append(text)
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        warnings.warn(text, RuntimeWarning, stacklevel=level)
 
     for found in extremes.found:
         advice = "kept from the network and left as it is" if scaling.mode == "auto" else "harms what is around it"
         note(f"{found}: no measurement, it seems; {advice}. Replace it, or leave out these bands or pixels, to be sure")
     if options.tile is None:
-        wanted = min(size[0], noisy.shape[1]), min(size[1], noisy.shape[2])
+        wanted = size
         size = fitting_tile(run, bands, wanted, free_memory(place))
         if size != wanted:
             overlap = min(overlap * max(size) // max(wanted), max(size) - 1)
-            note(f"little memory is left on {place}; taking tiles of {_by(size)} pixels, overlap {overlap}")
+            note(f"little memory is left on {place}; taking tiles of {by(size)} pixels, overlap {overlap}")
+
+    def in_tiles(tile: tuple[int, int], overlap: int) -> tuple[np.ndarray, Tiling]:
+        tiling = _tiling(noisy.shape, bands, tile, overlap)
+        values = run_tiles(
+            noisy,
+            run,
+            bands,
+            scaling,
+            tiling,
+            place,
+            mirrors=traits.mirrors_bands,
+            join=options.join,
+            precision=precision,
+            batch=options.batch,
+            progress=options.progress,
+        )
+        return values, tiling
+
     with in_use(run, place):
-        while True:
-            tiling = _tiling(noisy.shape, bands, size, overlap)
-            try:
-                values = run_tiles(
-                    noisy,
-                    run,
-                    bands,
-                    scaling,
-                    tiling,
-                    place,
-                    mirrors=bool(getattr(network, "mirrors_bands", False)),
-                    join=options.join,
-                    precision=precision,
-                    batch=options.batch,
-                    progress=options.progress,
-                )
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                tile = tiling.tile[1:]
-                if max(tile) <= SMALLEST_TILE:
-                    raise ValueError(
-                        f"not enough memory on {place} even for a tile of {_by(tile)} pixels and {bands} bands; "
-                        "choose another device, or a smaller network"
-                    ) from error
-            # outside of the except clause, whose traceback keeps the tensors of the failed run alive
-            smaller = max(max(tile) // 2, SMALLEST_TILE)
-            overlap = min(overlap * smaller // max(tile), smaller - 1)
-            size = (smaller, smaller)
-            note(
-                f"tiles of {_by(tile)} pixels do not fit the memory of {place}; starting over with tiles of "
-                f"{_by(size)}, overlap {overlap}"
-            )
-            if place.type == "cuda":
-                torch.cuda.empty_cache()
-    try:
+        values, tiling = in_fitting_tiles(in_tiles, size, overlap, place, partial(note, level=5))
+    with enough_memory(
+        place,
+        f"for the pilot filter, which takes the whole cube of {noisy.shape} at once",
+        "the network alone (--pilot-rounds 0) does without it",
+    ):
         values = repeat_pilot_filter(noisy, values, rounds, scaling, device=place)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ValueError(
-            f"not enough memory on {place} for the pilot filter, which takes the whole cube of {noisy.shape} at once; "
-            "the network alone (--pilot-rounds 0) does without it"
-        ) from error
     hidden = scaling.hides(noisy)
     values[hidden] = noisy[hidden]
     return _Run(values, scaling, tiling, rounds, place, tuple(notes))
@@ -343,7 +324,3 @@ def _tiling(shape: tuple[int, ...], bands: int, tile: tuple[int, int], overlap: 
         (length, min(size, length), shared if size < length else 0) for length, size, shared in axes
     )
     return Tiling((depth, height, width), (z, y, x), (dz, dy, dx))
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -3,6 +3,10 @@
 What is learnt is exported. HCANetBRA's spectral Wiener estimate rests on eigen-decompositions, which ONNX does not
 have; its five parts are inputs of the file (``OnnxNetwork`` computes them). A file is only written if ONNX Runtime
 gives what PyTorch gives, at sizes that the export has not seen.
+
+A network that halves its image twice is followed through the exporter for heights and widths that are multiples of 4:
+there every size is a plain multiple of a symbol, and tracing takes a third of the time. What makes any image such a one
+is put in front as nodes of the graph, and the crop behind.
 """
 
 from __future__ import annotations
@@ -19,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hsidenoise.inference.onnx_network import ESTIMATE_INPUTS, FORMAT, OnnxNetwork
-from hsidenoise.inference.onnx_padding import MULTIPLE, padded, with_padding
+from hsidenoise.inference.network import ESTIMATE_INPUTS, FORMAT, OnnxNetwork, traits_of
 from hsidenoise.inference.options import OPSET
 from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.models.registry import MODELS
@@ -32,13 +35,46 @@ from hsidenoise.system.files import check_target, replacing
 if TYPE_CHECKING:
     import onnx
 
-"""Operator set of the file; from 18 on layer norm, from 20 on GELU are operators of their own."""
 TOLERANCE = 1e-4
 """Largest difference to PyTorch that is let through, relative to the largest value of the answer."""
 CHECKED_SIZES = ((1, 37, 50), (2, 64, 41), (3, 5, 9))
 """Batch, height and width at which a file is checked: others than the traced one."""
 
 _LARGEST = 2**14
+
+MULTIPLE = 4
+"""Heights and widths of the graph proper are multiples of this."""
+
+# What `pad_to_multiple` does to one axis, and the crop that undoes it, in ONNX's own words.
+_EXTEND = """<domain: "hsidenoise", opset_import: ["" : {opset}]>
+Extend{axis} (image) => (extended) {{
+    zero = Constant <value_int: int = 0> ()
+    one = Constant <value_int: int = 1> ()
+    two = Constant <value_int: int = 2> ()
+    multiple = Constant <value_int: int = {multiple}> ()
+    sizes = Shape <start: int = {axis}, end: int = {end}> (image)
+    length = Squeeze (sizes)
+    last = Sub (length, one)
+    steps = Div (last, multiple)
+    steps_up = Add (steps, one)
+    whole = Mul (steps_up, multiple)
+    position = Range (zero, whole, one)
+    twice = Mul (last, two)
+    mirrored = Sub (twice, position)
+    smallest = ReduceMin <keepdims: int = 0> (mirrored)
+    short = Less (smallest, zero)
+    beyond = Where (short, last, mirrored)
+    inside = Less (position, length)
+    index = Where (inside, position, beyond)
+    extended = Gather <axis: int = {axis}> (image, index)
+}}"""
+_CROP = """<domain: "hsidenoise", opset_import: ["" : {opset}]>
+Crop (extended, image) => (cropped) {{
+    start = Constant <value_ints: ints = [0, 0]> ()
+    axes = Constant <value_ints: ints = [2, 3]> ()
+    sizes = Shape <start: int = 2, end: int = 4> (image)
+    cropped = Slice (extended, start, sizes, axes)
+}}"""
 
 
 @dataclass(frozen=True)
@@ -149,7 +185,8 @@ def _trace(network: nn.Module, opset: int) -> onnx.ModelProto:
     bands = int(network.bands)  # type: ignore[arg-type]
     # More than one region on every level: of a size that may be one, tracing does not know whether to broadcast it. The
     # graph does, and small images are among those that are compared.
-    least = int(getattr(network, "config", {}).get("region_size", 1)) + 1
+    config: Any = network.config
+    least = int(config.get("region_size", 1)) + 1
     free: dict[int, Any] = {0: Dim("batch", min=1, max=_LARGEST)}
     if isinstance(network, HCANetBRA) and bands > 2:
         free[1] = Dim("bands", min=2, max=bands)
@@ -178,12 +215,12 @@ def _trace(network: nn.Module, opset: int) -> onnx.ModelProto:
 class _Learnt(nn.Module):
     """What is learnt of a network, as a module of its own."""
 
-    def __init__(self, network: nn.Module, part: str) -> None:
+    def __init__(self, network: nn.Module, refines: bool) -> None:
         super().__init__()
-        self.network, self.part = network, part
+        self.network, self.refines = network, refines
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        denoised: Tensor = getattr(self.network, self.part)(*inputs)
+        denoised: Tensor = self.network.refine(*inputs) if self.refines else self.network(*inputs)  # type: ignore[operator]
         return denoised
 
 
@@ -192,8 +229,8 @@ def _learnt(network: nn.Module, noisy: Tensor) -> tuple[nn.Module, dict[str, Ten
     if isinstance(network, HCANetBRA) and network.skip == "wiener":
         # copies: one tensor given twice would be one input
         cubes = (noisy, noisy.clone(), noisy.clone(), noisy.clone(), torch.full(noisy.shape[:2], 0.1))
-        return _Learnt(network, "refine"), dict(zip(ESTIMATE_INPUTS, cubes, strict=True))
-    return _Learnt(network, "forward"), {"noisy": noisy}
+        return _Learnt(network, True), dict(zip(ESTIMATE_INPUTS, cubes, strict=True))
+    return _Learnt(network, False), {"noisy": noisy}
 
 
 def _axes(item: onnx.ValueInfoProto) -> tuple[str, ...]:
@@ -217,15 +254,16 @@ def _describe(proto: onnx.ModelProto, network: nn.Module, name: str, header: dic
         inputs = (
             f"{', '.join(ESTIMATE_INPUTS)}: the parts of hsidenoise's spectral_wiener(noisy, {settings}) of {cubes}"
         )
+    traits = traits_of(network)
     facts = {
         "format": FORMAT,
         "version": version("hsidenoise"),
         "model": name,
         "config": json.dumps(network.config),
-        "bands": str(network.bands),
-        "mirrors_bands": json.dumps(bool(getattr(network, "mirrors_bands", False))),
-        "pilot_rounds": json.dumps(getattr(network, "pilot_rounds", 0)),
-        "tile": json.dumps(getattr(network, "tile", None)),
+        "bands": str(traits.bands),
+        "mirrors_bands": json.dumps(traits.mirrors_bands),
+        "pilot_rounds": json.dumps(traits.pilot_rounds),
+        "tile": json.dumps(traits.tile),
         "inputs": inputs,
         "output": "denoised: cubes of the size and in the unit of the first input",
         "weights": json.dumps(header),
@@ -269,3 +307,65 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def padded(name: str) -> str:
+    """What an input or the output is called inside, where height and width are multiples of 4.
+
+    Args:
+        name: Its name outside.
+
+    Example:
+        >>> padded("noisy")
+        'noisy_padded'
+    """
+    return f"{name}_padded"
+
+
+def with_padding(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Put padding in front of a graph and a crop behind it.
+
+    Args:
+        proto: Graph whose images have heights and widths in multiples of 4 and are called by :func:`padded` names. It
+            is changed.
+        opset: Operator set of the graph.
+
+    Returns:
+        A graph for any height and width, its inputs and output under their own names.
+    """
+    import onnx
+    from onnx import helper, inliner, parser
+
+    graph = proto.graph
+    before = []
+    for item in graph.input:
+        dims = ["batch", "bands", "height", "width"][: len(item.type.tensor_type.shape.dim)]
+        if len(dims) == 4:
+            name = item.name.removesuffix(padded(""))
+            before.append(helper.make_node("Extend2", [name], [f"{name}_rows"], domain="hsidenoise"))
+            before.append(helper.make_node("Extend3", [f"{name}_rows"], [item.name], domain="hsidenoise"))
+            item.name = name
+        _name_axes(item, dims)
+    last = graph.output[0]
+    crop = helper.make_node("Crop", [last.name, graph.input[0].name], ["denoised"], domain="hsidenoise")
+    last.name = "denoised"
+    _name_axes(last, ["batch", "bands", "height", "width"])
+    nodes = [*before, *graph.node, crop]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]  # names the sizes of features by expressions in the old sizes
+    proto.opset_import.append(helper.make_opsetid("hsidenoise", 1))
+    for axis in (2, 3):
+        text = _EXTEND.format(opset=opset, axis=axis, end=axis + 1, multiple=MULTIPLE)
+        proto.functions.append(parser.parse_function(text))
+    proto.functions.append(parser.parse_function(_CROP.format(opset=opset)))
+    # as plain nodes: not every program that reads ONNX knows a file's own functions
+    whole = inliner.inline_local_functions(proto)
+    onnx.checker.check_model(whole)
+    return whole
+
+
+def _name_axes(item: onnx.ValueInfoProto, names: list[str]) -> None:
+    for dim, name in zip(item.type.tensor_type.shape.dim, names, strict=True):
+        if not dim.HasField("dim_value"):
+            dim.dim_param = name

@@ -6,7 +6,17 @@ than there is gets killed without a word. So the size of a tile is chosen by wha
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
 from torch import nn
+
+from hsidenoise.inference.ensemble import Ensemble
+from hsidenoise.system.device import is_out_of_memory
+
+_Result = TypeVar("_Result")
 
 SMALLEST_TILE = 32
 """A tile that does not fit is halved, but never below this: less is not an image to a network."""
@@ -35,8 +45,7 @@ def tile_memory(network: nn.Module, bands: int, height: int, width: int) -> int:
     """Memory in bytes that a network takes for one tile, at most: a rule of thumb in float32.
 
     The features of full height and width make up the most of it, and their width is that of the first convolution
-    or a small multiple. A network without any (a filter, an ONNX file) is taken for one as wide as it has bands. A
-    network with a number ``extra_cubes`` (an ensemble) holds so many more cubes.
+    or a small multiple. A network without any (a filter, an ONNX file) is taken for one as wide as it has bands.
 
     Args:
         network: Any network.
@@ -50,7 +59,7 @@ def tile_memory(network: nn.Module, bands: int, height: int, width: int) -> int:
     """
     first = next((parameter for parameter in network.parameters() if parameter.ndim == 4), None)
     maps = MAPS * max(_LEAST_WIDTH, bands if first is None else first.shape[0])
-    cubes = 4 + int(getattr(network, "extra_cubes", 0))
+    cubes = 4 + (Ensemble.extra_cubes if isinstance(network, Ensemble) else 0)
     return 4 * height * width * (maps + cubes * bands)
 
 
@@ -95,3 +104,86 @@ def fitting_batch(network: nn.Module, tile: tuple[int, int, int], free: int | No
     if free is not None:
         most = min(most, int(USABLE_SHARE * free) // tile_memory(network, *tile))
     return max(1, most)
+
+
+def in_fitting_tiles(
+    run: Callable[[tuple[int, int], int], _Result],
+    tile: tuple[int, int],
+    overlap: int,
+    device: torch.device,
+    note: Callable[[str], None],
+) -> _Result:
+    """Run in tiles, halved down to 32 pixels as often as the memory does not suffice.
+
+    Args:
+        run: Takes height and width of the tiles and their overlap, in pixels.
+        tile: Height and width to begin with, not beyond those of the cube.
+        overlap: Overlap to begin with.
+        device: Where it runs.
+        note: Is given a sentence about each halving.
+
+    Raises:
+        ValueError: If the memory does not suffice for the smallest tiles.
+
+    Example:
+        >>> def run(tile, overlap):
+        ...     if max(tile) > 50:
+        ...         raise MemoryError
+        ...     return tile, overlap
+        >>> in_fitting_tiles(run, (80, 96), 24, torch.device("cpu"), print)
+        tiles of 80x96 pixels do not fit the memory of cpu; starting over with tiles of 48x48, overlap 12
+        ((48, 48), 12)
+    """
+    while True:
+        smallest = max(tile) <= SMALLEST_TILE
+        try:
+            with enough_memory(
+                device, f"even for a tile of {by(tile)} pixels", "choose another device, or a smaller network", smallest
+            ):
+                return run(tile, overlap)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # outside of the except clause, whose traceback keeps the tensors of the failed run alive
+        side = max(max(tile) // 2, SMALLEST_TILE)
+        overlap = min(overlap * side // max(tile), side - 1)
+        note(
+            f"tiles of {by(tile)} pixels do not fit the memory of {device}; starting over with tiles of "
+            f"{side}x{side}, overlap {overlap}"
+        )
+        tile = (side, side)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def enough_memory(device: torch.device, what: str, remedy: str, last: bool = True) -> Iterator[None]:
+    """Say in one line what the memory did not suffice for.
+
+    Args:
+        device: Where it runs.
+        what: For what, as the sentence goes on.
+        remedy: What to do about it.
+        last: Whether nothing else is tried; otherwise the error goes on as it is.
+
+    Raises:
+        ValueError: If memory ran out within.
+
+    Example:
+        >>> with enough_memory(torch.device("cpu"), "for this", "take less"):
+        ...     raise MemoryError
+        Traceback (most recent call last):
+        ...
+        ValueError: not enough memory on cpu for this; take less
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not (last and is_out_of_memory(error)):
+            raise
+        raise ValueError(f"not enough memory on {device} {what}; {remedy}") from error
+
+
+def by(size: tuple[int, int]) -> str:
+    """Height and width in words, such as 96x120."""
+    return f"{size[0]}x{size[1]}"

@@ -1,17 +1,29 @@
-"""Which network a caller means, and where it is to run."""
+"""Which network a caller means, where it runs, what it asks of the runner; and an exported one, run by ONNX Runtime."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from hsidenoise.inference.onnx_network import OnnxNetwork
+from hsidenoise.models.registry import check_config
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS
-from hsidenoise.models.weights import load_model
-from hsidenoise.system.device import find_device, home
+from hsidenoise.models.weights import asked_of, load_model, read_json
+from hsidenoise.signal.spectral_wiener import OVERLAP, ROUNDS, spectral_wiener
+from hsidenoise.system.device import find_device, home, is_out_of_memory
 from hsidenoise.system.options import Precision
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+FORMAT = "hsidenoise-onnx-1"
+"""What the metadata of a file says that ``export_onnx`` wrote."""
+ESTIMATE_INPUTS = ("repaired", "plain", "robust", "column", "sigma")
+"""Inputs of a network that starts from the spectral Wiener estimate: the parts of the estimate."""
 
 
 def choose_model(
@@ -40,7 +52,7 @@ def choose_model(
     place = None if device is None else find_device(device)
     if model is not None and not isinstance(model, nn.Module | str | Path):
         raise ValueError(f"a model is a network, a name or a path of weights, not {type(model).__name__}")
-    if isinstance(model, str | Path) and Path(model).suffix.lower() == ".onnx":
+    if isinstance(model, str | Path) and is_exported(model):
         model = OnnxNetwork(model, device=place)
     if isinstance(model, OnnxNetwork):
         if precision == "bfloat16" or compile:
@@ -53,27 +65,56 @@ def choose_model(
     return load_model(DEFAULT_WEIGHTS if model is None else model, device=place), place
 
 
-def bands_of(network: nn.Module) -> int:
-    """The number of bands that a network takes at once.
+@dataclass(frozen=True)
+class NetworkTraits:
+    """All that the runner may ask of a network: attributes of the network by these names, or their defaults.
+
+    Attributes:
+        bands: Bands that it takes at once; None for any number. The one attribute that every network has to have.
+        mirrors_bands: Whether it takes fewer bands as they are; else they are mirrored at the last one in front of it.
+        tile: Side of the tiles that it takes by default, pixels; None to leave it to the cube's size.
+        pilot_rounds: Rounds of the pilot filter behind it by default.
+    """
+
+    bands: int | None
+    mirrors_bands: bool = False
+    tile: int | None = None
+    pilot_rounds: int = 0
+
+
+def traits_of(network: nn.Module) -> NetworkTraits:
+    """What a network asks of the runner.
 
     Args:
-        network: Any network.
+        network: Any network with an attribute ``bands``.
 
     Raises:
-        ValueError: If it does not say.
+        ValueError: If it does not say how many bands it takes, or an attribute is of no use.
 
     Example:
-        >>> bands_of(nn.Identity())
+        >>> traits_of(nn.Identity())
         Traceback (most recent call last):
         ...
-        ValueError: Identity has no attribute `bands`, the number of bands that it takes; set it
+        ValueError: Identity has no attribute `bands`, the number of bands that it takes (None for any); set it
     """
-    bands = getattr(network, "bands", None)
-    if not isinstance(bands, int) or bands < 1:
-        raise ValueError(
-            f"{type(network).__name__} has no attribute `bands`, the number of bands that it takes; set it"
-        )
-    return bands
+    given = {name: getattr(network, name) for name in NetworkTraits.__dataclass_fields__ if hasattr(network, name)}
+    kind, bands = type(network).__name__, given.get("bands", 0)
+    if bands is not None and (not isinstance(bands, int) or bands < 1):
+        raise ValueError(f"{kind} has no attribute `bands`, the number of bands that it takes (None for any); set it")
+    for name, least in (("tile", 1), ("pilot_rounds", 0)):
+        value = given.get(name, least)
+        if not (isinstance(value, int) and value >= least) and not (value is None and name == "tile"):
+            raise ValueError(f"{kind} has `{name}` {value!r}; a whole number from {least} is expected")
+    return NetworkTraits(**given)
+
+
+def is_exported(model: nn.Module | str | Path | None) -> bool:
+    """Whether a model is named by the path of an ``.onnx`` file.
+
+    Args:
+        model: As :func:`choose_model` takes it.
+    """
+    return isinstance(model, str | Path) and Path(model).suffix.lower() == ".onnx"
 
 
 def name_of(model: nn.Module | str | Path | None) -> str:
@@ -91,3 +132,127 @@ def name_of(model: nn.Module | str | Path | None) -> str:
     if isinstance(model, nn.Module):
         return type(model).__name__
     return DEFAULT_WEIGHTS if model is None else str(model)
+
+
+class OnnxNetwork(nn.Module):
+    """An exported network that :func:`hsidenoise.denoise` takes like any other.
+
+    The spectral Wiener estimate, if the network starts from one, is computed in front by PyTorch: ONNX has no
+    eigen-decomposition. The network runs in float32.
+
+    Args:
+        path: File that :func:`hsidenoise.inference.export.export_onnx` wrote.
+        threads: Threads of ONNX Runtime; as many as PyTorch uses if None.
+        device: Where to run. If None, a GPU if ONNX Runtime can use one, else the CPU.
+
+    Attributes:
+        bands: Bands that the network takes at once.
+        mirrors_bands: Whether it takes fewer as they are.
+        pilot_rounds: Rounds of the pilot filter that its weights ask for; 0 if the file does not say.
+        tile: Side of the tiles that it takes by default, if its weights say so.
+        device: Where it runs.
+        metadata: What the file says of itself: ``model``, ``config`` (JSON), ``weights`` (JSON), ...
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a file of ``export_onnx``, or ONNX Runtime cannot use the device.
+        ImportError: If ONNX Runtime is not installed.
+
+    Example:
+        >>> OnnxNetwork("no-such-file.onnx")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: no-such-file.onnx: no such file; `hsidenoise export` writes one
+    """
+
+    def __init__(
+        self, path: str | Path, *, threads: int | None = None, device: str | torch.device | None = None
+    ) -> None:
+        super().__init__()
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; `hsidenoise export` writes one")
+        self.path = path
+        self.device, self._session = _session(path, threads, device)
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        if self.metadata.get("format") != FORMAT:
+            raise ValueError(f"{path}: an ONNX file, but not of hsidenoise; write one with `hsidenoise export`")
+        try:
+            asked = asked_of(self.metadata)
+            self.bands = read_json(self.metadata, "bands", int)
+            self.mirrors_bands = read_json(self.metadata, "mirrors_bands", bool)
+            config = read_json({"config": "{}", **self.metadata}, "config", dict)
+            check_config({**config, "bands": self.bands})
+        except ValueError as error:
+            raise ValueError(f"{path}: its metadata are not those of an export: {error}; export it again") from error
+        self.pilot_rounds = asked.get("pilot_rounds", 0)
+        self.tile = asked.get("tile")
+        names = tuple(item.name for item in self._session.get_inputs())
+        if names not in (("noisy",), ESTIMATE_INPUTS):
+            raise ValueError(f"{path}: its inputs are {', '.join(names)}, not those of an export; export it again")
+        self._estimates = names == ESTIMATE_INPUTS
+        self._estimate_options = (config.get("wiener_rounds", ROUNDS), config.get("wiener_overlap", OVERLAP))
+
+    def forward(self, noisy: Float[Tensor, "batch given height width"]) -> Float[Tensor, "batch given height width"]:
+        """Denoise.
+
+        Args:
+            noisy: Cubes scaled to about [0, 1]; as many bands as the network has, or fewer if it mirrors bands.
+
+        Returns:
+            Denoised cubes in float32, on the device of ``noisy``.
+
+        Raises:
+            ValueError: If the network does not take this number of bands.
+        """
+        given = noisy.shape[1]
+        if given > self.bands or (given < self.bands and not self.mirrors_bands):
+            raise ValueError(f"cubes of {given} bands do not go through {self.path}, a network of {self.bands} bands")
+        noisy = noisy.float()
+        cubes = list(spectral_wiener(noisy, *self._estimate_options)) if self._estimates else [noisy]
+        if given == 1 and self.bands > 1:
+            # the graph is made for two bands or more; a band repeated is what mirroring makes of one
+            cubes = [torch.cat([cube, cube], dim=1) for cube in cubes]
+        feed = {
+            item.name: cube.contiguous().cpu().numpy()
+            for item, cube in zip(self._session.get_inputs(), cubes, strict=True)
+        }
+        try:
+            denoised = self._session.run(None, feed)[0]
+        except Exception as error:  # ONNX Runtime's errors have no class in common
+            kind = RuntimeError if is_out_of_memory(error) else ValueError  # the first is tried again in smaller tiles
+            raise kind(f"{self.path}: {_first_line(error)}") from error
+        return torch.from_numpy(denoised)[:, :given].to(noisy.device)
+
+
+def _session(
+    path: Path, threads: int | None, device: str | torch.device | None
+) -> tuple[torch.device, onnxruntime.InferenceSession]:
+    """Where to run, and the session that does."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(f"{path} needs ONNX Runtime: pip install 'hsidenoise[onnx]'") from error
+    able = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and torch.cuda.is_available()
+    place = find_device("cuda" if able else "cpu") if device is None else find_device(device)
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if place.type == "cuda":
+        if not able:
+            raise ValueError(
+                "this ONNX Runtime cannot use CUDA (the package onnxruntime-gpu can); choose device cpu, "
+                "or the weights in place of the .onnx file"
+            )
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": place.index or 0}))
+    elif place.type != "cpu":
+        raise ValueError(f"an .onnx file runs on cpu or cuda, not on {place}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
+    options.log_severity_level = 4  # what goes wrong is raised
+    try:
+        return place, onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's errors have no class in common
+        raise ValueError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

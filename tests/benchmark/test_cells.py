@@ -13,15 +13,17 @@ import torch
 import hsidenoise
 from hsidenoise import corrupt, denoise, evaluate
 from hsidenoise.benchmark import cells as table_cells
-from hsidenoise.benchmark import code_version
-from hsidenoise.benchmark.cells import Job, compute, main, operations, read_cell, version_of
+from hsidenoise.benchmark.cells import Job, compute, main, read_cell
+from hsidenoise.benchmark.cells import version_of as version_of_method
 from hsidenoise.classical.methods import BASELINES, Baseline, run_baseline
 from hsidenoise.data.io import write_arrays
 from hsidenoise.data.mat import write_mat
 from hsidenoise.data.noisy_sets import published_arrays
 from hsidenoise.data.scenes import read_clean
+from hsidenoise.inference.method import _network, make_method
 from hsidenoise.models import create_model
 from hsidenoise.models.weights import save_weights
+from hsidenoise.system import code_version
 from hsidenoise.system.files import sha256
 
 PEER = """
@@ -62,6 +64,10 @@ def make_weights(path, seed):
     network = create_model("hcanet-bra", bands=5, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
     save_weights(path, network, name="hcanet-bra")
     return f"weights:{path}"
+
+
+def version_of(name):
+    return version_of_method(make_method(name))
 
 
 def job(method, source, **other):
@@ -114,9 +120,10 @@ import sys
 from pathlib import Path
 import hsidenoise
 from hsidenoise.benchmark.cells import version_of
+from hsidenoise.inference.method import make_method
 
 def versions():
-    return [version_of(method) for method in ("weights:hcanet-bra-small", "svd-dct", "noisy")]
+    return [version_of(make_method(name)) for name in ("weights:hcanet-bra-small", "svd-dct", "noisy")]
 
 before = versions()
 assert len(set(before)) == 3
@@ -194,10 +201,10 @@ class TestVersion:
             clean = read_clean(scene)
             write_mat(tmp_path / "a.mat", published_arrays(clean, clean, np.full(5, 0.1, np.float32)))
             what = job("svd-dct", tmp_path / "a.mat", pair=True)
-        kind = {"weights": table_cells._NETWORK, "noisy": ()}.get(method, table_cells._CLASSICAL)
-        roots = {function.__module__ for function in (*table_cells._EVERY, *kind)}
+        called = make_method(what.method).called
+        roots = {function.__module__ for function in (*table_cells._EVERY, *called)}
         table_cells.read_given.cache_clear()
-        table_cells._network.cache_clear()
+        _network.cache_clear()
         package = str(Path(hsidenoise.__file__).parent)
 
         def watch(frame, event, argument):
@@ -211,8 +218,8 @@ class TestVersion:
         finally:
             sys.setprofile(None)
         hashed = {str(path) for path in code_version.imported_files(*roots)[0].values()}
-        # the cell itself, hashed too, and how it is written
-        assert {Path(name).stem for name in ran - hashed} <= {"cells", "files"}
+        # cell and method themselves, hashed too, and how the cell is written
+        assert {Path(name).stem for name in ran - hashed} <= {"cells", "method", "files"}
 
     def test_a_folder_counts_with_names_and_contents(self, tmp_path):
         (tmp_path / "a").mkdir()
@@ -345,11 +352,11 @@ class TestPairs:
 
 
 def test_operations_of_a_network_and_of_none(weights):
-    parameters, per_pixel = operations(weights)
+    parameters, per_pixel = make_method(weights).cost()
     network = create_model("hcanet-bra", bands=5, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
     assert parameters == sum(weight.numel() for weight in network.parameters())
     assert per_pixel > parameters / 4
-    assert operations("noisy") is operations("svd-tv") is operations("weights:a.ONNX") is None
+    assert all(make_method(name).cost() is None for name in ("noisy", "svd-tv", "weights:a.ONNX"))
 
 
 def test_measuring_a_method_alone(tmp_path, scene):

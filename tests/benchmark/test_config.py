@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hsidenoise.benchmark.config import OPTIONS, read_config, with_choice
+from hsidenoise.benchmark.config import read_config, with_choice
 from hsidenoise.benchmark.published import published_lines
 from hsidenoise.cli.main import main
+from hsidenoise.inference.method import OPTIONS
 from hsidenoise.noise.cases import noise_case
 
 TABLES = Path(__file__).parents[2] / "configs" / "tables"
@@ -51,7 +52,7 @@ def test_all_of_a_file_is_read(tmp_path):
     config = read_config(write(tmp_path, FULL))
     assert (config.name, config.title, config.seed, config.protocols) == ("trees", "Trees", 3, ("standard", "sert"))
     assert (config.data.root, config.data.part, config.data.crop, config.data.split) == ("cubes", "all", 16, None)
-    assert [(each.method, each.label, dict(each.options)) for each in config.methods] == [
+    assert [(each.name, each.label, dict(each.options)) for each in config.methods] == [
         ("noisy", "noisy", {}),
         ("svd-tv", "svd-tv", {}),
         ("weights:hcanet-bra", "ours", {"pilot_rounds": 0}),
@@ -137,7 +138,7 @@ WRONG = [
     ({"cases": [30]}, "'cases' is to be a list of names; 30 is none"),
     ({"cases": ["mixture", "mixture"]}, "the case 'mixture' is named twice"),
     ({"methods": "noisy"}, "'methods' is to be a list"),
-    ({"methods": ["noisy", "svd-vt"]}, "unknown method 'svd-vt'; known: noisy, nlm"),
+    ({"methods": ["noisy", "svd-vt"]}, "unknown method 'svd-vt'; did you mean 'svd-tv'?"),
     ({"methods": ["noisy", "noisy"]}, "the method 'noisy' is named twice; give one another label"),
     ({"methods": ["tv", {"method": "pca", "label": "tv"}]}, "the method 'tv' is named twice"),
     ({"methods": [{"label": "x"}]}, "is not a method: write its name"),
@@ -225,14 +226,14 @@ class TestChoice:
 
     def test_methods_by_label_or_new_ones_in_the_order_given(self, config):
         chosen = with_choice(config, methods=["ours", "pca", "peer:function", "svd-tv"])
-        assert [method.method for method in chosen.methods] == ["weights:hcanet-bra", "pca", "peer:function", "svd-tv"]
+        assert [method.name for method in chosen.methods] == ["weights:hcanet-bra", "pca", "peer:function", "svd-tv"]
         assert dict(chosen.methods[0].options) == {"pilot_rounds": 0}
         # the figure drops what is gone and what it never had, and shows what is new
         assert chosen.figure.methods == ("ours", "pca", "peer:function")
         assert with_choice(config, methods=["svd-tv"]).figure.methods is None
 
     def test_methods_that_are_none(self, config):
-        with pytest.raises(ValueError, match="unknown method 'outs'; known: noisy, svd-tv, ours, nlm"):
+        with pytest.raises(ValueError, match="unknown method 'outs'; did you mean 'ours'"):
             with_choice(config, methods=["outs"])
         with pytest.raises(ValueError, match="'noisy' is named twice"):
             with_choice(config, methods=["noisy", "noisy"])

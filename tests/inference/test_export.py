@@ -15,7 +15,7 @@ from hsidenoise import __version__
 from hsidenoise.cli.main import main
 from hsidenoise.inference.denoise import denoise, denoise_file
 from hsidenoise.inference.export import export_onnx
-from hsidenoise.inference.onnx_network import FORMAT, OnnxNetwork
+from hsidenoise.inference.network import FORMAT, OnnxNetwork
 from hsidenoise.models import create_model
 from hsidenoise.models.weights import load_model, read_header, save_weights
 

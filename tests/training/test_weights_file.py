@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from hsidenoise.benchmark.seen_scenes import overlap
+from hsidenoise.inference.method import make_method
 from hsidenoise.models import create_model
 from hsidenoise.models.weights import TRAINING_SCENES, VALIDATION_SCENES, save_weights, scenes_seen, sha256
 from hsidenoise.training.weights_file import origin_of
@@ -57,4 +57,4 @@ def test_a_wild_header_is_one_line_that_names_file_and_field(tmp_path, network, 
     assert "\n" not in str(caught.value)
     if field.endswith("scenes"):
         with pytest.raises(ValueError, match=rf"wild\.safetensors: {field} is "):
-            overlap(path, ["oak"])
+            make_method(f"weights:{path}").seen_scenes()

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from hsidenoise.benchmark.seen_scenes import overlap
+from hsidenoise.inference.method import make_method
 from hsidenoise.models import create_model
 from hsidenoise.models.weights import TRAINING_SCENES, VALIDATION_SCENES, save_weights, scenes_seen
 
@@ -16,20 +16,20 @@ def test_a_list_counts_before_words_and_older_words_are_read():
     assert scenes_seen({}) == scenes_seen({}, VALIDATION_SCENES) == []
 
 
-@pytest.mark.parametrize(
-    ("scenes", "found"),
-    [(["oak", "fir"], (["oak"], [])), (["elm", "fir"], ([], ["elm"])), (["fir"], ([], [])), ([], ([], []))],
-)
-def test_overlap_of_a_weights_file(tmp_path, scenes, found):
+def seen(path):
+    return make_method(f"weights:{path}").seen_scenes()
+
+
+def test_scenes_of_a_weights_file(tmp_path):
     network = create_model("hcanet-bra", bands=5, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
     save_weights(tmp_path / "a.safetensors", network, name="hcanet-bra", metadata=HEADER)
-    assert overlap(tmp_path / "a.safetensors", scenes) == found
+    assert seen(tmp_path / "a.safetensors") == (("ash", "oak"), ("elm",))
 
 
-def test_overlap_of_an_onnx_file_goes_by_the_header_of_its_weights(tmp_path):
+def test_scenes_of_an_onnx_file_go_by_the_header_of_its_weights(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    from hsidenoise.inference.onnx_network import FORMAT
+    from hsidenoise.inference.network import FORMAT
 
     sizes = [1, 5, "height", "width"]
     noisy, denoised = (
@@ -43,12 +43,12 @@ def test_overlap_of_an_onnx_file_goes_by_the_header_of_its_weights(tmp_path):
     for key, value in facts.items():
         model.metadata_props.add(key=key, value=value)
     onnx.save(model, tmp_path / "a.onnx")
-    assert overlap(tmp_path / "a.onnx", ["ash", "elm", "fir"]) == (["ash"], ["elm"])
+    assert seen(tmp_path / "a.onnx") == (("ash", "oak"), ("elm",))
 
 
 def test_no_weights_and_no_file(tmp_path):
     with pytest.raises(FileNotFoundError):
-        overlap("nowhere.safetensors", ["a"])
+        seen("nowhere.safetensors")
     (tmp_path / "a.safetensors").write_bytes(b"text")
     with pytest.raises(ValueError, match="not a weights file"):
-        overlap(tmp_path / "a.safetensors", ["a"])
+        seen(tmp_path / "a.safetensors")
