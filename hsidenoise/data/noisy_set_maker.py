@@ -21,12 +21,13 @@ from jaxtyping import Float32, Float64
 from tqdm.auto import tqdm
 
 from hsidenoise.data.datasets import DATASETS, Split, find_split, scene_name
-from hsidenoise.data.io import ABOUT, Cube, check_cube_target, read_cube, write_arrays
-from hsidenoise.data.layout import times
+from hsidenoise.data.io import ABOUT, Cube, check_cube_target, check_values, read_cube, write_arrays
+from hsidenoise.data.layout import printable, times
 from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, key_if_there, pair_files, published_arrays
 from hsidenoise.data.options import CorruptOptions, NoisySetOptions, ReadOptions
 from hsidenoise.data.scenes import cubes_in, scenes_for_tests, scenes_under, some_of
 from hsidenoise.noise.cases import Corruption, NoiseCase, corrupt, noise_case
+from hsidenoise.signal.mask import find_extremes
 from hsidenoise.signal.scaling import centre_crop, to_unit_range
 from hsidenoise.system.files import check_source, check_target, sha256, write_text
 from hsidenoise.system.options import takes_options, with_changes
@@ -89,7 +90,7 @@ def corrupt_file(
         reading: How the source is read.
 
     Warns:
-        UserWarning: If values lie outside of [0, 1], or a kind of noise finds no band.
+        UserWarning: If values are no measurement or lie outside of [0, 1], or a kind of noise finds no band.
 
     Raises:
         ValueError: If there is no such noise case, or the cube cannot be read, cropped or scaled so.
@@ -102,15 +103,19 @@ def corrupt_file(
         raise ValueError(f"{target}: is the clean cube itself; name another output")
     check_cube_target(target)
     chosen = reading.by_name()
-    cube = read_cube(source, **{**chosen, "key": chosen["key"] or key_if_there(source, CLEAN_KEY)})
+    cube = read_cube(source, **{**chosen, "key": chosen["key"] or key_if_there(source, CLEAN_KEY)}, exact=True)
+    check_values(cube.values, str(source) if cube.layout is None else f"{source}: '{printable(cube.layout.key)}'")
     clean = _cropped(cube.values, options.crop, source)
     low, high = float(clean.min()), float(clean.max())
     if options.minmax:
+        for found in find_extremes(clean).found:
+            warnings.warn(f"{found}: no measurement, it seems, but an end of the range; replace it first", stacklevel=2)
         clean = to_unit_range(clean, str(source))[0]
     elif low < 0 or high > 1:
         warnings.warn(
             f"the values reach from {low:g} to {high:g} without minmax, but the noise is made for [0, 1]", stacklevel=2
         )
+    clean = clean.astype(np.float32, copy=False)
     result = corrupt(clean, case, seed=options.seed)
     for kind, bands in result.affected.items():
         if not len(bands):

@@ -155,7 +155,7 @@ def value_range(values: Real[np.ndarray, "bands height width"], name: str = "the
 
 
 def to_unit_range(
-    values: Float32[np.ndarray, "bands height width"], name: str = "the cube"
+    values: Float[np.ndarray, "bands height width"], name: str = "the cube"
 ) -> tuple[Float32[np.ndarray, "bands height width"], float, float]:
     """Scale a clean cube to [0, 1] by its smallest and largest value, one scale for all bands.
 
@@ -172,7 +172,9 @@ def to_unit_range(
     low, high = value_range(values, name)
     if low == high:
         raise ValueError(f"{name}: every value is {low:g}: there is nothing to scale to [0, 1]")
-    return np.ascontiguousarray((values - np.float32(low)) / np.float32(high - low)), low, high
+    # in the type of the values: a large offset would eat the digits of float32
+    above = (values - values.dtype.type(low)).astype(np.float32, copy=False)
+    return np.ascontiguousarray(above / np.float32(high - low)), low, high
 
 
 def centre_crop(

@@ -42,6 +42,24 @@ _FOREIGN = (  # first bytes, in lower case
 )
 
 
+def check_no_pipe(path: str | Path) -> None:
+    """Refuse a pipe, a socket and a device: reading one may wait for ever.
+
+    Args:
+        path: Anything; what is missing is left to those who open it.
+
+    Raises:
+        OSError: If it is one.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise OSError(f"cannot read {path}: it is {kind}; save what comes from it as a file and name that")
+
+
 def check_source(path: str | Path) -> None:
     """Refuse, before anything else is looked at, what cannot be the file of a cube.
 
@@ -57,9 +75,7 @@ def check_source(path: str | Path) -> None:
         raise FileNotFoundError(f"no such file: {path}{missing}") from None
     if stat.S_ISDIR(mode):
         return
-    if not stat.S_ISREG(mode):  # reading one may wait for ever
-        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
-        raise OSError(f"cannot read {path}: it is {kind}; save what comes from it as a file and name that")
+    check_no_pipe(path)
     with path.open("rb") as file:
         head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for start, remedy in _FOREIGN:

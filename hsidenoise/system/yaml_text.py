@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from hsidenoise.system.files import check_no_pipe
+
 LARGEST, DEEPEST, MOST_ALIASES = 40_000, 20, 10
 """Characters, levels and references (``*name``) of a configuration at most; those that ship have 4,000, 4 and none."""
 
@@ -54,6 +56,7 @@ def read_yaml(path: str | Path) -> Any:
         ValueError: If it is none, or :func:`check_yaml` refuses it; in one line.
         OSError: If it cannot be read.
     """
+    check_no_pipe(path)
     try:
         with Path(path).open(encoding="utf-8") as file:
             text = file.read(LARGEST + 1)

@@ -32,7 +32,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from hsidenoise.system.files import packaged, write_text
+from hsidenoise.system.files import check_no_pipe, packaged, write_text
 from hsidenoise.system.yaml_text import MISFITS, check_yaml
 from hsidenoise.training.callbacks import AverageWeights, Part, Pictures, Speed
 from hsidenoise.training.checkpoints import (
@@ -97,6 +97,10 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what was handed over; Lightning would warn that sys.argv has arguments too."""
+        for option, value in zip(args, [*args[1:], ""], strict=True):
+            name, _, attached = option.partition("=")
+            if name == "--config":
+                check_no_pipe(attached or value)
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, yaml.YAMLError) as error:

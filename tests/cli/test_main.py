@@ -473,6 +473,27 @@ class TestPaths:
         assert re.search(says, message), message
         assert sorted(tmp_path.rglob("*")) == before
 
+    @pytest.mark.parametrize(
+        "arguments", [["benchmark", "--config", "pipe"], ["train", "--config", "pipe"], ["train", "--config=pipe"]]
+    )
+    def test_a_pipe_as_configuration(self, tmp_path, capsys, monkeypatch, arguments):
+        monkeypatch.chdir(tmp_path)
+        os.mkfifo("pipe")
+        assert main(arguments) == 2
+        message = capsys.readouterr().err
+        assert refused(message)
+        assert "it is a pipe" in message
+
+    def test_corrupt_names_a_hot_pixel_and_keeps_the_digits_of_a_large_offset(self, tmp_path):
+        clean = np.linspace(0, 1, 12 * 13 * 5).reshape(12, 13, 5)
+        clean[3, 4, 2] = 1e6
+        scipy.io.savemat(tmp_path / "a.mat", {"cube": clean})
+        scipy.io.savemat(tmp_path / "b.mat", {"cube": 1e9 + np.minimum(clean, 1)})
+        done = run("corrupt", "a.mat", "n.mat", "--noise", "gaussian-5", cwd=tmp_path)
+        assert "1e+06 in 1 pixel of band 2: no measurement" in done.stderr
+        assert main(["corrupt", str(tmp_path / "b.mat"), str(tmp_path / "n.mat"), "--noise", "gaussian-5"]) == 0
+        assert np.abs(scipy.io.loadmat(tmp_path / "n.mat")["gt"] - np.minimum(clean, 1)).max() < 1e-5
+
     def test_a_pipe_among_the_cubes_of_a_noisy_set(self, tmp_path, capsys):
         (tmp_path / "cubes").mkdir()
         os.mkfifo(tmp_path / "cubes" / "oak.mat")

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsidenoise.noise.cases import corrupt
-from hsidenoise.signal.scaling import NORMALIZE_MODES, Scaling, fit_scaling
+from hsidenoise.signal.scaling import NORMALIZE_MODES, Scaling, fit_scaling, to_unit_range
 
 
 def scene(rng: np.random.Generator, shape: tuple[int, int, int] = (9, 40, 30)) -> np.ndarray:
@@ -158,3 +158,8 @@ def test_scaling_formula():
     scaling = Scaling("minmax", offset=10, scale=4, reason="")
     assert scaling.apply(np.array([[[10, 12, 16]]])).tolist() == [[[0, 0.5, 1.5]]]
     assert scaling.invert(np.array([[[0, 0.5, 1.5]]])).tolist() == [[[10, 12, 16]]]
+
+
+def test_clean_cube_of_a_large_offset_keeps_its_digits(rng):
+    clean = scene(rng)
+    assert np.abs(to_unit_range(1e6 + clean)[0] - to_unit_range(clean)[0]).max() < 1e-6
