@@ -65,8 +65,8 @@ class WholeConfig(SaveConfigCallback):
     """Writes ``config.yaml`` whole or not at all: that of a run that is resumed is not spoilt by a full disk."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write it into the run's folder; called in the main process only."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        """Write it into the run's folder; called in the main process only, where ``trainer.log_dir`` waits for all."""
+        folder = run_folder(self.config)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / self.config_filename, self.parser.dump(self.config, skip_none=False))
 
