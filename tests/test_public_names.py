@@ -12,7 +12,7 @@ NAMES = {
     "DenoisingTask CubeDataModule BiLevelRoutingAttention BiFormerBlock",
     "hsidenoise.models": "WEIGHTS create_model save_weights load_model load_released_hcanet",
     "hsidenoise.classical": "BASELINES run_baseline",
-    "hsidenoise.signal": "noise_level spectral_wiener pilot_filter fit_scaling",
+    "hsidenoise.signal": "denoise_by_planes noise_level spectral_wiener pilot_filter fit_scaling",
     "hsidenoise.metrics": "psnr ssim sam ergas PROTOCOLS",
     "hsidenoise.noise": "NOISE_CASES corrupt",
     "hsidenoise.benchmark": "Method make_method make_tables",

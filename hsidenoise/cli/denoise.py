@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hsidenoise.cli.shared import add_options, number, options_of, path, print_read
 from hsidenoise.data.options import ReadOptions
 from hsidenoise.inference.options import DenoiseOptions
+
+if TYPE_CHECKING:
+    from hsidenoise.classical.methods import Baseline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=path, metavar="FILE", help="output; <noisy>_denoised.mat beside the input if absent"
     )
     add_options(parser, DenoiseOptions, without=("progress",))
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        help="a classical method in place of a network, without weights, such as planes; `hsidenoise benchmark` knows "
+        "the same names",
+    )
     parser.add_argument("--picture", type=path, metavar="FILE.png", help="also draw a before/after page")
     parser.add_argument(
         "--band",
@@ -44,16 +55,20 @@ def run(arguments: argparse.Namespace) -> None:
 
     from hsidenoise.inference.denoise import denoise_file
 
-    done = denoise_file(source, target, options=options, reading=reading)
+    model = None if arguments.method is None else _method(arguments.method, options)
+    done = denoise_file(source, target, model, options=options, reading=reading)
     print_read(source, done.cube)
     print(f"scaling  {done.scaling.mode}: {done.scaling.reason}")
+    if model is not None:
+        print(f"method   {done.model}: {model.summary}, {done.seconds:.1f} s")
     tiles = f"tiles of {done.tile[0]} x {done.tile[1]}, overlap {done.overlap}"
     windows = f", {done.windows} windows of bands{' joined' * options.join}" if done.windows > 1 else ""
     if options.ensemble > 1:
         windows += f", ensemble of {options.ensemble}"
     if done.pilot_rounds:
         windows += f", pilot filter{f' x {done.pilot_rounds}' * (done.pilot_rounds > 1)}"
-    print(f"network  {done.model} on {done.device}, {tiles}{windows}, {done.seconds:.1f} s")
+    if model is None:
+        print(f"network  {done.model} on {done.device}, {tiles}{windows}, {done.seconds:.1f} s")
     print(f"wrote    {target}")
     if arguments.picture:
         from hsidenoise.data.noisy_sets import clean_beside
@@ -68,6 +83,21 @@ def run(arguments: argparse.Namespace) -> None:
             path=arguments.picture,
         )
         print(f"picture  {arguments.picture}")
+
+
+def _method(name: str, options: DenoiseOptions) -> Baseline:
+    """A classical method by its name; options that only a network has are refused."""
+    from hsidenoise.classical.methods import BASELINES
+    from hsidenoise.system.options import did_you_mean
+
+    if name not in BASELINES:
+        raise ValueError(f"--method {name}: not a method{did_you_mean(name, BASELINES)} ({', '.join(BASELINES)})")
+    usual = replace(DenoiseOptions(), normalize=options.normalize, progress=options.progress)
+    if options != usual:
+        raise ValueError(
+            f"--method {name} has no weights, tiles or pilot filter: of their options it takes only --normalize"
+        )
+    return BASELINES[name]
 
 
 def _beside(source: Path) -> Path:

@@ -19,13 +19,13 @@ from torch import nn
 from hsidenoise.data.options import ReadOptions
 from hsidenoise.inference.ensemble import Ensemble, mirrorings
 from hsidenoise.inference.memory import by, enough_memory, fitting_tile, in_fitting_tiles
-from hsidenoise.inference.network import OnnxNetwork, choose_model, name_of, traits_of
+from hsidenoise.inference.network import Model, OnnxNetwork, choose_model, name_of, traits_of
 from hsidenoise.inference.options import DenoiseOptions
 from hsidenoise.inference.tiles import run_tiles
 from hsidenoise.models.compiled import Compiled
 from hsidenoise.signal.mask import find_extremes
 from hsidenoise.signal.pilot_filter import repeat_pilot_filter
-from hsidenoise.signal.scaling import Scaling, fit_scaling
+from hsidenoise.signal.scaling import Scaling, fit_scaling, floating
 from hsidenoise.signal.tiling import Tiling, tile_size
 from hsidenoise.system.device import find_precision, in_use
 from hsidenoise.system.machine import free_memory
@@ -88,7 +88,7 @@ class _Run:
 @takes_options(DenoiseOptions)
 def denoise(
     noisy: Shaped[np.ndarray, "*axes"] | Shaped[torch.Tensor, "*axes"],
-    model: nn.Module | str | Path | None = None,
+    model: Model | None = None,
     options: DenoiseOptions | None = None,
     **changes: Any,
 ) -> Float[np.ndarray, "bands height width"]:
@@ -106,7 +106,9 @@ def denoise(
     Args:
         noisy: Cube of shape (bands, height, width), in any unit and of any integer or floating dtype. Not written to.
         model: A network with an attribute ``bands``, or what the option ``weights`` names. A network is used where it
-            is: its training mode is restored, and if ``device`` moves it, it is moved back.
+            is: its training mode is restored, and if ``device`` moves it, it is moved back. Any other function of a
+            (bands, height, width) float32 array to one like it, such as a classical method, gets the scaled cube as a
+            whole; of the options, ``normalize`` alone is for it.
         options: The options together; the defaults if None.
         **changes: Options by name:
 
@@ -157,7 +159,7 @@ def denoise(
 def denoise_file(
     source: str | Path,
     target: str | Path,
-    model: nn.Module | str | Path | None = None,
+    model: Model | None = None,
     options: DenoiseOptions | None = None,
     *,
     reading: ReadOptions | None = None,
@@ -248,7 +250,7 @@ def _as_cube(noisy: Shaped[np.ndarray, "*axes"] | Shaped[torch.Tensor, "*axes"])
     return values
 
 
-def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: DenoiseOptions) -> _Run:
+def _denoise(noisy: np.ndarray, model: Model | None, options: DenoiseOptions) -> _Run:
     """Everything that :func:`denoise` and :func:`denoise_file` share."""
     if options.batch is not None and options.batch < 1:
         raise ValueError(f"a batch of {options.batch} tiles is too small; choose 1 or more, or leave it out")
@@ -258,6 +260,23 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: D
     extremes = find_extremes(noisy)
     scaling = fit_scaling(noisy, options.normalize, extremes)
     size, overlap = tile_size(noisy.shape[1], noisy.shape[2], options.tile, options.overlap)
+    notes: list[str] = []
+
+    def note(text: str, level: int = 4) -> None:  # the level of whoever called the public function
+        notes.append(text)
+        warnings.warn(text, RuntimeWarning, stacklevel=level)
+
+    for found in extremes.found:
+        advice = "kept from the network and left as it is" if scaling.mode == "auto" else "harms what is around it"
+        note(f"{found}: no measurement, it seems; {advice}. Replace it, or leave out these bands or pixels, to be sure")
+    if callable(model) and not isinstance(model, nn.Module | str | Path):
+        place, (bands, height, width) = torch.device("cpu"), noisy.shape
+        with enough_memory(place, f"for {name_of(model)}, which takes the whole cube at once", "denoise a part of it"):
+            values = scaling.invert(model(scaling.apply(noisy)), floating(noisy.dtype))
+        hidden = scaling.hides(noisy)
+        values[hidden] = noisy[hidden]
+        whole = Tiling((bands, height, width), (bands, height, width), (0, 0, 0))
+        return _Run(values, scaling, whole, 0, place, tuple(notes))
     network, place = choose_model(
         options.weights if model is None else model, options.device, options.precision, options.compile
     )
@@ -271,15 +290,6 @@ def _denoise(noisy: np.ndarray, model: nn.Module | str | Path | None, options: D
     run: nn.Module = Compiled(network) if options.compile else network
     if options.ensemble > 1:
         run = Ensemble(run, options.ensemble)
-    notes: list[str] = []
-
-    def note(text: str, level: int = 4) -> None:  # the level of whoever called the public function
-        notes.append(text)
-        warnings.warn(text, RuntimeWarning, stacklevel=level)
-
-    for found in extremes.found:
-        advice = "kept from the network and left as it is" if scaling.mode == "auto" else "harms what is around it"
-        note(f"{found}: no measurement, it seems; {advice}. Replace it, or leave out these bands or pixels, to be sure")
     if options.tile is None:
         wanted = size
         size = fitting_tile(run, bands, wanted, free_memory(place))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,6 +21,9 @@ from hsidenoise.system.options import Precision
 
 if TYPE_CHECKING:
     import onnxruntime
+
+Model = nn.Module | str | Path | Callable[[np.ndarray], np.ndarray]
+"""What denoises: a network, its weights by name or path, or any function of a cube."""
 
 FORMAT = "hsidenoise-onnx-1"
 """What the metadata of a file says that ``export_onnx`` wrote."""
@@ -117,21 +122,23 @@ def is_exported(model: nn.Module | str | Path | None) -> bool:
     return isinstance(model, str | Path) and Path(model).suffix.lower() == ".onnx"
 
 
-def name_of(model: nn.Module | str | Path | None) -> str:
+def name_of(model: Model | None) -> str:
     """What to call a model in a report.
 
     Args:
-        model: As :func:`choose_model` takes it.
+        model: As :func:`hsidenoise.denoise` takes it.
 
     Example:
-        >>> name_of(None), name_of(nn.Identity())
-        ('hcanet-bra', 'Identity')
+        >>> name_of(None), name_of(nn.Identity()), name_of(np.negative)
+        ('hcanet-bra', 'Identity', 'negative')
     """
     if isinstance(model, OnnxNetwork):
         return str(model.path)
     if isinstance(model, nn.Module):
         return type(model).__name__
-    return DEFAULT_WEIGHTS if model is None else str(model)
+    if model is None or isinstance(model, str | Path):
+        return DEFAULT_WEIGHTS if model is None else str(model)
+    return str(getattr(model, "name", None) or getattr(model, "__name__", type(model).__name__))
 
 
 class OnnxNetwork(nn.Module):

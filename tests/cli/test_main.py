@@ -12,6 +12,7 @@ import pytest
 import scipy.io
 import torch
 
+from hsidenoise import evaluate
 from hsidenoise.cli.main import main
 from hsidenoise.data.mat import write_mat
 from hsidenoise.data.png import save_bands
@@ -239,6 +240,19 @@ class TestCorrupt:
 
 
 class TestDenoise:
+    def test_a_classical_method_in_place_of_a_network(self, noisy, tmp_path, capsys):
+        out = tmp_path / "planes.mat"
+        assert main(["denoise", str(noisy), "-o", str(out), "--method", "planes"]) == 0
+        assert "method   planes: " in capsys.readouterr().out
+        stored = scipy.io.loadmat(noisy)
+        score = [evaluate(cube[k].transpose(2, 0, 1), stored["gt"].transpose(2, 0, 1)).psnr
+                 for cube, k in ((stored, "input"), (scipy.io.loadmat(out), "input"))]  # fmt: skip
+        assert score[1] > score[0] + 15
+        wrong = {("plane",): "did you mean 'planes'?", ("tv", "--tile", "64"): "no weights, tiles"}
+        for more, says in wrong.items():
+            assert main(["denoise", str(noisy), "-o", str(out), "--method", *more]) == 2
+            assert says in capsys.readouterr().err
+
     def test_an_ensemble_and_windows_of_bands(self, weights, tmp_path, rng):
         spectra = rng.random((70, 2)) @ rng.random((2, 24 * 20))
         cube = (spectra + rng.normal(0, 0.1, spectra.shape)).reshape(70, 24, 20).transpose(1, 2, 0)
