@@ -29,6 +29,7 @@ MARKS = (-9999.0, -999.0, -99.0, -32768.0, 32767.0, 65535.0, -65535.0, 1e20, -1e
 
 _MOST = 0.01  # share of the values that may be far without being one and the same value
 _SAMPLE = 1 << 20  # values that the bulk is taken from
+_FEWEST = 50  # fewer are no bulk: of four values one is often three times as far as the others
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def find_extremes(cube: Real[np.ndarray, "bands height width"]) -> Extremes:
     sample = flat[:: max(1, flat.size // _SAMPLE)].astype(np.float64)
     # without the ends and all marks, of which half of the cube may be
     sample = sample[(sample > lowest) & (sample < highest) & ~np.isin(sample, _marks(cube.dtype).astype(np.float64))]
-    if sample.size < 2:
+    if sample.size < _FEWEST:
         return Extremes(-np.inf, np.inf, ())
     first, last = (float(value) for value in np.quantile(sample, (0.01, 0.99)))
     if not last > first:

@@ -67,7 +67,7 @@ def test_the_group_is_one(count):
 
 
 @pytest.mark.parametrize("count", [0, 3, 16, -1])
-def test_other_sizes_are_refused(count):
+def test_other_sizes_are_refused(count, unchecked):
     with pytest.raises(ValueError, match=f"no ensemble of {count}; choose 1 .none., 2 .* 4 .* or 8"):
         denoise(CUBE, Sharpen(), ensemble=count)
 
