@@ -241,7 +241,7 @@ def sha256(path: str | Path, *, ending: str = "") -> str:
     return total.hexdigest()
 
 
-def commit(package: Path = Path(__file__).parent) -> str:
+def commit(package: Path = _PACKAGE) -> str:
     """Commit that the code of this package is at, with ``-dirty`` if a tracked file differs from it.
 
     Returns:

@@ -308,6 +308,11 @@ def test_the_commit_is_that_of_the_packages_own_repository(tmp_path, monkeypatch
     assert commit(inner) == "unknown"
 
 
+def test_the_commit_of_this_checkout_is_found():
+    head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    assert commit().removesuffix("-dirty") == (head.stdout.strip() or "unknown")
+
+
 def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit(ROOT / "hsidenoise") == "unknown"
