@@ -8,6 +8,7 @@ changed or be torn; the rerun must succeed, give what a run gives that was never
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -15,6 +16,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -51,6 +53,8 @@ def fork(arguments: list[str], folder: Path) -> int:
     """Run a command in a process of its own and group."""
     child = os.fork()
     if child:
+        with contextlib.suppress(OSError):  # here too: it may not have come to it when it is killed
+            os.setpgid(child, child)
         return child
     status = 70
     try:
@@ -234,6 +238,7 @@ def check(name: str, verb: Verb, kills: int, place: Path, dice: random.Random) -
         assert verb.outputs(work) == straight, f"{name}: the rerun gives something else"
         assert not leftovers(work), f"{name}: left {leftovers(work)}"
         assert inputs(work) == before, f"{name}: an input changed in the rerun"
+        print(f"{name}: {counts}", file=sys.stderr, flush=True)
     for output in ("out.mat", "run", "results"):
         path = work / output
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
