@@ -97,7 +97,7 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what was handed over; Lightning would warn that sys.argv has arguments too."""
-        for option, value in zip(args, [*args[1:], ""], strict=True):
+        for option, value in zip(args, [*args[1:], ""], strict=False):
             name, _, attached = option.partition("=")
             if name == "--config":
                 check_no_pipe(attached or value)
