@@ -195,7 +195,7 @@ class Network(Method):
 
         Example:
             >>> make_method("weights:hcanet-bra").seen_scenes().trained_on[:2]
-            ('balloons', 'beads')
+            ('balloons', 'cd')
         """
         exported = OnnxNetwork(self.file).metadata if is_exported(self.file) else None
         header: Mapping[str, str] = weights.read_header(self.file) if exported is None else {}

@@ -298,7 +298,7 @@ def test_an_exported_network_without_the_extra(hcanet, monkeypatch):
         (["-o", "a.pt"], "a.pt: an ONNX file is called .onnx"),
         (["-o", "no/a.onnx"], "no is missing; create it first"),
         (["-o", "a.onnx", "--weights", "no-such-weights"], "no-such-weights"),
-        (["-o", "a.onnx", "--opset", "11"], "operator set 11"),
+        (["-o", "a.onnx", "--opset", "11"], "--opset: '11' is not a whole number from 18"),
         ([], "the following arguments are required: -o/--output"),
     ],
 )
