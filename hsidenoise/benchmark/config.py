@@ -6,19 +6,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as _short
-from typing import Any
+from reprlib import repr as short
+from typing import Any, Literal
 
+from hsidenoise.benchmark.options import TableOptions
 from hsidenoise.data.datasets import DATASETS
 from hsidenoise.inference.method import Method, make_method
 from hsidenoise.metrics.protocols import PROTOCOLS
 from hsidenoise.system.files import packaged
+from hsidenoise.system.options import Missing, checked, from_mapping, option
 from hsidenoise.system.yaml_text import read_yaml
 
 NOISY_SET = "noisy-set"
 """Name of the data set of noisy cubes in the published layout (:mod:`hsidenoise.data.noisy_sets`)."""
-
-PARTS = ("test", "validation", "train", "all")
 
 MOST = 2**20
 """Largest number of pixels along an axis, or of bands, that a configuration may name."""
@@ -39,13 +39,13 @@ class Data:
         scenes: Only these; all if None.
     """
 
-    dataset: str = "folder"
+    dataset: str = option("folder", choices=(*DATASETS, NOISY_SET))
     root: str = "data"
     split: str | None = None
-    part: str = "test"
-    crop: int | None = None
+    part: Literal["test", "validation", "train", "all"] = "test"
+    crop: int | None = option(None, least=1, most=MOST)
     key: str | None = None
-    missing: str = "error"
+    missing: Missing = "error"
     scenes: tuple[str, ...] | None = None
 
 
@@ -65,9 +65,9 @@ class Shown:
     case: str
     scene: str | None = None
     methods: tuple[str, ...] | None = None
-    band: int | None = None
-    pixel: tuple[int, int] | None = None
-    inset: tuple[int, int, int] | None = None
+    band: int | None = option(None, least=0, most=MOST)
+    pixel: tuple[int, int] | None = option(None, least=0, most=MOST)
+    inset: tuple[int, int, int] | None = option(None, least=0, most=MOST)
 
 
 @dataclass(frozen=True)
@@ -78,27 +78,47 @@ class TableConfig:
         name: Name of its folder of results.
         title: Heading.
         data: Where the scenes are.
-        cases: Noise cases. None, of a noisy set: all that it has.
         methods: Lines.
+        cases: Noise cases. None, of a noisy set: all that it has.
         protocols: Protocols of the metrics; a table is made for each.
         seed: Seed of the noise, the same for every scene.
         figure: What the figures show; None for none.
         efficiency: Noise case whose PSNR is plotted against cost; None for no such plot.
         published: Methods of ``published.csv`` to show beside; empty for none.
         notes: Sentences below the table.
+
+    Raises:
+        ValueError: If a name occurs twice, or one value does not go with another.
     """
 
     name: str
     title: str
     data: Data
-    cases: tuple[str, ...] | None
     methods: tuple[Method, ...]
-    protocols: tuple[str, ...] = ("standard",)
-    seed: int = 0
+    cases: tuple[str, ...] | None = None
+    protocols: tuple[str, ...] = option(("standard",), choices=tuple(PROTOCOLS))
+    seed: int = option(0, least=0, most=2**63 - 1)
     figure: Shown | None = None
     efficiency: str | None = None
     published: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        data, cases, figure = self.data, self.cases, self.figure
+        if cases is None and data.dataset != NOISY_SET:
+            raise ValueError("'cases' is missing; only a noisy set says itself which it has")
+        for key in ("crop", "key", "split"):
+            if data.dataset == NOISY_SET and getattr(data, key) is not None:
+                raise ValueError(f"data.{key}: a noisy set is taken as it is; leave it out")
+        labels = [method.label for method in self.methods]
+        shown = labels if figure is None or figure.methods is None else figure.methods
+        for what, names in (("scene", data.scenes), ("case", cases), ("method", labels), ("protocol", self.protocols)):
+            _different(names, what)
+        for what, case in (("figure", figure and figure.case), ("efficiency", self.efficiency)):
+            if case is not None and cases is not None and case not in cases:
+                raise ValueError(f"{what}: the case '{case}' is none of the table")
+        if unknown := set(_different(shown, "method")) - set(labels):
+            raise ValueError(f"figure: there is no method '{min(unknown)}' in the table")
 
 
 def read_config(path: str | Path) -> TableConfig:
@@ -126,57 +146,43 @@ def read_config(path: str | Path) -> TableConfig:
     path = packaged(path, "configs/tables", ".yaml")
     found = read_yaml(path)
     try:
-        return _config(path.stem, found)
-    except (TypeError, ValueError) as error:
+        return from_mapping(TableConfig, found, "", {Method: _method}, name=path.stem)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def with_choice(
-    config: TableConfig,
-    *,
-    root: str | None = None,
-    methods: Sequence[str] | None = None,
-    cases: Sequence[str] | None = None,
-    protocols: Sequence[str] | None = None,
-    seed: int | None = None,
-) -> TableConfig:
+def with_choice(config: TableConfig, options: TableOptions) -> TableConfig:
     """A configuration with some of its choices made otherwise; what is None stays.
 
     Args:
         config: What the file says.
-        root: Folder of the scenes.
-        methods: Labels of its methods, or methods that it does not have.
-        cases: Noise cases.
-        protocols: Protocols.
-        seed: Seed of the noise.
+        options: What is chosen of it: root, methods (labels of its own, or further ones), cases, protocols, seed.
 
     Raises:
         ValueError: If a name is unknown.
     """
+    root, methods, cases = options.root, options.methods, options.cases
     changes: dict[str, Any] = {}
     if root is not None:
         changes["data"] = dataclasses.replace(config.data, root=root)
     if methods is not None:
         known = {method.label: method for method in config.methods}
-        chosen = tuple(known.get(name) or _method(name, known) for name in methods)
-        _different([method.label for method in chosen], "method")
-        changes["methods"] = chosen
+        changes["methods"] = tuple(known.get(name) or _method(name, known) for name in methods)
         if config.figure is not None and config.figure.methods is not None:
             # those of the figure that are left, and what the table did not know
             shown = tuple(name for name in methods if name in config.figure.methods or name not in known)
             changes["figure"] = dataclasses.replace(config.figure, methods=shown or None)
     if cases is not None:
-        changes["cases"] = tuple(_different(cases, "case"))
+        changes["cases"] = tuple(cases)
         figure = changes.get("figure", config.figure)
         if figure is not None and figure.case not in cases:
             changes["figure"] = dataclasses.replace(figure, case=cases[0])
         if config.efficiency is not None and config.efficiency not in cases:
             changes["efficiency"] = cases[0]
-    if protocols is not None:
-        changes["protocols"] = _protocols(protocols)
-    if seed is not None:
-        _check_seed(seed)
-        changes["seed"] = seed
+    if options.protocols is not None:
+        changes["protocols"] = checked(list(options.protocols), tuple[str, ...], "protocols", {"choices": PROTOCOLS})
+    if options.seed is not None:
+        changes["seed"] = checked(options.seed, int, "seed", {"least": 0})
     return dataclasses.replace(config, **changes)
 
 
@@ -197,148 +203,21 @@ def refuse_code(config: TableConfig) -> None:
             )
 
 
-def _config(name: str, found: Any) -> TableConfig:
-    values = _mapping(found, TableConfig, "a table", without=("name",))
-    for key in ("title", "data", "methods"):
-        if not values.get(key):
-            raise ValueError(f"'{key}' is missing")
-    for key in ("title", "efficiency"):
-        if not isinstance(values.get(key), str | None):
-            raise ValueError(f"{key} is {_short(values[key])}; it is a text")
-    data = _data(values["data"])
-    cases = values.get("cases")
-    if cases is None and data.dataset != NOISY_SET:
-        raise ValueError("'cases' is missing; only a noisy set says itself which it has")
-    if cases is not None:
-        cases = tuple(_different(_names(cases, "cases"), "case"))
-    methods = tuple(_method(each) for each in _list(values["methods"], "methods"))
-    labels = [method.label for method in methods]
-    _different(labels, "method")
-    figure = None if values.get("figure") is None else _shown(values["figure"], labels, cases)
-    efficiency = values.get("efficiency")
-    if efficiency is not None and cases is not None and efficiency not in cases:
-        raise ValueError(f"efficiency: the case '{efficiency}' is none of the table")
-    seed = values.get("seed", 0)
-    _check_seed(seed)
-    return TableConfig(
-        name=name,
-        title=values["title"],
-        data=data,
-        cases=cases,
-        methods=methods,
-        protocols=_protocols(_names(values.get("protocols", ["standard"]), "protocols")),
-        seed=seed,
-        figure=figure,
-        efficiency=efficiency,
-        published=_names(values.get("published") or [], "published"),
-        notes=_names(values.get("notes") or [], "notes"),
-    )
-
-
-def _data(found: Any) -> Data:
-    values = _mapping(found, Data, "data")
-    if values.get("scenes") is not None:
-        values["scenes"] = tuple(_different(_names(values["scenes"], "data.scenes"), "scene"))
-    for key in ("dataset", "root", "split", "part", "key", "missing"):
-        if key in values and not isinstance(values[key], str) and not (values[key] is None and key in ("split", "key")):
-            raise ValueError(f"data.{key} is {_short(values[key])}; it is a name")
-    crop = values.get("crop")
-    if crop is not None and (type(crop) is not int or not 1 <= crop <= MOST):
-        raise ValueError(f"data.crop is {_short(crop)}; it is a number of pixels, or left out")
-    data = Data(**values)
-    if data.dataset not in (*DATASETS, NOISY_SET):
-        raise ValueError(f"unknown data set '{data.dataset}'; known: {', '.join((*DATASETS, NOISY_SET))}")
-    if data.part not in PARTS:
-        raise ValueError(f"unknown part '{data.part}' of the data; known: {', '.join(PARTS)}")
-    if data.missing not in ("error", "skip"):
-        raise ValueError(f"data.missing is '{data.missing}'; it is error or skip")
-    for key in ("crop", "key", "split"):
-        if data.dataset == NOISY_SET and getattr(data, key) is not None:
-            raise ValueError(f"data.{key}: a noisy set is taken as it is; leave it out")
-    return data
-
-
-def _shown(found: Any, labels: Sequence[str], cases: Sequence[str] | None) -> Shown:
-    values = _mapping(found, Shown, "figure")
-    if not isinstance(values.get("case"), str):
-        raise ValueError("figure: 'case' is missing")
-    if values.get("methods") is not None:
-        values["methods"] = tuple(_different(_names(values["methods"], "figure.methods"), "method"))
-    if not isinstance(values.get("scene"), str | None):
-        raise ValueError(f"figure: scene is {_short(values['scene'])}; it is a name")
-    if values.get("band") is not None:
-        (values["band"],) = _counts([values["band"]], 1, "figure: band is {}; it is a number, 0 or more")
-    if values.get("pixel") is not None:
-        values["pixel"] = _counts(values["pixel"], 2, "figure: pixel is {}; it is [row, column]")
-    if values.get("inset") is not None:
-        values["inset"] = _counts(values["inset"], 3, "figure: inset is {}; it is [row, column, side]")
-    shown = Shown(**values)
-    unknown = set(shown.methods or ()) - set(labels)
-    if unknown:
-        raise ValueError(f"figure: there is no method '{min(unknown)}' in the table")
-    if cases is not None and shown.case not in cases:
-        raise ValueError(f"figure: the case '{shown.case}' is none of the table")
-    return shown
-
-
 def _method(given: Any, others: Sequence[str] | Mapping[str, Any] = ()) -> Method:
     """A method as it is written down, its name checked as far as possible without loading anything."""
     values = {"method": given} if isinstance(given, str) else given
     if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
-        raise ValueError(f"{_short(given)} is not a method: write its name, or a mapping with 'method'")
+        raise ValueError(f"{short(given)} is not a method: write its name, or a mapping with 'method'")
     method, label = values["method"], values.get("label", values["method"])
     if not isinstance(label, str):
-        raise ValueError(f"method '{method}': label is {_short(label)}; it is a name")
+        raise ValueError(f"method '{method}': label is {short(label)}; it is a name")
     options = {key: value for key, value in values.items() if key not in ("method", "label")}
     return make_method(method, label, options, others=others)
 
 
-def _mapping(found: Any, of: type, what: str, without: Sequence[str] = ()) -> dict[str, Any]:
-    known = [each.name for each in dataclasses.fields(of) if each.name not in without]
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{what} is to be a mapping with {', '.join(known)}")
-    for key in found:
-        if key not in known:
-            raise ValueError(f"{what} has no '{key}'; known: {', '.join(known)}")
-    return dict(found)
-
-
-def _list(found: Any, what: str) -> list[Any]:
-    if not isinstance(found, list):
-        raise ValueError(f"'{what}' is to be a list, not {_short(found)}")
-    return found
-
-
-def _names(found: Any, what: str) -> tuple[str, ...]:
-    for each in _list(found, what):
-        if not isinstance(each, str) or not each.strip():
-            raise ValueError(f"'{what}' is to be a list of names; {_short(each)} is none")
-    return tuple(found)
-
-
-def _counts(found: Any, number: int, message: str) -> Any:
-    if (
-        not isinstance(found, list)
-        or len(found) != number
-        or any(type(each) is not int or not 0 <= each <= MOST for each in found)
-    ):
-        raise ValueError(message.format(_short(found[0]).strip("'") if number == 1 else _short(found)))
-    return tuple(found)
-
-
-def _check_seed(seed: Any) -> None:
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {_short(seed)}; it is a whole number, 0 or more")
-
-
-def _protocols(names: Sequence[str]) -> tuple[str, ...]:
-    for name in names:
-        if name not in PROTOCOLS:
-            raise ValueError(f"unknown protocol '{name}'; known: {', '.join(PROTOCOLS)}")
-    return tuple(_different(names, "protocol"))
-
-
-def _different(names: Sequence[str], what: str) -> Sequence[str]:
+def _different(names: Sequence[str] | None, what: str) -> Sequence[str]:
+    if names is None:
+        return ()
     if not names:
         raise ValueError(f"no {what} is named")
     twice = next((name for position, name in enumerate(names) if name in names[:position]), None)

@@ -27,14 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     from hsidenoise.benchmark.make import make_tables
 
     options = options_of(TableOptions, arguments)
-    config = with_choice(
-        read_config(options.config),
-        root=options.root,
-        methods=options.methods,
-        cases=options.cases,
-        protocols=options.protocols,
-        seed=options.seed,
-    )
+    config = with_choice(read_config(options.config), options)
     if options.no_code:
         refuse_code(config)
     elif str(Path.cwd()) not in sys.path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from hsidenoise.system.options import REQUIRED, did_you_mean
+from hsidenoise.system.options import REQUIRED, did_you_mean, in_range, said
 
 if TYPE_CHECKING:
     from hsidenoise.data.io import Cube
@@ -77,25 +77,22 @@ def path(text: str) -> Path:
     return Path(_text(text))
 
 
-def number(of: type, *, least: float | None = None, above: float | None = None) -> Callable[[str], Any]:
+def number(of: type, **facts: float | None) -> Callable[[str], Any]:
     """The type of an argument that is a number of a range.
 
     Args:
         of: ``int`` or ``float``.
-        least: Smallest value.
-        above: What it must be greater than.
+        **facts: Its range, as :func:`hsidenoise.system.options.option` takes it.
     """
-    kind = "a whole number" if of is int else "a number"
-    bound = f" from {least}" if least else f" above {above}" if above is not None else ""
 
     def value_of(text: str) -> Any:
         try:
             value = of(text)
-            fits = (least is None or value >= least) and (above is None or above < value < float("inf"))
+            fits = in_range(value, facts)
         except ValueError:
             fits = False
         if not fits:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {kind}{bound}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not {said(of, facts)}")
         return value
 
     return value_of
@@ -136,7 +133,7 @@ def _add_option(parser: argparse._ActionsContainer, field: dataclasses.Field[Any
     else:
         named["metavar"] = facts["metavar"]
     of = type(choices[0]) if choices else of
-    named["type"] = _TYPES.get(of) or number(of, least=facts["least"], above=facts["above"])
+    named["type"] = _TYPES.get(of) or number(of, **{name: facts[name] for name in ("least", "most", "above")})
     known = f" (default: {field.default})" if not required and field.default is not None else ""
     parser.add_argument(f"--{name}", dest=target, help=help + known, **named)
     for old, convert in facts["old"].items():

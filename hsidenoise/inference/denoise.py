@@ -252,10 +252,6 @@ def _as_cube(noisy: Shaped[np.ndarray, "*axes"] | Shaped[torch.Tensor, "*axes"])
 
 def _denoise(noisy: np.ndarray, model: Model | None, options: DenoiseOptions) -> _Run:
     """Everything that :func:`denoise` and :func:`denoise_file` share."""
-    if options.batch is not None and options.batch < 1:
-        raise ValueError(f"a batch of {options.batch} tiles is too small; choose 1 or more, or leave it out")
-    if options.pilot_rounds is not None and options.pilot_rounds < 0:
-        raise ValueError(f"pilot_rounds={options.pilot_rounds}: choose 0 (the network alone) or more, or leave it out")
     mirrorings(options.ensemble)  # refused before anything is read or loaded
     extremes = find_extremes(noisy)
     scaling = fit_scaling(noisy, options.normalize, extremes)

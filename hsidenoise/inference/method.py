@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from reprlib import repr as short
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
@@ -21,12 +21,12 @@ from torch import nn
 from hsidenoise.classical.methods import BASELINES, find_method, run_baseline
 from hsidenoise.inference.denoise import denoise
 from hsidenoise.inference.network import OnnxNetwork, choose_model, is_exported, traits_of
+from hsidenoise.inference.options import DenoiseOptions
 from hsidenoise.models import weights
-from hsidenoise.signal.scaling import NORMALIZE_MODES
 from hsidenoise.system.code_version import code_version
 from hsidenoise.system.files import sha256
 from hsidenoise.system.machine import count_operations
-from hsidenoise.system.options import EnsembleSize, Precision, did_you_mean
+from hsidenoise.system.options import checked, did_you_mean
 
 NOISY = "noisy"
 """Name of the method that shows the input."""
@@ -37,15 +37,11 @@ WEIGHTS = "weights:"
 COUNTED = 128
 """Side in pixels of the image whose operations are counted; the networks' cost is linear in the pixels."""
 
-#: Options of :func:`hsidenoise.denoise` that a network may set: type, and the values that are taken.
-OPTIONS: dict[str, tuple[type, Sequence[Any]]] = {
-    "pilot_rounds": (int, weights.ASKED["pilot_rounds"]),
-    "ensemble": (int, get_args(EnsembleSize)),
-    "tile": (int, weights.ASKED["tile"]),
-    "overlap": (int, range(weights.ASKED["tile"].stop - 1)),
-    "join": (bool, (True, False)),
-    "precision": (str, get_args(Precision)),
-    "normalize": (str, NORMALIZE_MODES),
+#: Options of :func:`hsidenoise.denoise` that a table may set for a network: all that its answer depends on.
+OPTIONS = {
+    field.name: field
+    for field in fields(DenoiseOptions)
+    if field.name not in ("weights", "device", "batch", "compile", "progress")
 }
 
 
@@ -333,12 +329,9 @@ def _options(name: str, options: Mapping[str, Any], takes: bool) -> dict[str, An
     found = dict(options)
     if takes and type(found.get("passes")) is int:  # older name: the network and each round
         found["pilot_rounds"] = found.pop("passes") - 1
+    types = get_type_hints(DenoiseOptions)
     for key, value in found.items():
         if key not in OPTIONS or not takes:
             raise ValueError(f"method '{name}' has no option '{key}'; weights have {', '.join(OPTIONS)}")
-        of, taken = OPTIONS[key]
-        if type(value) is not of:
-            raise ValueError(f"method '{name}': {key} is {short(value)}, not of type {of.__name__}")
-        if value not in taken:
-            raise ValueError(f"method '{name}': {key} is {short(value)}; it is {weights.said(taken)}")
+        checked(value, types[key], f"method '{name}': {key}", OPTIONS[key].metadata)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hsidenoise.system.options import EnsembleSize, Normalize, Precision, option
+from hsidenoise.system.options import MOST_ROUNDS, EnsembleSize, Normalize, Precision, option
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class DenoiseOptions:
         "rounds of the pilot filter, each a Wiener filter of the noisy cube with the result so far as its pilot; 0: "
         "the network alone; what the network asks for if absent, 1 for HCANet-BRA",
         least=0,
+        most=MOST_ROUNDS,
         metavar="0|1|2",
         old={"passes": lambda passes: passes - 1},
     )

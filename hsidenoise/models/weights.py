@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,12 +23,12 @@ from hsidenoise.data.datasets import scene_name
 from hsidenoise.models.registry import create_model
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS, WEIGHTS
 from hsidenoise.system import files
-from hsidenoise.system.options import did_you_mean
+from hsidenoise.system.options import MOST_ROUNDS, did_you_mean, said
 
 FORMAT = "hsidenoise-weights-1"
 
 #: What weights may ask :func:`hsidenoise.denoise` to take by default, and the values that are taken.
-ASKED: dict[str, range] = {"tile": range(16, 4097), "pilot_rounds": range(16)}
+ASKED: dict[str, range] = {"tile": range(16, 4097), "pilot_rounds": range(MOST_ROUNDS + 1)}
 
 LARGEST_HEADER, LARGEST_FIELD = 10_000_000, 1_000_000
 """Bytes of a file's header, and characters of JSON in a field of it, at most; those that ship have 20,000 and 400."""
@@ -199,29 +199,19 @@ def asked_of(facts: Mapping[str, str]) -> dict[str, int]:
         ({'pilot_rounds': 2}, {'pilot_rounds': 2})
     """
     found: dict[str, int] = {}
-    for name, taken in (*ASKED.items(), ("passes", range(1, 17))):
+    for name, taken in (*ASKED.items(), ("passes", range(1, MOST_ROUNDS + 2))):
         text = facts.get(name, "null")
         if text == "null":
             continue
         if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) in taken):
-            raise ValueError(f"{name} is {short(text)}: {said(taken)} is expected")
+            raise ValueError(
+                f"{name} is {short(text)}: {said(int, {'least': taken[0], 'most': taken[-1]})} is expected"
+            )
         if name == "passes":  # in older files: the network and each round of the pilot filter
             found.setdefault("pilot_rounds", int(text) - 1)
         else:
             found[name] = int(text)
     return found
-
-
-def said(taken: Sequence[Any]) -> str:
-    """Values that are taken, in words.
-
-    Example:
-        >>> said(range(1, 17)), said(("a", "b"))
-        ('a whole number from 1 to 16', 'one of a, b')
-    """
-    if isinstance(taken, range):
-        return f"a whole number from {taken.start} to {taken.stop - 1}"
-    return f"one of {', '.join(str(each) for each in taken)}"
 
 
 def scenes_seen(header: Mapping[str, str], key: str = TRAINING_SCENES) -> list[str]:

@@ -22,6 +22,7 @@ from hsidenoise import corrupt, denoise, evaluate
 from hsidenoise.benchmark.cells import compute
 from hsidenoise.benchmark.config import read_config, with_choice
 from hsidenoise.benchmark.make import make_tables
+from hsidenoise.benchmark.options import TableOptions
 from hsidenoise.benchmark.plan import leaks, plan_table
 from hsidenoise.classical.methods import run_baseline
 from hsidenoise.cli import main as cli
@@ -265,8 +266,8 @@ class TestCells:
         first = names(config)
         assert names(config) == first
         for changed in (
-            with_choice(config, seed=6),
-            with_choice(config, protocols=["standard"]),
+            with_choice(config, TableOptions("t", seed=6)),
+            with_choice(config, TableOptions("t", protocols=["standard"])),
             dataclasses.replace(config, data=dataclasses.replace(config.data, crop=29)),
         ):
             other = names(changed)
@@ -476,7 +477,9 @@ class TestOthersData:
                 for each in file:
                     file[each].attrs["MATLAB_class"] = np.bytes_(b"double")
         for kind, name in zip(("gaussian", "complex"), only, strict=True):
-            config = with_choice(read_config(TABLES / f"icvl_{kind}.yaml"), root=str(root), methods=["noisy", "pca"])
+            config = with_choice(
+                read_config(TABLES / f"icvl_{kind}.yaml"), TableOptions("t", root=str(root), methods=["noisy", "pca"])
+            )
             with pytest.warns(UserWarning, match="scene.s. of the split of QRNN3D are missing"):
                 run_here(config, tmp_path / kind)
             table = rows(tmp_path / kind / "scenes.csv")
@@ -503,7 +506,8 @@ class TestOthersData:
             write_mat(path, published_arrays(noisy, clean, np.full(5, 50 / 255, np.float32)))
             pairs["gaussian-50" if folder.endswith("50") else "mixture", scene] = noisy, clean
         config = with_choice(
-            read_config(TABLES / "icvl_noisy_set.yaml"), root=str(tmp_path / "set"), methods=["noisy", "pca"]
+            read_config(TABLES / "icvl_noisy_set.yaml"),
+            TableOptions("t", root=str(tmp_path / "set"), methods=["noisy", "pca"]),
         )
         run_here(config, tmp_path / "out")
         table = rows(tmp_path / "out" / "scenes.csv")
@@ -514,4 +518,4 @@ class TestOthersData:
             assert float(row["psnr"]) == pytest.approx(evaluate(answer, clean, protocol="hsir").psnr, abs=1e-5)
         assert "**noise**: as in the files" in (tmp_path / "out" / "table.md").read_text()
         with pytest.raises(ValueError, match="has no case 'stripe'"):
-            make_tables(with_choice(config, cases=["stripe"]), tmp_path / "out", device="cpu")
+            make_tables(with_choice(config, TableOptions("t", cases=["stripe"])), tmp_path / "out", device="cpu")
