@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 from matplotlib.figure import Figure
 
-from hsidenoise.benchmark.efficiency_figure import COLOURS
+from hsidenoise.benchmark.figures import COLOURS
 from hsidenoise.figures.cubes import save_figure
 from hsidenoise.models.weights import read_header
 from hsidenoise.system.files import replacing

@@ -175,6 +175,7 @@ def _table(
                 parameters=costs[method.label]["parameters"],
                 gflop=None if per_pixel is None else per_pixel * pixels / 1e9,
                 marks=marks.get(method.label, ()),
+                is_input=not method.computes,
             )
         )
     notes = list(config.notes)
@@ -234,7 +235,8 @@ def _figures(
     job = next(job for job, name in plan.jobs.values() if name in chosen)
     given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
     cubes = {label: np.load(cells / f"{name}.npy") for label, name in shown.items()}
-    cubes = {NOISY: given.noisy} | {marked(label, marks): cube for label, cube in cubes.items() if label != NOISY}
+    computed = {method.label for method in config.methods if method.computes}
+    cubes = {NOISY: given.noisy} | {marked(label, marks): cube for label, cube in cubes.items() if label in computed}
     waves = None if job.pair else read_cube(job.source, key=job.key).wavelengths
     title = f"{config.title}: {job.scene}"
     pages = [folder / "comparison.png", folder / "spectra.png"]

@@ -1,7 +1,7 @@
 """Numbers that other papers printed, as data: ``configs/tables/published.csv``, each row with its source.
 
 They stand beside measured ones to show the order of magnitude. They were made of other images, by other code and
-often under another protocol, so that no table ranks them (:class:`hsidenoise.benchmark.render.PublishedLine`).
+often under another protocol, so that no table ranks them (:class:`hsidenoise.benchmark.table.PublishedLine`).
 """
 
 from __future__ import annotations

@@ -22,15 +22,10 @@ from hsidenoise.benchmark.table import (
     Line,
     Metric,
     PublishedLine,
-    Score,
     Table,
     cells,
     mean_and_deviation,
 )
-from hsidenoise.inference.method import NOISY
-
-__all__ = ["METRICS", "NOISY", "Cell", "Line", "Metric", "PublishedLine", "Score", "Table"]  # what tables are made of
-__all__ += ["cells", "mean_and_deviation", "scenes_csv", "to_csv", "to_latex", "to_markdown"]
 
 AS_PUBLISHED = "as published, other images"
 
@@ -220,7 +215,7 @@ def _cost_value(line: Line | PublishedLine, column: str) -> str:
     elif column == _GFLOP:
         value = line.gflop
     else:
-        value = line.seconds() if isinstance(line, Line) and line.label != NOISY else None
+        value = line.seconds() if isinstance(line, Line) and not line.is_input else None
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:.2g}" if value < 0.01 else f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"

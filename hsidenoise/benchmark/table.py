@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hsidenoise.inference.method import NOISY
-
 Metric = Literal["psnr", "ssim", "sam"]
 METRICS: tuple[Metric, ...] = ("psnr", "ssim", "sam")
 
@@ -40,13 +38,14 @@ class Line:
     """One method of a table.
 
     Attributes:
-        label: Name shown; :data:`NOISY` is the input.
+        label: Name shown.
         scores: Noise case -> one score per scene; a missing case is shown as a dash.
         told: Whether the method was told sigma; marked with a dagger and a note.
         parameters: Number of weights, if it has any.
         gflop: Cost of one scene, a multiplication and an addition being two operations.
         marks: Loud warnings, such as "LEAK: trained on scene x": shown in the table and below it. A line with marks
             is never ranked.
+        is_input: Whether it is the noisy input, which is never ranked and costs nothing.
     """
 
     label: str
@@ -55,6 +54,7 @@ class Line:
     parameters: int | None = None
     gflop: float | None = None
     marks: tuple[str, ...] = ()
+    is_input: bool = False
 
     def seconds(self) -> float:
         """Mean over all cells; NaN without any."""
@@ -183,7 +183,7 @@ def cells(table: Table, metric: Metric, case: str) -> tuple[Cell, ...]:
         for scores in column
     ]
     ranked = [
-        not (line.label == NOISY or line.marks or cell.scenes < cell.of or math.isnan(cell.mean))
+        not (line.is_input or line.marks or cell.scenes < cell.of or math.isnan(cell.mean))
         for line, cell in zip(table.lines, found, strict=True)
     ]
     best = sorted({cell.mean for cell, may in zip(found, ranked, strict=True) if may}, reverse=metric != "sam")[:2]

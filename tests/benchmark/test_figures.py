@@ -7,7 +7,6 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from hsidenoise.benchmark import efficiency_figure
 from hsidenoise.benchmark import figures as table_figures
 from hsidenoise.benchmark.figures import MOST_COLUMNS, EfficiencyPoint, comparison, efficiency, spectra
 
@@ -37,7 +36,6 @@ def drawn(monkeypatch):
         kept.append(figure)
 
     monkeypatch.setattr(table_figures, "save_figure", keep)
-    monkeypatch.setattr(efficiency_figure, "save_figure", keep)
     return kept
 
 

@@ -11,19 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from hsidenoise.benchmark.render import (
-    METRICS,
-    Line,
-    PublishedLine,
-    Score,
-    Table,
-    cells,
-    mean_and_deviation,
-    scenes_csv,
-    to_csv,
-    to_latex,
-    to_markdown,
-)
+from hsidenoise.benchmark.render import scenes_csv, to_csv, to_latex, to_markdown
+from hsidenoise.benchmark.table import METRICS, Line, PublishedLine, Score, Table, cells, mean_and_deviation
 
 CASES = ("gaussian-30", "mixture")
 SCENES = ("toys", "hairs", "peppers")
@@ -43,7 +32,7 @@ def table():
         "CAVE, 6 scenes & more",
         CASES,
         (
-            Line("noisy", {case: scores(99.0, ssim=0.99, sam=0.0) for case in CASES}),
+            Line("noisy", {case: scores(99.0, ssim=0.99, sam=0.0) for case in CASES}, is_input=True),
             Line("svd_tv", {"gaussian-30": scores(36.0, sam=0.2), "mixture": scores(25.0)}),
             Line("bm4d", {"gaussian-30": scores(37.0, sam=0.3)}, told=True),
             Line("hcanet-bra", {case: scores(38.0, sam=0.1) for case in CASES}, parameters=1_910_000, gflop=97.14),
