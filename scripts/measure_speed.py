@@ -30,10 +30,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from as_released import HCANetAsReleased, RoutingAttentionAsReleased
 
 from hsidenoise import BiLevelRoutingAttention, denoise, load_model
-from hsidenoise.models.released import load_released_hcanet
-from hsidenoise.system.device import autocast, find_device
+from hsidenoise.models.hcanet import load_released_hcanet
 from hsidenoise.system.files import commit, write_text
-from hsidenoise.system.machine import describe_machine
+from hsidenoise.system.machine import autocast, describe_machine, find_device
 from hsidenoise.training.losses import DenoisingLoss
 
 NETWORKS = ("hcanet", "hcanet-bra", "denoise", "bra", "bra-1-head")

@@ -9,7 +9,7 @@ import torch
 from as_released import HCANetAsReleased, RoutingAttentionAsReleased
 
 from hsidenoise.models.attention.bra import BiLevelRoutingAttention
-from hsidenoise.models.released import load_released_hcanet
+from hsidenoise.models.hcanet import load_released_hcanet
 
 GOLDEN = Path(__file__).parent / "golden"
 

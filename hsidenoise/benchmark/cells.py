@@ -1,13 +1,23 @@
-"""One cell of a table: one method on one scene under one noise case, kept under a hash of all that decides it."""
+"""Cells of a table, and the processes that compute them.
+
+A cell is one method on one scene under one noise case, kept under a hash of all that decides it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32
+from tqdm import tqdm
 
 from hsidenoise.data.noisy_sets import read_pair
 from hsidenoise.data.scenes import read_clean
@@ -23,9 +34,8 @@ from hsidenoise.inference.method import Classical, Method, Network, make_method
 from hsidenoise.metrics.functional import evaluate
 from hsidenoise.noise.cases import corrupt
 from hsidenoise.system.code_version import code_version
-from hsidenoise.system.device import find_device, is_out_of_memory
-from hsidenoise.system.files import replacing, sha256, write_text
-from hsidenoise.system.machine import PeakMemory
+from hsidenoise.system.files import remove_leftovers, replacing, sha256, write_text
+from hsidenoise.system.machine import PeakMemory, find_device, is_out_of_memory
 
 #: What is called on the way to every score: the sources of their modules, and of all that these import, decide it.
 _EVERY = (read_clean, read_pair, corrupt, evaluate)
@@ -198,3 +208,107 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     raise SystemExit(main(sys.argv[1:]))
+
+
+def run_cells(
+    jobs: Collection[tuple[Job, str]], cells: Path, wanted: Collection[str], *, fresh: bool, workers: int
+) -> None:
+    """Compute the cells that are not there, several at a time, with a progress bar on standard error.
+
+    Args:
+        jobs: Cells, each with the name of its files.
+        cells: Folder of the cells.
+        wanted: Names of those whose denoised cube is kept.
+        fresh: Whether finished cells are computed again.
+        workers: Processes at a time, each with one thread.
+
+    Raises:
+        ValueError: If a method fails; what runs is finished, and what is finished is kept.
+        OSError: If a process is ended by the system.
+    """
+    pending: dict[str, Job] = {}
+    for job, name in jobs:
+        done = read_cell(cells, name) is not None and (name not in wanted or Path(cells, f"{name}.npy").exists())
+        if fresh or not done:
+            pending[name] = job
+    bar = tqdm(total=len(jobs), initial=len(jobs) - len(pending), desc="cells", unit="cell", file=sys.stderr)
+    with bar:
+        if not pending:
+            return
+        others = set(multiprocessing.active_children())
+        with (
+            _one_thread(),
+            ProcessPoolExecutor(
+                min(workers, len(pending)),
+                mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the state of PyTorch's threads
+                initializer=_begin,
+            ) as pool,
+        ):
+            waiting: dict[Future[None], Job] = {}
+            try:
+                with _no_interrupt():
+                    for name, job in pending.items():
+                        waiting[pool.submit(compute, job, str(cells), name, name in wanted)] = job
+                for each in as_completed(waiting):
+                    each.result()
+                    bar.update()
+            except BrokenProcessPool as error:
+                failed = (job for each, job in waiting.items() if each.exception() is not None)
+                job = next(failed, next(iter(pending.values())))
+                raise OSError(
+                    f"a process ended by itself, as happens when memory runs out, at {job.method} on {job.scene}, "
+                    f"{job.case} or near; finished cells are kept, fewer --workers need less"
+                ) from error
+            except Exception:  # what runs is worth finishing
+                pool.shutdown(cancel_futures=True)
+                raise
+            except BaseException:  # an interrupt does not wait for it
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()
+                pool.shutdown(cancel_futures=True)
+                remove_leftovers(cells)
+                raise
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Processes started here never see the interrupt of the terminal, which asks all: the first one ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:
+    """What each process does first."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool whose first process was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes started here compute with one thread: the same digits however many there are."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -20,20 +20,19 @@ from hsidenoise.benchmark.cells import (
     package_version,
     read_cell,
     read_given,
+    run_cells,
 )
 from hsidenoise.benchmark.config import NOISY_SET, TableConfig
 from hsidenoise.benchmark.figures import EfficiencyPoint, comparison, efficiency, spectra
 from hsidenoise.benchmark.plan import Plan, first_pair, leaks, marked, plan_table, shown_cells
-from hsidenoise.benchmark.pool import run_cells
 from hsidenoise.benchmark.published import published_lines
 from hsidenoise.benchmark.render import scenes_csv, to_csv, to_latex, to_markdown
 from hsidenoise.benchmark.table import Line, Score, Table, mean_and_deviation
 from hsidenoise.data.io import read_cube
 from hsidenoise.inference.method import COUNTED, NOISY
 from hsidenoise.system.code_version import libraries
-from hsidenoise.system.device import find_device
 from hsidenoise.system.files import check_target, commit, write_text
-from hsidenoise.system.machine import describe_machine, free_memory, run_module, usable_cores
+from hsidenoise.system.machine import describe_machine, find_device, free_memory, run_module, usable_cores
 
 _PROCESS = 600e6
 """Memory of a process with PyTorch loaded, bytes."""

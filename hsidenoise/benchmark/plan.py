@@ -1,19 +1,146 @@
-"""What a table consists of before anything is computed: its cells, and whether it may show them."""
+"""What a table consists of before anything is computed: its scenes, its cells, and whether it may show them."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hsidenoise.benchmark.cells import Given, Job, read_given, version_of
-from hsidenoise.benchmark.config import NOISY_SET, TableConfig
+from hsidenoise.benchmark.config import NOISY_SET, Data, TableConfig
 from hsidenoise.benchmark.published import published_lines
-from hsidenoise.benchmark.scenes import Scene, find_table_scenes
-from hsidenoise.data.datasets import scene_name
+from hsidenoise.data.datasets import Split, find_split, read_split, scene_name
+from hsidenoise.data.noisy_sets import find_noisy_set
+from hsidenoise.data.scenes import cubes_in, scenes_for_tests, scenes_under, some_of
 from hsidenoise.inference.method import Method
 from hsidenoise.noise.cases import noise_case
 from hsidenoise.system.files import sha256
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene.
+
+    Attributes:
+        name: Its name, without ending.
+        files: Noise case -> file or folder of the clean cube, or of the pair; a case that it is not tested under is
+            absent.
+    """
+
+    name: str
+    files: Mapping[str, Path]
+
+
+def find_table_scenes(data: Data, cases: Sequence[str] | None) -> tuple[Scene, ...]:
+    """Find the scenes that a table is of.
+
+    Where a published split has one test list for Gaussian noise and another for complex noise (ICVL of QRNN3D), each
+    case takes its own.
+
+    Args:
+        data: Where they are. A folder is read from its sub-folder named like the part if there is one, else whole.
+        cases: Noise cases; None, of a noisy set, for all that it has.
+
+    Returns:
+        Scenes in the order of the published list, else sorted by name.
+
+    Raises:
+        ValueError: If there is none, a scene of a split is missing, or a noisy set lacks a case.
+        FileNotFoundError: If there is no such folder.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as root:
+        ...     for name in ("oak.mat", "fir.mat"):
+        ...         Path(root, name).touch()
+        ...     [scene.name for scene in find_table_scenes(Data(root=root), ["blind"])]
+        ['fir', 'oak']
+    """
+    root = Path(data.root).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; --data.root names the folder of the cubes")
+    found = _found(root, data, cases)
+    if data.scenes is None:
+        return found
+    known = {scene_name(scene.name): scene for scene in found}
+    for name in data.scenes:
+        if scene_name(name) not in known:
+            raise ValueError(f"{root}: there is no scene '{name}'; there are {', '.join(known)}")
+    return tuple(known[scene_name(name)] for name in data.scenes)
+
+
+def _found(root: Path, data: Data, cases: Sequence[str] | None) -> tuple[Scene, ...]:
+    if data.dataset == NOISY_SET:
+        return _of_noisy_set(root, cases)
+    if not cases:
+        raise ValueError("no noise case is named; only a noisy set says itself which it has")
+    split = find_split(data.dataset, data.split)
+    return _of_folder(root, data.part, cases) if split is None else _of_split(root, split, data, cases)
+
+
+def _of_noisy_set(root: Path, cases: Sequence[str] | None) -> tuple[Scene, ...]:
+    found = dict(find_noisy_set(root))
+    for case in cases or ():
+        if case not in found:
+            raise ValueError(f"{root}: this noisy set has no case '{case}'; it has {', '.join(found)}")
+    files: dict[str, dict[str, Path]] = {}
+    for case in cases or found:
+        for path in found[case]:
+            files.setdefault(path.stem, {})[case] = path
+    return tuple(Scene(name, files[name]) for name in sorted(files))
+
+
+def _of_folder(root: Path, part: str, cases: Sequence[str]) -> tuple[Scene, ...]:
+    names = {"validation": ("validation", "val")}.get(part, (part,))
+    folders = [root / name for name in names if (root / name).is_dir()]
+    if part == "all":
+        folders = [root / name for name in ("train", "validation", "val", "test") if (root / name).is_dir()]
+    # other systems leave hidden files (._oak.mat) beside the cubes
+    found = [path for folder in folders or [root] for path in cubes_in(folder) if path.name[0] != "."]
+    paths = sorted(found, key=lambda path: (path.name, path))
+    if not paths:
+        raise ValueError(f"{root}: no cube found in it; .mat files or folders of PNG bands are needed")
+    return _scenes([(path, cases) for path in paths], root)
+
+
+def _of_split(root: Path, split: Split, data: Data, cases: Sequence[str]) -> tuple[Scene, ...]:
+    train = list(read_split(split.train))
+    validation = list(read_split(split.validation)) if split.validation else train[len(train) - split.held_out :]
+    held = {scene_name(name) for name in validation}
+    lists: list[tuple[Sequence[str], Sequence[str]]] = []
+    if data.part in ("train", "all"):
+        lists.append(([name for name in train if scene_name(name) not in held], cases))
+    if data.part in ("validation", "all"):
+        lists.append((validation, cases))
+    if data.part in ("test", "all"):
+        lists += scenes_for_tests(split, cases)
+    known = scenes_under(root)
+    wanted = [(name, own) for names, own in lists for name in names if own]
+    if data.scenes is not None:  # the others need not be there
+        only = {scene_name(name) for name in data.scenes}
+        wanted = [(name, own) for name, own in wanted if scene_name(name) in only] or wanted
+    names = list(dict.fromkeys(name for name, _ in wanted))
+    absent = [name for name in names if scene_name(name) not in known]
+    if absent:
+        text = f"{root}: {len(absent)} scene(s) of the split of {split.source} are missing ({some_of(absent, most=3)})"
+        if len(absent) == len(names):
+            raise ValueError(f"{text}, and no other is there; --data.root names the folder of the cubes")
+        if data.missing == "error":
+            raise ValueError(f"{text}; get them, or write `missing: skip` under `data` of the table to leave them out")
+        warnings.warn(f"{text} and left out", stacklevel=3)
+    return _scenes([(known[scene_name(name)], own) for name, own in wanted if scene_name(name) in known], root)
+
+
+def _scenes(found: Sequence[tuple[Path, Sequence[str]]], root: Path) -> tuple[Scene, ...]:
+    files: dict[str, dict[str, Path]] = {}
+    for path, cases in found:
+        name = path.stem if path.suffix.lower() == ".mat" else path.name
+        for case in cases:
+            if files.setdefault(name, {}).setdefault(case, path) != path:
+                raise ValueError(f"{root}: {path.name} is there twice; keep one")
+    return tuple(Scene(name, of_scene) for name, of_scene in files.items())
+
 
 LEAK = "LEAK"
 

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"wrote    {target}")
     if arguments.picture:
         from hsidenoise.data.noisy_sets import clean_beside
-        from hsidenoise.figures.before_after import before_after
+        from hsidenoise.figures.cubes import before_after
 
         before_after(
             done.cube.values,

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _complain(f"error: {_one_line(error)}")
             return 2
         except (MemoryError, RuntimeError) as error:
-            from hsidenoise.system.device import is_out_of_memory
+            from hsidenoise.system.machine import is_out_of_memory
 
             if not is_out_of_memory(error):
                 raise

@@ -17,9 +17,8 @@ from jaxtyping import Float, Shaped
 from torch import nn
 
 from hsidenoise.data.options import ReadOptions
-from hsidenoise.inference.ensemble import Ensemble, mirrorings
 from hsidenoise.inference.memory import by, enough_memory, fitting_tile, in_fitting_tiles
-from hsidenoise.inference.network import Model, OnnxNetwork, choose_model, name_of, traits_of
+from hsidenoise.inference.network import Ensemble, Model, OnnxNetwork, choose_model, mirrorings, name_of, traits_of
 from hsidenoise.inference.options import DenoiseOptions
 from hsidenoise.inference.tiles import run_tiles
 from hsidenoise.models.compiled import Compiled
@@ -27,8 +26,7 @@ from hsidenoise.signal.mask import find_extremes
 from hsidenoise.signal.pilot_filter import repeat_pilot_filter
 from hsidenoise.signal.scaling import Scaling, fit_scaling, floating
 from hsidenoise.signal.tiling import Tiling, tile_size
-from hsidenoise.system.device import find_precision, in_use
-from hsidenoise.system.machine import free_memory
+from hsidenoise.system.machine import find_precision, free_memory, in_use
 from hsidenoise.system.options import takes_options, with_changes
 
 if TYPE_CHECKING:
@@ -99,7 +97,7 @@ def denoise(
     has; a cube of fewer bands is mirrored at its last band, and cropped afterwards. (A network that has the attribute
     ``mirrors_bands`` gets it as it is: mirrored bands share their noise, which a network that tells signal from noise
     by what bands have in common must not see.) Where there are several windows, each tile goes through a last step
-    across all bands (:func:`hsidenoise.inference.band_windows.join_windows`). Nothing is clipped.
+    across all bands (:func:`hsidenoise.inference.tiles.join_windows`). Nothing is clipped.
 
     A tile that does not fit the device's memory is tried again at half the size, with a warning, down to 32 pixels.
 
@@ -125,7 +123,7 @@ def denoise(
 
     More of single options: :func:`hsidenoise.signal.scaling.fit_scaling` (``normalize``),
     :class:`hsidenoise.models.compiled.Compiled` (how long ``compile`` takes, and when it pays),
-    :class:`hsidenoise.inference.ensemble.Ensemble`, :func:`hsidenoise.inference.band_windows.join_windows`,
+    :class:`hsidenoise.inference.network.Ensemble`, :func:`hsidenoise.inference.tiles.join_windows`,
     :func:`hsidenoise.signal.pilot_filter.pilot_filter`.
 
     Returns:

@@ -29,8 +29,8 @@ from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.models.registry import MODELS
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS
 from hsidenoise.models.weights import load_model, read_header
-from hsidenoise.system.device import in_use
 from hsidenoise.system.files import check_target, replacing
+from hsidenoise.system.machine import in_use
 
 if TYPE_CHECKING:
     import onnx

@@ -13,8 +13,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from hsidenoise.inference.ensemble import Ensemble
-from hsidenoise.system.device import is_out_of_memory
+from hsidenoise.inference.network import Ensemble
+from hsidenoise.system.machine import is_out_of_memory
 
 _Result = TypeVar("_Result")
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from hsidenoise.system import offer
 
 if TYPE_CHECKING:
+    from hsidenoise.models.hcanet import load_released_hcanet
     from hsidenoise.models.registry import MODELS, check_config, create_model
-    from hsidenoise.models.released import load_released_hcanet
     from hsidenoise.models.shipped import WEIGHTS
     from hsidenoise.models.weights import load_model, save_weights
 

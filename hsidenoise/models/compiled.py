@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hsidenoise.models.blocks import pad_to_multiple
 from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.signal.spectral_wiener import SpectralEstimate
-from hsidenoise.system.device import is_out_of_memory
+from hsidenoise.system.machine import is_out_of_memory
 
 CompileWhen = Literal["off", "on", "auto"]
 

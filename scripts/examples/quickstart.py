@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from hsidenoise import corrupt, denoise, evaluate, read_cube, write_cube
-from hsidenoise.figures.before_after import before_after
+from hsidenoise.figures.cubes import before_after
 
 SAMPLE = Path(__file__).parents[2] / "data" / "samples" / "superballs.mat"
 

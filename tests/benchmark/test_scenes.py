@@ -1,7 +1,7 @@
 import pytest
 
 from hsidenoise.benchmark.config import Data
-from hsidenoise.benchmark.scenes import find_table_scenes
+from hsidenoise.benchmark.plan import find_table_scenes
 from hsidenoise.data.datasets import read_split
 
 TEST = read_split("cave_hsir_test.txt")

@@ -4,8 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from hsidenoise.figures.before_after import before_after
-from hsidenoise.figures.cubes import false_colour, fit_stretch, noisiest_band, rgb_bands, telling_pixels
+from hsidenoise.figures.cubes import before_after, false_colour, fit_stretch, noisiest_band, rgb_bands, telling_pixels
 
 
 @pytest.fixture

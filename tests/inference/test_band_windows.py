@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-import hsidenoise.inference.band_windows
-from hsidenoise.inference.band_windows import NOISE_LEFT, join_windows
+import hsidenoise.inference.tiles
+from hsidenoise.inference.tiles import NOISE_LEFT, join_windows
 
 
 def cubes(rng, sigma=0.2, left=0.1, *, bands=40, height=36, width=30, materials=3):
@@ -25,7 +25,7 @@ def test_noise_across_many_bands_goes(rng, sigma):
 
 def test_the_definition(rng):
     _, noisy, denoised = cubes(rng, bands=6, height=40, width=50)
-    sigma = np.sqrt(hsidenoise.inference.band_windows._noise_variance(noisy))
+    sigma = np.sqrt(hsidenoise.inference.tiles._noise_variance(noisy))
     spectra = denoised.reshape(6, -1).astype(np.float64)
     mean = spectra.mean(1, keepdims=True)
     whitened = (spectra - mean) / sigma[:, None]
@@ -39,7 +39,7 @@ def test_noise_levels_are_told(rng):
     sigma = np.linspace(0.02, 0.4, 40)
     clean = cubes(rng, height=30, width=35)[0].repeat(2, axis=1).repeat(2, axis=2)  # no edge inside a detail
     noisy = clean + rng.normal(0, 1, clean.shape) * sigma[:, None, None]
-    assert np.sqrt(hsidenoise.inference.band_windows._noise_variance(noisy)) == pytest.approx(sigma, rel=0.1)
+    assert np.sqrt(hsidenoise.inference.tiles._noise_variance(noisy)) == pytest.approx(sigma, rel=0.1)
 
 
 def test_a_clean_cube_is_hardly_touched(rng):

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from hsidenoise.inference.denoise import denoise
-from hsidenoise.inference.ensemble import ENSEMBLES, Ensemble, mirrorings
 from hsidenoise.inference.memory import tile_memory
+from hsidenoise.inference.network import ENSEMBLES, Ensemble, mirrorings
 from hsidenoise.models import create_model
 
 CUBE = np.random.default_rng(0).random((7, 20, 30)).astype(np.float32)

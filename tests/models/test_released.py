@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hsidenoise.models.hcanet import HCANet
-from hsidenoise.models.released import load_released_hcanet
+from hsidenoise.models.hcanet import HCANet, load_released_hcanet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hcanet_released.npz"
 

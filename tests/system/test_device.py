@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hsidenoise.system.device import autocast, find_device, find_precision, home, in_use, is_out_of_memory
+from hsidenoise.system.machine import autocast, find_device, find_precision, home, in_use, is_out_of_memory
 
 CPU = torch.device("cpu")
 

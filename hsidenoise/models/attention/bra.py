@@ -32,8 +32,7 @@ from torch import Tensor, nn
 
 from hsidenoise.models.attention.backends import BACKENDS, routed_attention
 from hsidenoise.models.attention.kernels import absorbed_attention
-from hsidenoise.models.attention.pooling import KeyValuePooling
-from hsidenoise.models.attention.routing import TopkRouting, from_regions, to_regions
+from hsidenoise.models.attention.routing import KeyValuePooling, TopkRouting, from_regions, to_regions
 
 #: Numbers of an image that are mapped and convolved at a time for inference on a CPU: what its cache holds.
 _STRIP = 2**18
@@ -77,7 +76,7 @@ class BiLevelRoutingAttention(nn.Module):
         kv_per_win: Keys per side of a region that "ada_avgpool" and "ada_maxpool" leave.
         kv_downsample_ratio: Pixels per side for one key with "avgpool", "maxpool", "fracpool" and "conv".
         kv_downsample_kernel: Side of the window of "conv" and "fracpool" in pixels; None for the ratio.
-        kv_downsample_mode: One of ``hsidenoise.models.attention.pooling.POOLINGS``; "identity" keeps every key.
+        kv_downsample_mode: One of ``hsidenoise.models.attention.routing.POOLINGS``; "identity" keeps every key.
         topk: Regions that each region attends to. With ``region_size`` it is clamped to the number of regions.
         param_attention: "qkvo", or "qkv" without the output map.
         param_routing: Learnt linear map before the region affinity. It learns with ``diff_routing`` or

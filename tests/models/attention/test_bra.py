@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from hsidenoise.models.attention.backends import routed_attention
 from hsidenoise.models.attention.bra import BiLevelRoutingAttention
-from hsidenoise.models.attention.pooling import POOLINGS
-from hsidenoise.models.attention.routing import from_regions, to_regions
+from hsidenoise.models.attention.routing import POOLINGS, from_regions, to_regions
 
 GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "bra_released.npz")
 

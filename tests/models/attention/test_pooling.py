@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsidenoise.models.attention.pooling import POOLINGS, KeyValuePooling
+from hsidenoise.models.attention.routing import POOLINGS, KeyValuePooling
 
 REDUCING = [mode for mode in POOLINGS if mode != "identity"]
 
