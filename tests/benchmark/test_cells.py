@@ -109,7 +109,7 @@ class TestIdentity:
 
 CHANGES = {
     "models/weights.py": "n", "inference/network.py": "n", "signal/pilot_filter.py": "nc",
-    "models/attention/bra.py": "n", "classical/image_filters.py": "c", "metrics/functional.py": "nci",
+    "models/attention/bra.py": "n", "classical/filters.py": "c", "metrics/functional.py": "nci",
     "noise/cases.py": "nci", "benchmark/cells.py": "nci", "data/mat5.py": "nci", "benchmark/figures.py": "",
     "training/task.py": "", "cli/main.py": "",
 }  # fmt: skip

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from skimage.restoration import denoise_tv_chambolle
 
-from hsidenoise.classical.image_filters import denoise_dct, denoise_tv, denoise_tv_3d
+from hsidenoise.classical.filters import denoise_dct, denoise_tv, denoise_tv_3d
 
 
 def test_it_is_the_minimiser_that_scikit_image_finds(real_crop, rng):

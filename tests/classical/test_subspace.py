@@ -2,7 +2,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from hsidenoise.classical.image_filters import denoise_tv
+from hsidenoise.classical.filters import denoise_tv
 from hsidenoise.classical.subspace import (
     denoise_planes,
     sigma_per_band,
