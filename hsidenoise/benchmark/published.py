@@ -53,6 +53,7 @@ class PublishedRow:
 
 _COLUMNS = tuple(field.name for field in fields(PublishedRow))
 _TEXTS = ("method", "dataset", "case", "source")
+_NUMBERS = ("psnr", "ssim", "sam", "params_m", "gflop")
 
 
 def read_published(path: str | Path | None = None) -> tuple[PublishedRow, ...]:
@@ -161,23 +162,10 @@ def _row(record: dict[str, str | None], where: str) -> PublishedRow:
     empty = next((name for name in _TEXTS if not texts[name]), None)
     if empty:
         raise ValueError(f"{where}: the column '{empty}' is empty; every number needs its {empty}")
-    psnr = _number(texts["psnr"], f"{where}, psnr")
-    if psnr is None:
+    numbers = {name: _number(texts[name], f"{where}, {name}") for name in _NUMBERS}
+    if numbers["psnr"] is None:
         raise ValueError(f"{where}: the column 'psnr' is empty; leave the row out instead")
-    return PublishedRow(
-        method=texts["method"],
-        dataset=texts["dataset"],
-        crop=texts["crop"],
-        protocol=texts["protocol"],
-        case=texts["case"],
-        psnr=psnr,
-        ssim=_number(texts["ssim"], f"{where}, ssim"),
-        sam=_number(texts["sam"], f"{where}, sam"),
-        params_m=_number(texts["params_m"], f"{where}, params_m"),
-        gflop=_number(texts["gflop"], f"{where}, gflop"),
-        caveat=texts["caveat"],
-        source=texts["source"],
-    )
+    return PublishedRow(**(texts | numbers))  # type: ignore[arg-type]
 
 
 def _number(text: str, where: str) -> float | None:

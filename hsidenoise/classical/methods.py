@@ -15,9 +15,17 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32
 
-from hsidenoise.classical.filters import denoise_dct, denoise_tv, denoise_tv_3d
+from hsidenoise.classical.filters import (
+    ImageFilter,
+    denoise_dct,
+    denoise_planes,
+    denoise_tv,
+    denoise_tv_3d,
+    sigma_per_band,
+    truncated_mnf,
+    truncated_pca,
+)
 from hsidenoise.classical.outliers import denoise_robust_pca, replace_outliers
-from hsidenoise.classical.subspace import ImageFilter, denoise_planes, sigma_per_band, truncated_mnf, truncated_pca
 from hsidenoise.signal.planes import denoise_by_planes
 
 # For noise of standard deviation 1; chosen on cave/validation.

@@ -31,8 +31,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64
 
-from hsidenoise.classical.filters import denoise_tv
-from hsidenoise.classical.subspace import denoise_planes, sigma_per_band
+from hsidenoise.classical.filters import denoise_planes, denoise_tv, sigma_per_band
 from hsidenoise.signal.noise_level import (
     CLASSICAL_FLOOR,
     noise_level,

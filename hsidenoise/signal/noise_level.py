@@ -31,6 +31,7 @@ _INSIDE = 3.0  # levels within which a value of a residual counts as noise
 _ROUNDS = 6  # of the level by what lies within
 _SAMPLE = 1 << 14  # values of a band: the level of more is the same to half a percent
 _MOST_ABSORBED = 0.8  # of the variance of the noise, that is made up for
+_UNEXPLAINED = 0.45  # share of the variance of a bad band that the others do not explain
 _OUTLIER = 2.0  # times the median share: equal noise on all bands singles out none of them
 
 
@@ -207,27 +208,23 @@ def level_of_residual(
     return result if absorbed is None else result / (1.0 - absorbed.clamp(0.0, _MOST_ABSORBED)).sqrt()
 
 
-def bad_bands(
-    cube: Shaped[np.ndarray, "bands height width"], *, unexplained: float = 0.45
-) -> Bool[np.ndarray, " bands"]:
+def bad_bands(cube: Shaped[np.ndarray, "bands height width"]) -> Bool[np.ndarray, " bands"]:
     """Bands that the other bands know nothing about: dead ones, and those where noise drowns the scene.
 
     Each band is regressed on the others over all pixels. It is bad if it is constant, or if the share of its variance
-    that stays unexplained is above ``unexplained`` and above twice the median share of the cube (equal noise on every
+    that stays unexplained is above 0.45 and above twice the median share of the cube (equal noise on every
     band makes none of them an outlier). Bands unexplained by more than half the threshold do not serve as regressors,
     found in a few rounds, so that neighbouring bad bands cannot vouch for each other.
 
     Args:
         cube: Noisy cube, any real type. At least 3 bands, and more pixels than bands, or nothing can be said and only
             constant bands are reported.
-        unexplained: Share of the variance, in (0, 1).
 
     Returns:
         True for bad bands.
 
     Raises:
-        ValueError: If the cube is not three-dimensional, not real, too small, or has non-finite values, or the
-            share is not in (0, 1).
+        ValueError: If the cube is not three-dimensional, not real, too small, or has non-finite values.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -237,8 +234,6 @@ def bad_bands(
         array([3])
     """
     _check(cube)
-    if not 0.0 < unexplained < 1.0:
-        raise ValueError(f"unexplained is {unexplained}: pass a share of the variance between 0 and 1")
     pixels = cube.reshape(len(cube), -1).astype(np.float64)
     pixels -= pixels.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(pixels, axis=1)
@@ -247,12 +242,12 @@ def bad_bands(
     if len(alive) < 3 or pixels.shape[1] <= len(alive):
         return bad
     spectra = pixels[alive] / norms[alive, None]
-    share = _unexplained_shares(spectra @ spectra.T, unexplained / 2.0)
-    bad[alive] = (share > unexplained) & (share > _OUTLIER * np.median(share))
+    share = _unexplained_shares(spectra @ spectra.T, _UNEXPLAINED / 2.0)
+    bad[alive] = (share > _UNEXPLAINED) & (share > _OUTLIER * np.median(share))
     return bad
 
 
-def _unexplained_shares(correlation: np.ndarray, limit: float, rounds: int = 5) -> np.ndarray:
+def _unexplained_shares(correlation: np.ndarray, limit: float) -> np.ndarray:
     """Share of each band's variance (0-1) that a regression on the trusted other bands leaves.
 
     Bands above ``limit`` are not trusted in the next round.
@@ -261,7 +256,7 @@ def _unexplained_shares(correlation: np.ndarray, limit: float, rounds: int = 5) 
     regularised = correlation + _RIDGE * np.eye(bands)
     trusted = np.ones(bands, dtype=bool)
     share = np.ones(bands)
-    for _ in range(rounds):
+    for _ in range(5):
         inverse = np.linalg.inv(regularised[np.ix_(trusted, trusted)])
         cross = regularised[np.ix_(~trusted, trusted)]
         # The inverse's diagonal is one over the residual of each variable given all the others.

@@ -63,7 +63,7 @@ def plan(length: int, tile: int, overlap: int) -> tuple[int, ...]:
     return tuple(room * step // steps for step in range(steps + 1))
 
 
-def balanced_tile(length: int, tile: int, overlap: int, multiple: int = 16) -> int:
+def balanced_tile(length: int, tile: int, overlap: int) -> int:
     """Size of tile near a wanted one that covers an axis with little to spare.
 
     Tiles of 256 overlapping by 32 need three per side of a 512 image and compute 2.25 times its pixels; two of
@@ -81,7 +81,7 @@ def balanced_tile(length: int, tile: int, overlap: int, multiple: int = 16) -> i
     count = max(1, round((length - overlap) / (tile - overlap)))
     if count == 1:
         return length
-    return min(length, math.ceil(math.ceil((length + (count - 1) * overlap) / count) / multiple) * multiple)
+    return min(length, math.ceil(math.ceil((length + (count - 1) * overlap) / count) / 16) * 16)
 
 
 def tile_size(

@@ -2,9 +2,9 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from hsidenoise.classical.filters import denoise_tv
-from hsidenoise.classical.subspace import (
+from hsidenoise.classical.filters import (
     denoise_planes,
+    denoise_tv,
     sigma_per_band,
     truncated_mnf,
     truncated_pca,

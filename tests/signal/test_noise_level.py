@@ -98,12 +98,6 @@ def test_unusable_cubes_are_refused(estimate, cube, message):
         estimate(cube)
 
 
-@pytest.mark.parametrize("unexplained", [0.0, 1.0, -1.0])
-def test_share_outside_its_range_is_refused(unexplained):
-    with pytest.raises(ValueError, match="unexplained"):
-        bad_bands(scene(), unexplained=unexplained)
-
-
 def test_spread_of_most_survives_a_majority_of_outliers(rng):
     residual = rng.normal(0.0, 0.1, (2, 80, 90))
     residual[1, :20] += 5.0
