@@ -72,12 +72,7 @@ class Job:
     device: str | None = None
 
     def identity(self, version: str, data: str) -> str:
-        """Hash of all that decides the scores.
-
-        Args:
-            version: :func:`version_of` the method.
-            data: :func:`hsidenoise.system.files.sha256` of the source.
-        """
+        """Hash of all that decides the scores."""
         facts = dataclasses.asdict(self) | {"version": version, "data": data}
         del facts["source"]  # the same file elsewhere is the same
         if self.pair:
@@ -96,12 +91,6 @@ class Given:
 
 def compute(job: Job, folder: str, name: str, keep: bool = False) -> None:
     """Compute a cell and write ``<name>.json`` to the folder, and with ``keep`` the denoised cube as ``<name>.npy``.
-
-    Args:
-        job: The cell.
-        folder: An existing folder.
-        name: Name of the files, :meth:`Job.identity`.
-        keep: Whether the figures need the cube.
 
     Raises:
         ValueError: If the method fails; the message names it, the scene and the case.
@@ -124,16 +113,7 @@ def compute(job: Job, folder: str, name: str, keep: bool = False) -> None:
 
 @lru_cache(maxsize=1)
 def read_given(source: str, pair: bool, case: str, seed: int, crop: int | None, key: str | None) -> Given:
-    """Read a scene and add its noise, or read both as a noisy set has them.
-
-    Args:
-        source: As in :class:`Job`, like all that follow.
-        pair: Whether the noise is in the file.
-        case: Noise case.
-        seed: Seed of the noise.
-        crop: Side of the centre square.
-        key: Variable of the clean cube.
-    """
+    """Read a scene and add its noise, or read both as a noisy set has them."""
     if pair:
         found = read_pair(source)
         return Given(found.noisy, found.clean, found.sigma)
@@ -143,12 +123,7 @@ def read_given(source: str, pair: bool, case: str, seed: int, crop: int | None, 
 
 
 def read_cell(folder: Path, name: str) -> dict[str, Any] | None:
-    """A finished cell, or None.
-
-    Args:
-        folder: Folder of the cells.
-        name: :meth:`Job.identity`.
-    """
+    """A finished cell, or None."""
     try:
         found = json.loads(Path(folder, f"{name}.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -161,9 +136,6 @@ def version_of(method: Method) -> str:
 
     The code is that of this package's modules that are run, of the libraries that they compute with, and, of a
     ``package.module:function``, of all that it imports and that is not installed as a library.
-
-    Args:
-        method: Any method.
     """
     return f"{_version(_EVERY)} {method.identity()}"
 
@@ -191,11 +163,7 @@ def _denoised(job: Job, given: Given) -> tuple[np.ndarray, float]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure one method alone in this process: seconds, the better of two runs, and the memory that it adds.
-
-    Args:
-        arguments: A :class:`Job` as JSON, and the file to write.
-    """
+    """Measure one method alone in this process: seconds, the better of two runs, and the memory that it adds."""
     values = json.loads(arguments[0])
     job = Job(**values | {"protocols": tuple(values["protocols"])})
     given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)

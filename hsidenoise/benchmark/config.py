@@ -189,9 +189,6 @@ def with_choice(config: TableConfig, options: TableOptions) -> TableConfig:
 def refuse_code(config: TableConfig) -> None:
     """Refuse a table with a method that is code of somebody's: before it is imported.
 
-    Args:
-        config: What the table is of.
-
     Raises:
         ValueError: If a method is a ``package.module:function``.
     """

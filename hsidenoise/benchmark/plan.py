@@ -163,10 +163,6 @@ class Plan:
 def plan_table(config: TableConfig, device: str) -> Plan:
     """Find the scenes of a table and name every cell, before anything is computed.
 
-    Args:
-        config: What the table is of.
-        device: Where networks will run.
-
     Raises:
         ValueError: If a method, a noise case or a published line is unknown, or no scene is found.
         ImportError: If a method needs a package that is not installed.
@@ -215,11 +211,6 @@ def plan_table(config: TableConfig, device: str) -> Plan:
 
 def leaks(methods: Sequence[Method], scenes: Sequence[Scene], allow: bool) -> dict[str, tuple[str, ...]]:
     """Marks of the methods whose weights have seen a scene under test, by label.
-
-    Args:
-        methods: Methods of the table.
-        scenes: Scenes under test.
-        allow: Whether weights that were trained on one are marked instead of refused.
 
     Raises:
         ValueError: If weights were trained on a scene under test and that is not allowed.

@@ -36,9 +36,6 @@ _PARAMETERS, _GFLOP, _SECONDS = "params (M)", "GFLOP", "seconds"
 def to_csv(table: Table) -> str:
     """One row per method and noise case: means and sample standard deviations, six digits after the point.
 
-    Args:
-        table: The table; published lines are not in it, they have a file of their own.
-
     Example:
         >>> score = Score("toys", 30.0, 0.9, 0.1, 2.0)
         >>> print(to_csv(Table("t", ("blind",), (Line("svd-tv", {"blind": (score,)}),), ())), end="")
@@ -66,9 +63,6 @@ def to_csv(table: Table) -> str:
 def scenes_csv(table: Table) -> str:
     """One row per method, noise case and scene, six digits after the point.
 
-    Args:
-        table: The table.
-
     Example:
         >>> score = Score("toys", 30.0, 0.9, 0.1, 2.0)
         >>> print(scenes_csv(Table("t", ("blind",), (Line("svd-tv", {"blind": (score,)}),), ())), end="")
@@ -88,9 +82,6 @@ def to_markdown(table: Table) -> str:
     """The page for people: facts, a table per metric, warnings and notes, and what others published.
 
     Per metric and noise case the best mean is bold and the second best underlined; cost stands beside the PSNR.
-
-    Args:
-        table: The table.
 
     Example:
         >>> scores = {"blind": (Score("toys", 30.0, 0.9, 0.1, 2.0), Score("hairs", 34.0, 0.8, 0.2, 4.0))}
@@ -124,9 +115,6 @@ def to_latex(table: Table) -> str:
 
     Three rows per method (PSNR, SSIM, SAM), deviations small, best bold and second best underlined; published
     numbers, PSNR only, below a rule of their own. The facts stand in comments at the head.
-
-    Args:
-        table: The table.
 
     Example:
         >>> score = Score("toys", 30.0, 0.9, 0.1, 2.0)

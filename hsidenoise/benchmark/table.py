@@ -139,9 +139,6 @@ class Cell:
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation.
 
-    Args:
-        values: Any number of values, infinite ones too.
-
     Returns:
         Both NaN for no value; the deviation is NaN for one value or where the mean is not finite.
 

@@ -78,12 +78,7 @@ def path(text: str) -> Path:
 
 
 def number(of: type, **facts: float | None) -> Callable[[str], Any]:
-    """The type of an argument that is a number of a range.
-
-    Args:
-        of: ``int`` or ``float``.
-        **facts: Its range, as :func:`hsidenoise.system.options.option` takes it.
-    """
+    """The type of an argument that is a number of a range."""
 
     def value_of(text: str) -> Any:
         try:

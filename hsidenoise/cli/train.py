@@ -6,11 +6,7 @@ from collections.abc import Sequence
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Train a network: LightningCLI has its own options and its own ``--help``.
-
-    Args:
-        arguments: Those behind the verb.
-    """
+    """Train a network: LightningCLI has its own options and its own ``--help``."""
     from hsidenoise.training.run import main
 
     main(list(arguments))

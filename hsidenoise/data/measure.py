@@ -142,9 +142,6 @@ def evaluate_files(
 def describe(cube: Cube) -> dict[str, Any]:
     """What a cube looks like: sizes, axes, range, noise, bands that stand out.
 
-    Args:
-        cube: As :func:`hsidenoise.read_cube` gives it.
-
     Returns:
         What `hsidenoise inspect --json` prints: ``variable``, ``bands``, ``height``, ``width``, ``axes``, ``reason``,
         ``range``, ``not_data``, ``wavelengths`` (first and last, nm), ``noise`` (None below 2 x 2 pixels),

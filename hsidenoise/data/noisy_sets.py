@@ -165,12 +165,7 @@ def read_pair(path: str | Path) -> Pair:
 
 
 def key_if_there(path: Path, key: str) -> str | None:
-    """The name of a variable of a noisy set, if the file has a cube of that name.
-
-    Args:
-        path: File, or folder of PNG.
-        key: :data:`NOISY_KEY` or :data:`CLEAN_KEY`.
-    """
+    """The name of a variable of a noisy set, if the file has a cube of that name."""
     if path.is_dir():
         return None
     there = any(item.name == key and item.is_number and len(item.shape) == 3 for item in list_variables(path))
@@ -178,12 +173,7 @@ def key_if_there(path: Path, key: str) -> str | None:
 
 
 def clean_beside(path: Path, noisy: Cube) -> Real[np.ndarray, "bands height width"] | None:
-    """The clean cube that a file of `corrupt` or of a noisy set carries beside the noisy one.
-
-    Args:
-        path: The file.
-        noisy: What was read from it.
-    """
+    """The clean cube that a file of `corrupt` or of a noisy set carries beside the noisy one."""
     key = noisy.layout.key if noisy.layout is not None else ""
     if key != NOISY_KEY or key_if_there(path, CLEAN_KEY) is None:
         return None

@@ -312,9 +312,6 @@ def _quiet() -> Iterator[None]:
 def padded(name: str) -> str:
     """What an input or the output is called inside, where height and width are multiples of 4.
 
-    Args:
-        name: Its name outside.
-
     Example:
         >>> padded("noisy")
         'noisy_padded'

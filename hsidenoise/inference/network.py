@@ -92,9 +92,6 @@ class NetworkTraits:
 def traits_of(network: nn.Module) -> NetworkTraits:
     """What a network asks of the runner.
 
-    Args:
-        network: Any network with an attribute ``bands``.
-
     Raises:
         ValueError: If it does not say how many bands it takes, or an attribute is of no use.
 
@@ -116,19 +113,12 @@ def traits_of(network: nn.Module) -> NetworkTraits:
 
 
 def is_exported(model: nn.Module | str | Path | None) -> bool:
-    """Whether a model is named by the path of an ``.onnx`` file.
-
-    Args:
-        model: As :func:`choose_model` takes it.
-    """
+    """Whether a model is named by the path of an ``.onnx`` file."""
     return isinstance(model, str | Path) and Path(model).suffix.lower() == ".onnx"
 
 
 def name_of(model: Model | None) -> str:
     """What to call a model in a report.
-
-    Args:
-        model: As :func:`hsidenoise.denoise` takes it.
 
     Example:
         >>> name_of(None), name_of(nn.Identity()), name_of(np.negative)
@@ -205,9 +195,6 @@ class OnnxNetwork(nn.Module):
     def forward(self, noisy: Float[Tensor, "batch given height width"]) -> Float[Tensor, "batch given height width"]:
         """Denoise.
 
-        Args:
-            noisy: Cubes scaled to about [0, 1]; as many bands as the network has, or fewer if it mirrors bands.
-
         Returns:
             Denoised cubes in float32, on the device of ``noisy``.
 
@@ -276,9 +263,6 @@ _MIRRORED = (3, 2, 1)  # axes of (batch, bands, height, width); an ensemble of 2
 def mirrorings(count: int) -> tuple[tuple[int, ...], ...]:
     """The mirrorings of an ensemble, each as the axes of (batch, bands, height, width) that it flips.
 
-    Args:
-        count: Size of the ensemble: 1, 2, 4 or 8.
-
     Raises:
         ValueError: If there is no ensemble of this size.
 
@@ -333,9 +317,6 @@ class Ensemble(nn.Module):
 
     def forward(self, noisy: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch bands height width"]:
         """Run the network as often as there are mirrorings.
-
-        Args:
-            noisy: Cubes as the network takes them.
 
         Returns:
             Mean of the answers, float32.

@@ -151,9 +151,6 @@ def start_from(network: nn.Module, source: str | Path) -> None:
 def read_header(source: str | Path) -> dict[str, str]:
     """What a weights file says of itself, without reading its tensors.
 
-    Args:
-        source: Name in :data:`WEIGHTS`, or path of a weights file.
-
     Returns:
         ``format``, ``model``, ``config`` (JSON), whatever :func:`save_weights` was given, and ``parameters``:
         the number of values stored, as a string.

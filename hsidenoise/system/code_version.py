@@ -54,9 +54,6 @@ def code_version(*modules: str, extra: Iterable[str] = ()) -> str:
 def imported_files(*modules: str) -> tuple[dict[str, Path], list[str]]:
     """Files of modules and of all that they import.
 
-    Args:
-        modules: Full names.
-
     Returns:
         Module -> file of those that a person may change, and the top-level names of all others; both sorted.
 
@@ -84,9 +81,6 @@ def imported_files(*modules: str) -> tuple[dict[str, Path], list[str]]:
 
 def libraries(*more: str) -> dict[str, str]:
     """Versions of :data:`LIBRARIES` and of further distributions; those that are not installed are left out.
-
-    Args:
-        more: Names of distributions, such as ``bm4d``.
 
     Example:
         >>> "torch" in libraries("no-such-library"), "no-such-library" in libraries("no-such-library")
