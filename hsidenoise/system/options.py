@@ -188,8 +188,9 @@ def checked(
 def in_range(value: float, facts: Mapping[str, Any]) -> bool:
     """Whether a number is finite and within the range that :func:`option` keeps of a field."""
     least, most, above = (facts.get(name) for name in ("least", "most", "above"))
+    finite = isinstance(value, int) or math.isfinite(value)  # a whole number may be too large for a float
     above_all = (least is None or value >= least) and (above is None or value > above)
-    return math.isfinite(value) and above_all and (most is None or value <= most)
+    return finite and above_all and (most is None or value <= most)
 
 
 def said(of: Any, facts: Mapping[str, Any]) -> str:

@@ -100,6 +100,7 @@ WRONG = [
     ({"efficiency": ["mixture"]}, "efficiency is ['mixture']; it is a text"),
     ({"data": {"crop": 10**9}}, "data.crop is 1000000000"),
     ({"seed": 2**64}, "seed is 18446744073709551616"),
+    ({"seed": 10**400}, "it is a whole number from 0 to 9223372036854775807"),
     (
         {"figure": {"case": "mixture", "pixel": [1, 10**12]}},
         "figure.pixel[1] is 1000000000000; it is a whole number from 0 to 1048576",

@@ -168,7 +168,7 @@ def test_denoise_makes_the_passes_that_it_is_asked_for() -> None:
     assert np.array_equal(denoise(noisy, network, pilot_rounds=2), repeat_pilot_filter(noisy, alone, 2, scaling))
     network.pilot_rounds = 0
     assert np.array_equal(denoise(noisy, network), alone)
-    with pytest.raises(ValueError, match="pilot_rounds=-1: choose 0"):
+    with pytest.raises(ValueError, match="pilot_rounds is -1; it is a whole number from 0 to 15"):
         denoise(noisy, network, pilot_rounds=-1)
 
 
