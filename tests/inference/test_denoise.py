@@ -570,7 +570,7 @@ def test_networks_see_channels_last_tensors_without_gradient():
         (cube(3, 4, 5), {"tile": 0}, "tile is 0; it is a whole number from 1"),
         (cube(3, 4, 5), {"tile": 16, "overlap": 16}, "an overlap of 16 does not go with tiles of 16"),
         (cube(3, 4, 5), {"batch": 0}, "batch is 0; it is a whole number from 1"),
-        (cube(3, 4, 5), {"overlap": -1}, "an overlap of -1"),
+        (cube(3, 4, 5), {"overlap": -1}, "overlap is -1; it is a whole number from 0"),
         (cube(3, 4, 5), {"normalize": "best"}, "unknown normalisation 'best'"),
         (cube(3, 4, 5), {"precision": "float8"}, "unknown precision 'float8'"),
         (cube(3, 4, 5), {"device": "tpu9"}, "unknown device 'tpu9'"),
