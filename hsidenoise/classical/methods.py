@@ -26,6 +26,7 @@ from hsidenoise.classical.filters import (
     truncated_pca,
 )
 from hsidenoise.classical.outliers import denoise_robust_pca, replace_outliers
+from hsidenoise.signal.noise_level import check_cube
 from hsidenoise.signal.planes import denoise_by_planes
 
 # For noise of standard deviation 1; chosen on cave/validation.
@@ -43,17 +44,17 @@ class Baseline:
     Attributes:
         name: Name on the command line and in tables.
         function: ``function(noisy, sigma=None) -> denoised``; the bare one, nothing checked.
-        blind: Whether it estimates the noise level itself; else it has to be told.
         summary: What it does, in one line.
         reference: Where it is from.
+        blind: Whether it estimates the noise level itself; else it has to be told.
         extra: Optional dependency that it needs, as in ``pip install 'hsidenoise[extra]'``; None: none.
     """
 
     name: str
     function: Method
-    blind: bool
     summary: str
     reference: str
+    blind: bool = True
     extra: str | None = None
 
     def __call__(
@@ -92,7 +93,9 @@ def run_baseline(
         True
     """
     baseline = find_method(method) if isinstance(method, str) else method
-    _check(noisy)
+    check_cube(noisy)
+    if noisy.dtype != np.float32:
+        raise ValueError(f"cube of type {noisy.dtype}: convert it to float32, on about [0, 1]")
     if sigma is None and not baseline.blind:
         raise ValueError(f"{baseline.name} is not blind: pass sigma, in the unit of the cube (50 / 255)")
     if sigma is not None:
@@ -148,20 +151,11 @@ def find_method(name: str) -> Baseline:
         except TypeError as error:
             raise ValueError(f"method '{name}' did not take the cube: {_one_line(error)}") from error
 
-    return Baseline(name, call, blind=True, summary="a callable of your own", reference=name)
+    return Baseline(name, call, summary="a callable of your own", reference=name)
 
 
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _check(noisy: np.ndarray) -> None:
-    if noisy.ndim != 3 or noisy.shape[0] < 1 or min(noisy.shape[1:]) < 2:
-        raise ValueError(f"cube of shape {noisy.shape}: expected (bands, height, width) with at least 2x2 pixels")
-    if noisy.dtype != np.float32:
-        raise ValueError(f"cube of type {noisy.dtype}: convert it to float32, on about [0, 1]")
-    if not np.isfinite(noisy).all():
-        raise ValueError("the cube has NaN or infinite values: replace them first")
 
 
 def _checked_result(result: object, noisy: np.ndarray, name: str) -> np.ndarray:
@@ -244,65 +238,56 @@ _ROWS = (
     Baseline(
         "nlm",
         _band_wise(_nlm_images),
-        True,
         "non-local means of each band alone (scikit-image)",
         "Buades et al. 2005, doi:10.1109/CVPR.2005.38",
     ),
     Baseline(
         "tv",
         _band_wise(_tv_images),
-        True,
         "total variation of each band alone",
         "Rudin et al. 1992, doi:10.1016/0167-2789(92)90242-F",
     ),
     Baseline(
         "pca",
         truncated_pca,
-        True,
         "principal components with more signal than noise",
         "Pearson 1901, doi:10.1080/14786440109462720",
     ),
     Baseline(
         "mnf",
         truncated_mnf,
-        True,
         "minimum-noise-fraction components with more signal than noise",
         "Green et al. 1988, doi:10.1109/36.3001",
     ),
-    Baseline("svd-tv", _in_subspace(_tv_images), True, "noise-whitened SVD, total variation of each plane", _FASTHYDE),
-    Baseline(
-        "svd-nlm", _in_subspace(_nlm_images), True, "noise-whitened SVD, non-local means of each plane", _FASTHYDE
-    ),
-    Baseline("svd-dct", _in_subspace(denoise_dct), True, "noise-whitened SVD, sliding DCT of each plane", _FASTHYDE),
-    Baseline("svd-tv-robust", _in_subspace_repaired(_tv_images), True, "outliers replaced, then svd-tv", _FASTHYDE),
-    Baseline("svd-dct-robust", _in_subspace_repaired(denoise_dct), True, "outliers replaced, then svd-dct", _FASTHYDE),
+    Baseline("svd-tv", _in_subspace(_tv_images), "noise-whitened SVD, total variation of each plane", _FASTHYDE),
+    Baseline("svd-nlm", _in_subspace(_nlm_images), "noise-whitened SVD, non-local means of each plane", _FASTHYDE),
+    Baseline("svd-dct", _in_subspace(denoise_dct), "noise-whitened SVD, sliding DCT of each plane", _FASTHYDE),
+    Baseline("svd-tv-robust", _in_subspace_repaired(_tv_images), "outliers replaced, then svd-tv", _FASTHYDE),
+    Baseline("svd-dct-robust", _in_subspace_repaired(denoise_dct), "outliers replaced, then svd-dct", _FASTHYDE),
     Baseline(
         "planes",
         _planes,
-        True,
         "defects repaired, then planes of regions and of the scene in the cosine transform",
         _FASTHYDE,
     ),
     Baseline(
         "rpca",
         denoise_robust_pca,
-        True,
         "low rank plus sparse plus noise, in windows",
         "Candes et al. 2011, doi:10.1145/1970392.1970395; LRMR, Zhang et al. 2014, doi:10.1109/TGRS.2013.2284280",
     ),
     Baseline(
         "3dtv",
         _tv_3d,
-        True,
         "total variation in space and spectrum plus sparse",
         "LRTDTV, Wang et al. 2018, doi:10.1109/JSTARS.2017.2779539 (without its low rank)",
     ),
     Baseline(
         "bm4d",
         _bm4d,
-        False,
         "block matching in four dimensions, told sigma",
         "Maggioni et al. 2013, doi:10.1109/TIP.2012.2210725",
+        blind=False,
         extra="bm4d",
     ),
 )

@@ -59,7 +59,7 @@ def noise_level(cube: Shaped[np.ndarray, "bands height width"]) -> Float64[np.nd
     References:
         Donoho and Johnstone, Biometrika 1994, section 6. doi:10.1093/biomet/81.3.425
     """
-    _check(cube)
+    check_cube(cube)
     levels = np.empty(len(cube))
     for index, values in enumerate(cube):  # band by band: float64 copies of a large cube would not fit
         band = values.astype(np.float64)
@@ -233,7 +233,7 @@ def bad_bands(cube: Shaped[np.ndarray, "bands height width"]) -> Bool[np.ndarray
         >>> np.flatnonzero(bad_bands(cube))
         array([3])
     """
-    _check(cube)
+    check_cube(cube)
     pixels = cube.reshape(len(cube), -1).astype(np.float64)
     pixels -= pixels.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(pixels, axis=1)
@@ -269,8 +269,12 @@ def _unexplained_shares(correlation: np.ndarray, limit: float) -> np.ndarray:
     return np.asarray(share)
 
 
-def _check(cube: np.ndarray) -> None:
-    """Fail on what is not a cube."""
+def check_cube(cube: Shaped[np.ndarray, "*axes"]) -> None:
+    """Refuse what is not a finite, real cube of at least 2x2 pixels.
+
+    Raises:
+        ValueError: If it is not.
+    """
     if cube.ndim != 3 or cube.shape[0] < 1 or min(cube.shape[1:]) < 2:
         raise ValueError(f"cube of shape {cube.shape}: expected (bands, height, width) with at least 2x2 pixels")
     if cube.dtype.kind not in "buif":

@@ -332,7 +332,7 @@ class TestPairs:
             seen.append(sigma)
             return noisy
 
-        monkeypatch.setitem(BASELINES, "told", Baseline("told", function, False, "s", "r"))
+        monkeypatch.setitem(BASELINES, "told", Baseline("told", function, "s", "r", blind=False))
         return seen
 
     def test_a_method_that_must_be_told_sigma_gets_the_files(self, tmp_path, pair, told):
