@@ -20,7 +20,7 @@ offer(
         "check_config": "registry",
         "create_model": "registry",
         "load_model": "weights",
-        "load_released_hcanet": "released",
+        "load_released_hcanet": "hcanet",
         "save_weights": "weights",
     },
 )
