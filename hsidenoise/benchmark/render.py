@@ -37,6 +37,7 @@ def to_csv(table: Table) -> str:
     """One row per method and noise case: means and sample standard deviations, six digits after the point.
 
     Example:
+        >>> from hsidenoise.benchmark.table import Score
         >>> score = Score("toys", 30.0, 0.9, 0.1, 2.0)
         >>> print(to_csv(Table("t", ("blind",), (Line("svd-tv", {"blind": (score,)}),), ())), end="")
         method,case,scenes,psnr,psnr_std,ssim,ssim_std,sam,sam_std,seconds,parameters,gflop,told_sigma,marks
@@ -64,6 +65,7 @@ def scenes_csv(table: Table) -> str:
     """One row per method, noise case and scene, six digits after the point.
 
     Example:
+        >>> from hsidenoise.benchmark.table import Score
         >>> score = Score("toys", 30.0, 0.9, 0.1, 2.0)
         >>> print(scenes_csv(Table("t", ("blind",), (Line("svd-tv", {"blind": (score,)}),), ())), end="")
         method,case,scene,psnr,ssim,sam,seconds
@@ -84,6 +86,7 @@ def to_markdown(table: Table) -> str:
     Per metric and noise case the best mean is bold and the second best underlined; cost stands beside the PSNR.
 
     Example:
+        >>> from hsidenoise.benchmark.table import Score
         >>> scores = {"blind": (Score("toys", 30.0, 0.9, 0.1, 2.0), Score("hairs", 34.0, 0.8, 0.2, 4.0))}
         >>> page = to_markdown(Table("CAVE", ("blind", "impulse"), (Line("svd-tv", scores),), (("seed", "0"),)))
         >>> next(line for line in page.splitlines() if "svd-tv" in line)
@@ -117,6 +120,7 @@ def to_latex(table: Table) -> str:
     numbers, PSNR only, below a rule of their own. The facts stand in comments at the head.
 
     Example:
+        >>> from hsidenoise.benchmark.table import Score
         >>> score = Score("toys", 30.0, 0.9, 0.1, 2.0)
         >>> page = to_latex(Table("CAVE", ("blind",), (Line("svd_tv", {"blind": (score,)}),), (("seed", "0"),)))
         >>> next(line for line in page.splitlines() if "svd" in line)
