@@ -25,7 +25,7 @@ from hsidenoise.data.io import ABOUT, Cube, check_cube_target, check_values, rea
 from hsidenoise.data.layout import printable, times
 from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, key_if_there, pair_files, published_arrays
 from hsidenoise.data.options import CorruptOptions, NoisySetOptions, ReadOptions
-from hsidenoise.data.scenes import cubes_in, scenes_for_tests, scenes_under, some_of
+from hsidenoise.data.scenes import clean_range, cubes_in, scenes_for_tests, scenes_under, some_of
 from hsidenoise.noise.cases import Corruption, NoiseCase, corrupt, noise_case
 from hsidenoise.signal.mask import find_extremes
 from hsidenoise.signal.scaling import centre_crop, to_unit_range
@@ -280,8 +280,8 @@ def _read_clean(
     path: Path, key: str | None, crop: int | None
 ) -> tuple[Float32[np.ndarray, "bands height width"], Float64[np.ndarray, " bands"] | None]:
     """Centre of a clean cube scaled to [0, 1], and its wavelengths."""
-    cube = read_cube(path, key=key or key_if_there(path, CLEAN_KEY))
-    return to_unit_range(_cropped(cube.values, crop, path), str(path))[0], cube.wavelengths
+    cube = read_cube(path, key=key or key_if_there(path, CLEAN_KEY), exact=True)
+    return clean_range(_cropped(cube.values, crop, path), str(path)), cube.wavelengths
 
 
 def _cropped(values: np.ndarray, crop: int | None, path: Path) -> np.ndarray:

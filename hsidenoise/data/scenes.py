@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from hsidenoise.data.datasets import Split, find_split, read_split, scene_name
 from hsidenoise.data.io import read_cube
 from hsidenoise.noise.cases import noise_case
+from hsidenoise.signal.mask import find_extremes
 from hsidenoise.signal.scaling import centre_crop, to_unit_range
 
 _TRAIN, _VALIDATION, _TEST = ("train",), ("validation", "val"), ("test",)
@@ -103,12 +104,32 @@ def read_clean(
         crop: Side of the centre square to cut first, in pixels; a cube that is smaller is left as it is.
 
     Raises:
-        ValueError: If the cube is constant or holds values that are not finite.
+        ValueError: If the cube is constant, or holds values that are not finite or no measurement.
     """
-    values = read_cube(path, key=key).values
-    if crop is not None:
-        values = centre_crop(values, crop)
-    return to_unit_range(values, str(path))[0]
+    values = read_cube(path, key=key, exact=True).values
+    return clean_range(values if crop is None else centre_crop(values, crop), str(path))
+
+
+def clean_range(
+    values: Float[np.ndarray, "bands height width"], name: str
+) -> Float32[np.ndarray, "bands height width"]:
+    """Scale a clean cube to [0, 1] by its smallest and largest value, unless one of them is no measurement.
+
+    Args:
+        values: The clean cube.
+        name: What a message calls it.
+
+    Raises:
+        ValueError: If the cube is constant, or holds values that are not finite or no measurement
+            (:func:`hsidenoise.signal.mask.find_extremes`): all else would become nearly one value.
+    """
+    scaled = to_unit_range(values, name)[0]
+    if found := find_extremes(values).found:
+        raise ValueError(
+            f"{name}: {'; '.join(map(str, found))}: no measurement, it seems, but an end of the range that goes to "
+            "[0, 1]; put other values there, cut that part off, or leave the file out"
+        )
+    return scaled
 
 
 def cubes_in(folder: Path) -> list[Path]:

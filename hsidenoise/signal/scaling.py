@@ -163,7 +163,7 @@ def to_unit_range(
         The scaled cube, and the values that were taken to 0 and to 1.
 
     Raises:
-        ValueError: If the cube is empty, constant, or holds NaN or infinite values.
+        ValueError: If the cube is empty, constant, or holds NaN or infinite values, or too large a range.
 
     Example:
         >>> to_unit_range(np.array([[[1, 3, 5]]], dtype=np.float32))[0].tolist()
@@ -172,9 +172,15 @@ def to_unit_range(
     low, high = value_range(values, name)
     if low == high:
         raise ValueError(f"{name}: every value is {low:g}: there is nothing to scale to [0, 1]")
-    # in the type of the values: a large offset would eat the digits of float32
-    above = (values - values.dtype.type(low)).astype(np.float32, copy=False)
-    return np.ascontiguousarray(above / np.float32(high - low)), low, high
+    if not np.isfinite(high - low):
+        raise ValueError(f"{name}: values of {low:.4g} to {high:.4g} are too far apart; save it in another unit")
+    # in the type of the values: a large offset would eat the digits of float32; band by band, or a large cube would
+    # stand in memory twice more
+    exact = floating(values.dtype).type
+    scaled = np.empty(values.shape, np.float32)
+    for band, target in zip(values, scaled, strict=True):
+        target[...] = (band - exact(low)) / exact(high - low)
+    return scaled, low, high
 
 
 def centre_crop(

@@ -29,7 +29,7 @@ from hsidenoise.system.machine import free_memory
 SCALES = (1.0, 0.5, 0.25)
 
 # Part of the name of a mapped file: raise it whenever another content or form is written for the same cube and options.
-_FORM = 2
+_FORM = 3
 
 # Quantised to 16 bits a value moves by at most 1/131070: 0.002 of a grey level of 255, far under any noise here.
 _STEPS = 65535

@@ -303,6 +303,10 @@ class TestRefused:
         [
             (np.full((12, 14, 9), np.nan), "NaN or infinite"),
             (np.pad(np.ones((10, 10, 9)), ((1, 1), (2, 2), (0, 0))), "every value is 1"),
+            (
+                np.where(np.arange(1512) == 700, 1e4, np.arange(1512) % 90).reshape(12, 14, 9),
+                "10000 in 1 pixel.*no meas",
+            ),
         ],
     )
     def test_a_scene_that_cannot_be_used(self, source, tmp_path, values, message):
@@ -310,6 +314,14 @@ class TestRefused:
         with pytest.raises(ValueError, match=f"zelkova.mat: .*{message}"):
             make_noisy_set(source, tmp_path / "sets", crop=10)
         assert not (tmp_path / "sets").exists()
+
+    def test_a_large_offset_costs_no_digits(self, source, tmp_path, rng):
+        values = rng.random((12, 14, 9))
+        for offset in (0, 1e6):
+            write_mat(source / "oak.mat", {"cube": values + offset})
+            make_noisy_set(source, tmp_path / str(offset), cases=["30"], crop=10, prefix="a")
+        plain, offset = (read_pair(tmp_path / str(offset) / "a_30" / "oak.mat") for offset in (0, 1e6))
+        np.testing.assert_allclose(offset.noisy, plain.noisy, atol=1e-6)
 
     def test_places(self, source, tmp_path):
         (tmp_path / "empty").mkdir()

@@ -158,3 +158,36 @@ def test_read_clean_refuses_a_constant_cube(tmp_path):
     write_arrays(tmp_path / "a.mat", {"cube": np.full((6, 7, 5), 3.0)})
     with pytest.raises(ValueError, match="every value is 3"):
         read_clean(tmp_path / "a.mat")
+
+
+def test_read_clean_keeps_the_digits_of_a_large_offset(tmp_path, rng):
+    stored = rng.random((12, 14, 5))
+    for name, unit, offset in (("a", 1, 0), ("b", 1, 1e6), ("c", 1e300, 0), ("d", 1e-310, 0)):
+        write_arrays(tmp_path / f"{name}.mat", {"cube": stored * unit + offset})
+    plain, *others = (read_clean(tmp_path / f"{name}.mat") for name in "abcd")
+    for other in others:
+        np.testing.assert_allclose(other, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"border": -9999}, "-9999 in 36 pixels of bands 0-4: no measurement, it seems, but an end of the range"),
+        ({"pixel": 1e4}, "10000 in 1 pixel of band 3: no measurement"),
+        ({"border": -9999, "pixel": 1e4}, "-9999 in 36 pixels of bands 0-4; 10000 in 1 pixel of band 3: no"),
+        ({"pixel": np.nan}, "NaN or infinite values"),
+        ({"pixel": 1e308, "border": -1e308}, "too far apart"),
+    ],
+)
+def test_read_clean_refuses_values_that_would_squeeze_all_others(tmp_path, rng, values, message):
+    """Training, validation and tables read their clean cubes so."""
+    stored = rng.random((12, 14, 5))
+    if "border" in values:
+        stored[:, :3] = values["border"]
+    if "pixel" in values:
+        stored[5, 6, 3] = values["pixel"]
+    write_arrays(tmp_path / "a.mat", {"cube": stored})
+    with pytest.raises(ValueError, match=f"a.mat.*{message}"):
+        read_clean(tmp_path / "a.mat")
+    if "pixel" not in values:
+        assert read_clean(tmp_path / "a.mat", crop=6).max() == 1  # the rest of the message: cut that part off
