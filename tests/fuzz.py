@@ -167,8 +167,8 @@ def _forked(command: list[str], *, input: bytes, timeout: float, **_: Any) -> su
 
 
 def _limit() -> float:
-    """Seconds that a read may take here: more where other processes share the processors."""
-    return SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    """Seconds that a read may take here: more where other processes share the processors, or come first."""
+    return SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)) * (10 if os.nice(0) > 0 else 1)
 
 
 def _resident(reset: bool = False) -> int:

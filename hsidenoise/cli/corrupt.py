@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Write a noisy cube, its clean one and the noise level."""
     from hsidenoise.data.noisy_set_maker import corrupt_file
     from hsidenoise.data.noisy_sets import CLEAN_KEY, NOISY_KEY, SIGMA_KEY
+    from hsidenoise.signal.scaling import told_apart
 
     options = options_of(CorruptOptions, arguments)
     done = corrupt_file(arguments.clean, arguments.noisy, options, reading=options_of(ReadOptions, arguments))
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"crop     centre {options.crop} x {options.crop}")
     if options.minmax:
         low, high = done.value_range
-        print(f"scaling  ({low:g} .. {high:g}) to (0 .. 1), one scale for the whole cube")
+        print(f"scaling  ({' .. '.join(told_apart(low, high, 6))}) to (0 .. 1), one scale for the whole cube")
     least, most = done.sigma_range
     print(f"noise    {done.case.name}, seed {options.seed}: {done.case.definition}; sigma {least:g} to {most:g} of 255")
     for kind, bands in done.result.affected.items():

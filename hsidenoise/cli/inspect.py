@@ -20,6 +20,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Say what a file holds and how it would be read."""
     from hsidenoise.data.io import list_variables, read_cube
     from hsidenoise.data.measure import describe
+    from hsidenoise.signal.scaling import told_apart
 
     reading = options_of(ReadOptions, arguments)
     variables = list_variables(arguments.cube, allow_external=reading.allow_external)
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     first, last = facts["wavelengths"] or (None, None)
     print(f"cube         {facts['variable']}, {facts['bands']} bands, height {facts['height']}, width {facts['width']}")
     print(f"axes         {facts['axes']}: {facts['reason']}")
-    print(f"range        {low:g} to {high:g}")
+    print(f"range        {' to '.join(told_apart(low, high, 6))}")
     for found in facts["not_data"]:
         print(f"no data?     {found}")
     print("wavelengths  " + ("not in the file" if first is None else f"{first:g} to {last:g} nm"))

@@ -148,6 +148,8 @@ def _printed_at_the_end(*, needed: bool) -> Iterator[None]:
         print(said.getvalue(), end="", flush=True)
     except OSError as error:
         _print_no_more()
+        if needed and not isinstance(error, BrokenPipeError):
+            raise OSError(f"the answer could not be printed ({error.strerror})") from error
         if needed:
             raise
         if not isinstance(error, BrokenPipeError):

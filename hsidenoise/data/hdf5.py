@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,9 +83,16 @@ def replace_hdf5(source: Path, target: Path, name: str, array: np.ndarray) -> No
     is not that of its MATLAB class) comes a plain one of the same name and attributes. Links to other files are
     carried over as they are.
 
+    Warns:
+        UserWarning: Of what lies in another file beside that data set.
+
     Raises:
         OSError: If the copy cannot be written.
     """
+    others = [item for item in list_hdf5(source) if item.name != name and item.note.startswith(ELSEWHERE)]
+    if others:
+        places = "; ".join(f"{item.label} lies {item.note.partition(')')[0]})" for item in others)
+        warnings.warn(f"{places}: the output points there too and has no copy of it", stacklevel=2)
     shutil.copyfile(source, target)
     content = np.ascontiguousarray(array.T)
     request = {"do": "write", "path": str(target), "name": name, "shape": content.shape, "dtype": content.dtype.str}
@@ -169,9 +177,12 @@ class _Links:
 
     def _below(self, group: Any, prefix: str, seen: set[int], later: list[tuple[str, Any]]) -> Iterator[Variable]:
         address = h5py.h5o.get_info(group.id).addr
-        if address in seen or prefix.count("/") > _DEEPEST:
+        if address in seen:
             return
         seen.add(address)
+        if prefix.count("/") > _DEEPEST:
+            yield Variable(prefix.rstrip("/"), (), None, f"group in {_DEEPEST} groups, not searched")
+            return
         for name in group:
             full = prefix + name
             if full in ("#refs#", "#subsystem#"):  # what cells and objects point to, nothing a person named

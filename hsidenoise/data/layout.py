@@ -168,7 +168,7 @@ def describe(variables: Sequence[Variable]) -> str:
         >>> describe([Variable("gt", (2, 3), np.dtype("f8"))])
         'gt 2x3'
     """
-    names = [f"{variable.label} {times(variable.shape)}" for variable in variables[:12]]
+    names = [f"{item.label} {times(item.shape) if item.shape else item.note or 'none'}" for item in variables[:12]]
     return ", ".join(names + ["..."] * (len(variables) > 12)) or "nothing"
 
 

@@ -17,6 +17,9 @@ from hsidenoise.metrics.functional import evaluate
 from hsidenoise.metrics.protocols import PROTOCOLS, Scores
 from hsidenoise.signal.mask import find_extremes, scorable, spans
 from hsidenoise.signal.noise_level import bad_bands, noise_level
+from hsidenoise.signal.scaling import told_apart
+
+_LARGEST = 1e140  # whose square, summed over a cube, is a number
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,9 @@ def evaluate_files(
         raise ValueError(
             f"{denoised_path} is {sizes_of(denoised)}, but {clean_path} is {sizes_of(clean)}; was one cropped? {hint}"
         )
+    for path, cube in ((denoised_path, denoised), (clean_path, clean)):
+        if (largest := float(np.abs(cube.values).max(where=np.isfinite(cube.values), initial=0))) > _LARGEST:
+            raise ValueError(f"{path}: values of up to {largest:.3g} cannot be squared; save it in another unit")
     left = scorable(denoised.values, clean.values)
     bands = np.flatnonzero(left.bands)
     ours, truth = denoised.values[bands], clean.values[bands]
@@ -239,7 +245,7 @@ def _common_scale(
         return truth, None, 1.0, "none; clean values are floats in [0, 1], data range 1"
     if low == high:
         raise ValueError(f"{clean.path}: every clean value is {low:g}; say the range with --data-range")
-    span = f"by the clean cube's range ({low:g} .. {high:g}) to (0 .. 1), data range 1"
+    span = f"by the clean cube's range ({' .. '.join(told_apart(low, high, 6))}) to (0 .. 1), data range 1"
     if carried is not None:
         scaled = (valid.astype(np.float64) - low) / (high - low)
         if np.allclose(carried, scaled, atol=1e-3):

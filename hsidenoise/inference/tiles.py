@@ -225,7 +225,7 @@ def _answers(
     noisy: np.ndarray, network: nn.Module, bands: int, scaling: Scaling, tiles: Sequence[Tile], device: torch.device
 ) -> np.ndarray:
     """What the network makes of some tiles, (tiles, bands of a tile, height, width)."""
-    scaled = np.stack([reflect_bands(scaling.apply(noisy[tile.index]), bands) for tile in tiles])
+    scaled = np.stack([reflect_bands(scaling.apply(noisy[tile.index], tile.index[0]), bands) for tile in tiles])
     batch = torch.from_numpy(scaled).to(device, memory_format=torch.channels_last)
     denoised = network(batch)
     if denoised.shape != batch.shape:

@@ -163,6 +163,18 @@ class TestStart:
             )
         assert (done.returncode, done.stderr) == (141, b"")
 
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+    def test_an_answer_that_cannot_be_printed_is_one_line(self):
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "hsidenoise", "inspect", SAMPLE],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=full,
+                stderr=subprocess.PIPE,
+            )
+        assert done.returncode == 2
+        assert done.stderr == b"hsidenoise: error: the answer could not be printed (No space left on device)\n"
+
     def test_an_interrupt_is_quiet(self, capsys, monkeypatch):
         def interrupted(options):
             raise KeyboardInterrupt
@@ -768,6 +780,12 @@ class TestEvaluate:
         assert refused(message)
         for said in ("48 x 48", "128 x 160", "cropped", "holds its own clean cube"):
             assert said in message
+
+    def test_values_that_cannot_be_squared(self, capsys, tmp_path):
+        write_mat(tmp_path / "a.mat", {"cube": np.linspace(0, 1e300, 504).reshape(9, 8, 7)})
+        assert main(["evaluate", str(tmp_path / "a.mat"), str(tmp_path / "a.mat")]) == 2
+        assert refused(message := capsys.readouterr().err)
+        assert "a.mat: values of up to 1e+300 cannot be squared" in message
 
 
 class TestWeights:

@@ -17,7 +17,7 @@ from hsidenoise.data.io import write_arrays
 from hsidenoise.inference.denoise import denoise, denoise_file
 from hsidenoise.models import create_model
 from hsidenoise.models.weights import load_model, save_weights
-from hsidenoise.noise.cases import corrupt
+from hsidenoise.noise.cases import NOISE_CASES, corrupt
 from hsidenoise.signal.tiling import plan
 
 ROOT = Path(__file__).parents[2]
@@ -199,11 +199,13 @@ def test_a_large_offset_costs_no_digits_in_arrays_and_files(dtype, offset, tmp_p
     exponent=st.floats(-9, 9),
     shift=st.floats(-1e3, 1e3),
     seed=st.integers(0, 99),
-    case=st.sampled_from(["gaussian-30", "non-iid", "mixture"]),
+    case=st.sampled_from(["gaussian-30", "non-iid", "mixture", "noise alone"]),
 )
 @settings(max_examples=40, deadline=None)
 def test_units_do_not_matter(structured_cube, exponent, shift, seed, case):
-    noisy = corrupt(structured_cube[::3], case, seed=seed).noisy.astype(np.float64)
+    noisy = corrupt(structured_cube[::3], case if case in NOISE_CASES else "blind", seed=seed).noisy.astype(np.float64)
+    if case not in NOISE_CASES:
+        noisy[2] = np.random.default_rng(seed).normal(0, 20, noisy[2].shape)
     scale = 10**exponent
     plain = denoise(noisy, Local(5), tile=32)
     again = denoise(scale * (noisy + shift), Local(5), tile=32) / scale - shift
@@ -217,6 +219,18 @@ def test_units_do_not_matter_to_the_shipped_weights(real_crop, case, scale, shif
     plain = denoise(noisy, "hcanet-bra-small")
     again = (denoise(scale * noisy + shift, "hcanet-bra-small") - shift) / scale
     assert np.abs(again - plain).max() < 1e-4 * np.ptp(noisy)
+
+
+def test_bands_of_noise_alone_harm_no_others(real_crop, rng):
+    noisy = corrupt(real_crop, "gaussian-5", seed=0).noisy
+    lost = [6, 7, 8, 20]
+    others = np.setdiff1d(np.arange(31), lost)
+    errors = []
+    for sigma in (0, 3, 50):
+        noisy[lost] += rng.normal(0, sigma, noisy[lost].shape).astype(np.float32)
+        denoised = denoise(noisy, "hcanet-bra-small")
+        errors.append(np.sqrt(np.square((denoised - real_crop)[others]).mean()))
+    assert max(errors) < 1.15 * errors[0]
 
 
 @pytest.mark.parametrize("value", [1e6, -9999.0, 1e20, 3e38])

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -57,10 +59,16 @@ def test_hot_pixels_marks_and_bands_of_noise_set_no_range(rng):
     assert np.array_equal(scaling.hides(bad), bad != cube)
     assert np.abs(scaling.apply(bad)).max() < 2
     bad = cube.copy()
-    bad[10:12] = rng.normal(0, 1e5, (2, 48, 42))
+    bad[10:12] = rng.normal(0, [[[1e4]], [[3e5]]], (2, 48, 42))
     scaling = fit_scaling(bad)
     assert scaling.offset == pytest.approx(plain.offset, abs=0.03 * plain.scale)
-    assert 0.9 < scaling.scale / plain.scale < 2.1
+    assert scaling.scale == pytest.approx(plain.scale, rel=0.1)
+    # these bands alone are scaled down, to the strongest noise that networks are trained for
+    scaled = scaling.apply(bad)
+    assert np.allclose(scaled[10:12].std(axis=(1, 2)), 70 / 255, rtol=0.1)
+    assert np.array_equal(scaled[9:12, 5:], scaling.apply(bad[9:12, 5:], slice(9, 12)))
+    assert np.allclose(scaling.invert(scaled), bad, rtol=1e-5)
+    assert "; bands 10-11 are noise alone" in scaling.reason
 
 
 def test_scaling_is_one_for_the_whole_cube(rng):
@@ -152,12 +160,16 @@ def test_messages_are_one_line(rng):
         reason = fit_scaling(500 * scene(rng), mode).reason
         assert reason
         assert "\n" not in reason
+    low, high = re.search(r"\(([\d.]+), ([\d.]+)\)", fit_scaling(1e9 + scene(rng)).reason).groups()
+    assert float(high) - float(low) > 0.1
 
 
 def test_scaling_formula():
     scaling = Scaling("minmax", offset=10, scale=4, reason="")
     assert scaling.apply(np.array([[[10, 12, 16]]])).tolist() == [[[0, 0.5, 1.5]]]
     assert scaling.invert(np.array([[[0, 0.5, 1.5]]])).tolist() == [[[10, 12, 16]]]
+    scaling = Scaling("minmax", offset=1e-310, scale=4e-310, reason="")
+    assert scaling.apply(np.array([[[1e-310, 3e-310, 5e-310]]])).tolist() == [[[0, 0.5, 1]]]
 
 
 def test_clean_cube_of_a_large_offset_keeps_its_digits(rng):
