@@ -1,20 +1,16 @@
 """README.md as a reader meets it: length, commands and Python block; tables and links of every page."""
 
 import csv
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from command_line import ROOT, call, child
 
 from hsidenoise.cli.main import main
 from hsidenoise.models.shipped import WEIGHTS
 
-ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / name
     for name in (
@@ -42,13 +38,6 @@ def clone(tmp_path_factory):
     return clone
 
 
-def run(words, folder):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 def test_the_front_page_is_short():
     text = re.sub(r"```.*?```|<!--.*?-->", "", README, flags=re.S)
     text = re.sub(r"^\|.*$", "", text, flags=re.M)
@@ -59,14 +48,15 @@ def test_every_command_of_the_front_page_runs_as_it_stands(clone):
     found = commands(README)
     assert [command.split()[1] for command in found] == ["corrupt", "inspect", "denoise", "evaluate"]
     for command in found:
-        printed = run(["-m", "hsidenoise", *shlex.split(command)[1:]], clone)
+        printed = call(*shlex.split(command)[1:], cwd=clone)
     assert float(re.search(r"PSNR ([\d.]+) dB", printed)[1]) > 35
     assert (clone / "page.png").stat().st_size > 10_000
 
 
 def test_its_python_runs(clone):
     (example,) = blocks(README, "python")
-    assert "psnr=" in run(["-c", example], clone)
+    done = child("-c", example, cwd=clone)
+    assert "psnr=" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: str(page.relative_to(ROOT)))

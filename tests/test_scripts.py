@@ -2,23 +2,17 @@
 
 import csv
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from command_line import ROOT, run_script
 
 from hsidenoise.models import create_model
 from hsidenoise.models.weights import save_weights
 
-ROOT = Path(__file__).parents[1]
-
 
 def script(name, *arguments):
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / f"{name}.py", *map(str, arguments)], capture_output=True, text=True
-    )
+    done = run_script(ROOT / "scripts" / f"{name}.py", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

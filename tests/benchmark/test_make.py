@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import call
 
 from hsidenoise import corrupt, denoise, evaluate
 from hsidenoise.benchmark.cells import compute
@@ -94,10 +95,6 @@ def place(tmp_path_factory):
     return folder
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "hsidenoise", *map(str, arguments)]
-
-
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -132,9 +129,7 @@ ARGUMENTS += ["--device", "cpu"]
 @pytest.fixture(scope="module")
 def done(place):
     """The whole run, by the command."""
-    found = subprocess.run(command(*ARGUMENTS), cwd=place, capture_output=True, text=True, timeout=500, check=False)
-    assert found.returncode == 0, found.stderr
-    return found
+    return call(*ARGUMENTS, cwd=place)
 
 
 class TestWholeRun:
@@ -144,7 +139,7 @@ class TestWholeRun:
         names += ["comparison.png", "spectra.png"]
         folder = place / "results" / "trees"
         assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "cells"])
-        assert {line.split()[-1] for line in done.stdout.splitlines()} == {f"results/trees/{name}" for name in names}
+        assert {line.split()[-1] for line in done.splitlines()} == {f"results/trees/{name}" for name in names}
         # 2 scenes x 2 cases x 5 methods, once for both protocols, and a cost for each method; no temporary is left
         cells = [path.name for path in (folder / "cells").iterdir()]
         assert len([name for name in cells if name.endswith(".json") and not name.startswith("cost-")]) == 20
@@ -344,9 +339,9 @@ class TestStopped:
     @pytest.mark.parametrize("how", ["ctrl-c", "killed"])
     def test_interrupted(self, own, how):
         table_of(own, "peer_of_tables:sleeps")
-        arguments = command("benchmark", "--config", "short.yaml", "--workers", 1, "--device", "cpu")
+        arguments = ["benchmark", "--config", "short.yaml", "--workers", "1", "--device", "cpu"]
         process = subprocess.Popen(
-            arguments,
+            [sys.executable, "-m", "hsidenoise", *arguments],
             cwd=own,
             stderr=subprocess.PIPE,
             start_new_session=True,

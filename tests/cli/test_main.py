@@ -1,8 +1,9 @@
-"""The command line as a person meets it: by subprocess, with exit codes, messages, and what is left on the disk."""
+"""The command line as a person meets it: exit codes, messages, and what is left on the disk."""
 
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from command_line import ENVIRONMENT, ROOT, call, child, refused, run
 
 from hsidenoise import evaluate
-from hsidenoise.cli.main import main
+from hsidenoise.cli.main import VERBS, main
 from hsidenoise.data.mat import write_mat
 from hsidenoise.data.png import save_bands
 from hsidenoise.metrics.protocols import PROTOCOLS
@@ -22,39 +24,11 @@ from hsidenoise.models.shipped import WEIGHTS
 from hsidenoise.models.weights import save_weights
 from hsidenoise.noise.cases import NOISE_CASES, corrupt
 
-ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "data" / "samples" / "superballs.mat"
-
-
-def run(*arguments, cwd):
-    """Run `hsidenoise` in a folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "hsidenoise", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def call(*arguments, cwd, code=0):
-    """Run it with an expected exit status; give stdout, or stderr if it is meant to fail."""
-    done = run(*arguments, cwd=cwd)
-    assert done.returncode == code, done.stderr
-    if code:
-        assert done.stdout == ""
-        return done.stderr
-    return done.stdout
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-def refused(message):
-    """Whether a message is the one line that a person can act on."""
-    return message.startswith("hsidenoise: error: ") and message.count("\n") == 1 and len(message) > 30
 
 
 @pytest.fixture(scope="module")
@@ -78,33 +52,20 @@ def noisy(tmp_path_factory):
 
 
 class TestStart:
-    @pytest.mark.parametrize(
-        "arguments",
-        [
-            [],
-            ["--help"],
-            ["--version"],
-            *([verb, "--help"] for verb in ("denoise", "inspect", "corrupt", "evaluate", "weights", "export")),
-            ["make-noisy-set", "--help"],
-            ["benchmark", "--help"],
-        ],
-        ids=" ".join,
-    )
-    def test_help_imports_nothing_heavy(self, tmp_path, arguments):
+    def test_help_imports_nothing_heavy(self, tmp_path):
         program = (
-            "import sys; import hsidenoise; from hsidenoise.cli.main import main\n"
-            "dir(hsidenoise); status = main(sys.argv[1:])\n"
+            "import sys; import hsidenoise; from hsidenoise.cli.main import VERBS, main\n"
+            "dir(hsidenoise)\n"
             "heavy = {'numpy', 'torch', 'scipy', 'h5py', 'matplotlib', 'lightning', 'jsonargparse', 'tqdm'}\n"
-            "sys.exit(status or ', '.join(heavy & set(sys.modules)) or 0)"
+            "help_of_verbs = [[verb, '--help'] for verb in VERBS if verb != 'train']\n"
+            "for arguments in ([], ['--help'], ['--version'], *help_of_verbs):\n"
+            "    assert main(arguments) == 0, arguments\n"
+            "    assert not heavy & set(sys.modules), (arguments, heavy & set(sys.modules))\n"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
+        done = child("-c", program, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert "hsidenoise" in done.stdout
+        for verb in VERBS:
+            assert verb == "train" or f"usage: hsidenoise {verb} " in done.stdout
 
     def test_public_names_are_all_there(self):
         import hsidenoise
@@ -137,15 +98,15 @@ class TestStart:
         assert refused(message)
         assert says in message
 
-    def test_older_names_are_taken_with_a_hint(self, weights, tmp_path, capsys):
-        options = ["--weights", str(weights), "--tile", "64"]
+    def test_older_names_are_taken_with_a_hint(self, noisy, weights, tmp_path, capsys):
+        options = ["--weights", str(weights)]
         rounds = {"a.mat": ["--passes", "2"], "b.mat": ["--pilot-rounds", "1"], "c.mat": ["--pilot-rounds", "0"]}
         for name, wanted in rounds.items():
-            assert main(["denoise", str(SAMPLE), "-o", str(tmp_path / name), *options, *wanted]) == 0
+            assert main(["denoise", str(noisy), "-o", str(tmp_path / name), *options, *wanted]) == 0
         shown = capsys.readouterr()
         assert shown.err == "hsidenoise: hint: --passes 2 is --pilot-rounds 1\n"
         assert shown.out.count("pilot filter") == 2
-        a, b, c = (scipy.io.loadmat(tmp_path / name)["cube"] for name in rounds)
+        a, b, c = (scipy.io.loadmat(tmp_path / name)["input"] for name in rounds)
         assert np.array_equal(a, b)
         assert not np.array_equal(a, c)
         assert main(["make-testset", str(tmp_path / "none"), str(tmp_path / "set")]) == 2
@@ -155,13 +116,8 @@ class TestStart:
         reading, writing = os.pipe()
         os.close(reading)
         with os.fdopen(writing, "wb") as gone:
-            done = subprocess.run(
-                [sys.executable, "-m", "hsidenoise", "corrupt", "--list"],
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=gone,
-                stderr=subprocess.PIPE,
-            )
-        assert (done.returncode, done.stderr) == (141, b"")
+            done = child("-m", "hsidenoise", "corrupt", "--list", cwd=tmp_path, stdout=gone)
+        assert (done.returncode, done.stderr) == (141, "")
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
     def test_an_answer_that_cannot_be_printed_is_one_line(self):
@@ -324,9 +280,9 @@ class TestDenoise:
         assert (after["cube"].shape, after["cube"].dtype) == ((9, 10, 4), np.uint16)
 
     def test_closed_streams_are_no_error(self, noisy, weights, tmp_path):
-        command = f'"{sys.executable}" -m hsidenoise denoise "{noisy}" -o a.mat --weights "{weights}"'
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(f"{command} <&- >&- 2>&-", shell=True, cwd=tmp_path, env=environment, timeout=300)
+        words = sys.executable, "-m", "hsidenoise", "denoise", noisy, "-o", "a.mat", "--weights", weights
+        closed = f"{shlex.join(map(str, words))} <&- >&- 2>&-"
+        done = subprocess.run(closed, shell=True, cwd=tmp_path, env=ENVIRONMENT, timeout=300)
         assert done.returncode == 0
         assert [path.name for path in tmp_path.iterdir()] == ["a.mat"]
 
@@ -546,13 +502,8 @@ class TestPrinting:
     """A job that is done is not called a failure because of what the console cannot show."""
 
     def run(self, *arguments, cwd, out=subprocess.PIPE, **environment):
-        return subprocess.run(
-            [sys.executable, "-m", "hsidenoise", *map(str, arguments)],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-            stdout=out,
-            stderr=subprocess.PIPE,
-        )
+        words = ("-m", "hsidenoise", *arguments)
+        return child(*words, cwd=cwd, environment=environment, stdout=out, text=False)
 
     def test_a_console_without_the_letters_of_a_path(self, tmp_path):
         folder = tmp_path / "数据"
@@ -606,13 +557,7 @@ class TestDisk:
             "corrupt": ["cubes/n.mat", "out.mat", "--noise", "blind"],
             "make-noisy-set": ["cubes", "set", "--crop", "20", "--cases", "blind"],
         }[verb]
-        done = subprocess.run(
-            [sys.executable, "-c", program, verb, *map(str, arguments)],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
+        done = child("-c", program, verb, *arguments, cwd=tmp_path)
         assert done.returncode == 2
         assert refused(done.stderr)
         assert "nothing was left behind" in done.stderr
@@ -842,7 +787,7 @@ def test_too_little_memory_is_one_line(tmp_path):
     script = """
 import resource, sys
 import numpy
-from hsidenoise.cli.main import main
+from hsidenoise.cli.main import VERBS, main
 from hsidenoise.data.io import write_arrays
 cube = numpy.random.default_rng(0).random((300, 300, 40), dtype=numpy.float32)
 write_arrays(sys.argv[1], {"cube": cube})
@@ -854,8 +799,7 @@ for cubes in range(2, 15):  # at different places on the way
     resource.setrlimit(resource.RLIMIT_AS, (used + cubes * cube.nbytes, resource.RLIM_INFINITY))
     print(main(["evaluate", sys.argv[1], sys.argv[1], "--json"]), file=sys.stderr)
 """
-    command = [sys.executable, "-c", script, str(tmp_path / "a.mat"), str(tmp_path / "b.mat")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = child("-c", script, "a.mat", "b.mat", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     # 0 alone, or a line and 2
     assert re.fullmatch(r"(0\n|hsidenoise: error: [^\n]*memory[^\n]*\n2\n)+", done.stderr), done.stderr

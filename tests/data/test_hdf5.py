@@ -1,13 +1,12 @@
 import contextlib
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from command_line import call, refused, run
 
 from hsidenoise.data.io import list_variables, read_cube, write_cube
 from hsidenoise.data.mat import list_mat, load_variable, write_mat
@@ -92,14 +91,9 @@ def test_external_storage_pulls_no_file_in_and_needs_all_of_it(tmp_path):
     with h5py.File(tmp_path / "a.mat", "w") as file:
         file.create_dataset("cube", (4, 5, 6), "u1", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])
         file.create_dataset("size", (1,), "u1", external=[("/etc/passwd", 0, 1)])
-    done = subprocess.run(
-        [sys.executable, "-m", "hsidenoise", "corrupt", tmp_path / "a.mat", tmp_path / "b.mat", "--noise", "blind"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "'cube' lies in another file (/etc/passwd), not read without --allow-external" in done.stderr
+    message = call("corrupt", "a.mat", "b.mat", "--noise", "blind", cwd=tmp_path, code=2)
+    assert refused(message)
+    assert "'cube' lies in another file (/etc/passwd), not read without --allow-external" in message
     assert not (tmp_path / "b.mat").exists()
     for kind in ("raw", "virtual"):
         (tmp_path / kind).mkdir()
@@ -222,12 +216,7 @@ def test_names_that_move_the_cursor_are_not_printed_raw(tmp_path):
         ["inspect", "--key", name],
         ["evaluate", tmp_path],
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "hsidenoise", *arguments, tmp_path / "a.mat"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run(*arguments, "a.mat", cwd=tmp_path)
         printed = done.stdout + done.stderr
         assert printed
         assert not [letter for letter in printed if not letter.isprintable() and letter != "\n"], printed
@@ -250,9 +239,7 @@ def test_a_file_on_which_the_library_crashes_is_one_line(tmp_path, monkeypatch):
 def test_a_virtual_data_set_that_the_library_cannot_open_is_one_line(name, signal):
     # found by tests/fuzz.py: the list of its parts is damaged
     damaged = Path(__file__).parents[1] / "golden" / f"virtual_{name}.mat"
-    command = [sys.executable, "-m", "hsidenoise", "inspect", str(damaged)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-    assert "damaged (the HDF5 library" in done.stderr
-    assert signal in done.stderr
+    message = call("inspect", damaged, cwd=damaged.parent, code=2)
+    assert refused(message)
+    assert "damaged (the HDF5 library" in message
+    assert signal in message

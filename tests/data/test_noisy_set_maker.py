@@ -1,17 +1,16 @@
 """Noisy sets as they are made: the same as `corrupt`, gone on with after an interruption, never mixed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import scipy.io
+from command_line import ENVIRONMENT, ROOT, run
 
 import hsidenoise
 from hsidenoise.cli import main as cli
@@ -23,25 +22,7 @@ from hsidenoise.data.png import save_bands
 from hsidenoise.data.scenes import read_clean
 from hsidenoise.noise.cases import NOISE_CASES, corrupt
 
-ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "data" / "samples" / "superballs.mat"
-
-
-def start(*arguments, cwd):
-    return subprocess.Popen(
-        [sys.executable, "-m", "hsidenoise", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def call(*arguments, cwd):
-    process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
 
 
 def contents(folder):
@@ -362,7 +343,7 @@ class TestCommand:
             "--seed",
             "5",
         ]
-        code, out, err = call(*arguments, "--prefix", "wood", cwd=tmp_path)
+        code, out, err = run(*arguments, "--prefix", "wood", cwd=tmp_path)
         assert (code, err) == (0, "")
         assert out.splitlines() == [
             "sets/wood_noniid: non-iid, seed 5, 2 scenes",
@@ -371,7 +352,7 @@ class TestCommand:
         make_noisy_set(source, tmp_path / "b", cases=["noniid", "gaussian-25"], crop=None, seed=5, prefix="wood")
         assert contents(tmp_path / "sets") == contents(tmp_path / "b")
         assert read_pair(tmp_path / "sets" / "wood_noniid" / "oak.mat").clean.shape == (9, 12, 14)
-        code, out, _ = call(*arguments, "--prefix", "wood", cwd=tmp_path)
+        code, out, _ = run(*arguments, "--prefix", "wood", cwd=tmp_path)
         assert code == 0
         assert out.splitlines()[0] == "sets/wood_noniid: non-iid, seed 5, 2 scenes, 2 of them there already"
 
@@ -380,17 +361,17 @@ class TestCommand:
         name = read_split("icvl_qrnn3d_test_gaussian.txt")[1]
         write_icvl(tmp_path / "icvl" / name, rng)
         arguments = ["make-noisy-set", "icvl", "sets", "--dataset", "icvl", "--split", "qrnn3d", "--crop", "16"]
-        code, out, err = call(*arguments, cwd=tmp_path)
+        code, out, err = run(*arguments, cwd=tmp_path)
         assert (code, out) == (2, "")
         assert err.startswith("hsidenoise: error: icvl: ")
         assert err.count("\n") == 1
         assert not (tmp_path / "sets").exists()
-        code, out, err = call(*arguments, "--cases", "70", "--missing", "skip", cwd=tmp_path)
+        code, out, err = run(*arguments, "--cases", "70", "--missing", "skip", cwd=tmp_path)
         assert (code, out) == (0, "sets/icvl_16_70: gaussian-70, seed 0, 1 scene\n")
         assert err.startswith("hsidenoise: warning: icvl: ")
 
     def test_a_scene_smaller_than_the_crop_is_one_line(self, source, tmp_path):
-        code, out, err = call("make-noisy-set", "trees", "sets", cwd=tmp_path)
+        code, out, err = run("make-noisy-set", "trees", "sets", cwd=tmp_path)
         assert (code, out) == (2, "")
         assert err.startswith("hsidenoise: error: trees/Fir.mat: 12x14 pixels are less than the crop of 512")
         assert err.count("\n") == 1
@@ -401,7 +382,8 @@ class TestCommand:
         for name in "abc":
             (tmp_path / "clean" / f"{name}.mat").write_bytes(SAMPLE.read_bytes())
         arguments = ["make-noisy-set", "clean", "sets", "--crop", "96"]
-        process = start(*arguments, cwd=tmp_path)
+        command = [sys.executable, "-m", "hsidenoise", *arguments]
+        process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
         while process.poll() is None and not list(tmp_path.glob("sets/*/*.mat")):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
@@ -411,7 +393,7 @@ class TestCommand:
         assert MANIFEST in before
         assert 1 < len(before) < 1 + 27
         assert not [name for name in before if ".hsidenoise" in name]
-        code, out, _ = call(*arguments, cwd=tmp_path)
+        code, out, _ = run(*arguments, cwd=tmp_path)
         assert (code, "there already" in out) == (0, True)
         after = contents(tmp_path / "sets")
         assert len(after) == 1 + 27
