@@ -1,11 +1,13 @@
 """What tests share: the `--device` option, small synthetic cubes, and one small real crop."""
 
+import importlib
 import signal
 from pathlib import Path
 
 import jaxtyping
 import numpy as np
 import pytest
+import scipy.io
 import torch
 
 SAMPLE = Path(__file__).parents[1] / "data" / "samples" / "superballs.mat"
@@ -16,6 +18,13 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # What a module of this package is the first to import is compiled anew under pytest: the hook that checks
+    # annotations looks for it under a name of its own in __pycache__. Loaded before, it is found as usual.
+    libraries = ["beartype", "h5py", "jsonargparse", "skimage.metrics", "skimage.restoration"]
+    if Path(__file__).parent in [Path(argument).resolve() for argument in config.args]:  # all tests
+        libraries.append("lightning.pytorch")
+    for library in libraries:
+        importlib.import_module(library)
     # Two threads on tiny tensors cost more than they save, and one thread repeats to the last bit.
     torch.set_num_threads(1)
     # What a shell starts in the background ignores interrupts, and so would the programs that tests interrupt.
@@ -30,6 +39,10 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def pytest_runtest_setup(item):
+    torch.manual_seed(0)  # whatever ran before, in whichever process: no test depends on the order
 
 
 @pytest.fixture(scope="session")
@@ -73,8 +86,6 @@ def structured_cube():
 @pytest.fixture(scope="session")
 def real_crop():
     """The middle of the real sample, min-max scaled: (bands 31, height 48, width 64)."""
-    import scipy.io
-
     stored = scipy.io.loadmat(SAMPLE)["cube"][40:88, 48:112]
     cube = np.ascontiguousarray(stored.transpose(2, 0, 1)).astype(np.float32)
     cube = (cube - cube.min()) / (cube.max() - cube.min())
