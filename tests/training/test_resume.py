@@ -1,6 +1,7 @@
 """A run in parts is the run in one: to the last bit, whatever ends a part."""
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -8,12 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import ROOT, child
 from lightning.pytorch.callbacks import timer
 
 from hsidenoise.data.io import write_arrays
@@ -21,8 +22,6 @@ from hsidenoise.models.weights import load_model, read_header
 from hsidenoise.training.run import TrainCLI, main
 from hsidenoise.training.task import DenoisingTask
 
-ROOT = Path(__file__).parents[2]
-HUNDRED = ("--trainer.max_steps", "100", "--data.patches_per_epoch", "60")
 NETWORK = "{dim: 8, num_blocks: [1, 0, 0], num_refinement_blocks: 0, skip: identity}"
 
 
@@ -42,14 +41,6 @@ def straight(root, tmp_path_factory):
     """Folder of a run of 13 steps that was never stopped."""
     folder = tmp_path_factory.mktemp("straight")
     main(arguments(root, folder, "--trainer.max_steps", "13"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def hundred(root, tmp_path_factory):
-    """Folder of a run of 100 steps that was never stopped."""
-    folder = tmp_path_factory.mktemp("hundred")
-    main(arguments(root, folder, *HUNDRED))
     return folder
 
 
@@ -113,16 +104,15 @@ def assert_same_run(straight, broken):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on a single core
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_two_parts_of_fifty_steps_are_a_hundred_steps(root, hundred, tmp_path, workers):
-    options = (*HUNDRED, "--data.workers", workers)
-    main(arguments(root, tmp_path / "broken", *options, "--steps", "50"))  # the twentieth of thirty in the second epoch
+def test_two_parts_with_workers_are_the_whole_without(root, straight, tmp_path):
+    options = ("--trainer.max_steps", "13", "--data.workers", "2")
+    main(arguments(root, tmp_path / "broken", *options, "--steps", "7"))  # the second of five in the second epoch
     half = state(tmp_path / "broken")
-    assert half["global_step"] == 50
-    assert half["lr_schedulers"][0]["_last_lr"][0] == pytest.approx(5e-4 * (0.01 + 0.99 * 0.5))  # not annealed yet
-    main(arguments(root, tmp_path / "broken", *options, "--steps", "50", "--resume", "last"))
-    assert_same_run(hundred, tmp_path / "broken")
-    assert len(logged(tmp_path / "broken", "train/loss")) == 100
+    assert half["global_step"] == 7
+    assert half["lr_schedulers"][0]["_last_lr"][0] == pytest.approx(cosine(7, 13))  # not annealed yet
+    main(arguments(root, tmp_path / "broken", *options, "--resume", "last"))
+    assert_same_run(straight, tmp_path / "broken")
+    assert len(logged(tmp_path / "broken", "train/loss")) == 13
 
 
 def end_after(monkeypatch, step, how):
@@ -146,14 +136,16 @@ def kill():
     raise Killed
 
 
-@pytest.mark.parametrize("step", [0, 4, 11])
-def test_a_stop_anywhere_changes_nothing(root, straight, tmp_path, monkeypatch, step):
-    """First and last steps of epochs of five, by SIGTERM; the step in hand is done first."""
+@pytest.mark.parametrize(("step", "number"), [(0, signal.SIGTERM), (4, signal.SIGINT), (11, signal.SIGTERM)])
+def test_a_stop_anywhere_changes_nothing(root, straight, tmp_path, monkeypatch, step, number):
+    """First and last steps of epochs of five, by a signal; the step in hand is done first."""
     options = ("--trainer.max_steps", "13")
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
-        end_after(patch, step, lambda: signal.raise_signal(signal.SIGTERM))
+        end_after(patch, step, lambda: signal.raise_signal(number))
         with pytest.raises(KeyboardInterrupt):
             main(arguments(root, tmp_path / "broken", *options))
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert state(tmp_path / "broken")["global_step"] == step + 1
     main(arguments(root, tmp_path / "broken", *options, "--resume", "last"))
     assert_same_run(straight, tmp_path / "broken")
@@ -323,30 +315,35 @@ def test_a_killed_run_leaves_weights_and_a_checkpoint_to_go_on_from(root, tmp_pa
 
 # A limit on the size of files: as on a full disk, it is the write that fails, in whatever library it is.
 LIMITED = """
-import resource, sys
+import json, resource, sys
 from hsidenoise.cli.main import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-sys.exit(main(["train", *sys.argv[2:]]))
+for limit, arguments in json.loads(sys.argv[1]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    print(f"status {main(['train', *arguments])}", file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("limit", [100, 3_000, 300_000])  # first to fail: config.yaml, weights or a log, a checkpoint
-def test_a_full_disk_ends_a_run_in_one_line_and_harms_nothing(root, straight, tmp_path, limit):
-    output, names = tmp_path / "run", ("config.yaml", "weights.safetensors", "checkpoints/last.ckpt")
-    shutil.copytree(straight, output)
-    before = {name: (output / name).read_bytes() for name in names}
+def test_a_full_disk_ends_a_run_in_one_line_and_harms_nothing(root, straight, tmp_path):
+    names = ("config.yaml", "weights.safetensors", "checkpoints/last.ckpt")
+    before = {name: (straight / name).read_bytes() for name in names}
     options = ("--trainer.max_steps", "40", "--checkpoint_minutes", "0.0001", "--resume", "last")
-    command = [sys.executable, "-c", LIMITED, str(limit), *arguments(root, output, *options)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
+    runs = {}  # first to fail: config.yaml, weights or a log, a checkpoint
+    for limit in (100, 3_000, 300_000):
+        runs[limit] = tmp_path / str(limit) / "run"
+        shutil.copytree(straight, runs[limit])
+    command = json.dumps([(limit, arguments(root, output, *options)) for limit, output in runs.items()])
+    done = child("-c", LIMITED, command, cwd=ROOT)
     assert "Traceback" not in done.stderr
-    assert re.search(r"error: \S+run: .* disk is full \(File too large\); \S+last.ckpt is whole: .*last$", done.stderr)
-    assert (output / "checkpoints/last.ckpt").read_bytes() == before["checkpoints/last.ckpt"]
-    assert {path.name for path in (output / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    assert load_model(output / "weights.safetensors").bands == 5
-    if limit < len(before["config.yaml"]):
-        assert {name: (output / name).read_bytes() for name in names} == before
-    assert yaml.safe_load((output / "config.yaml").read_text())["data"]["patch_size"] == 12
+    said = done.stderr.split("status 2\n")
+    assert (len(said), said[-1]) == (1 + len(runs), ""), done.stderr
+    for (limit, output), message in zip(runs.items(), said[:-1], strict=True):
+        assert re.search(r"error: \S+run: .* disk is full \(File too large\); \S+last.ckpt is whole: .*last$", message)
+        assert (output / "checkpoints/last.ckpt").read_bytes() == before["checkpoints/last.ckpt"]
+        assert {path.name for path in (output / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+        assert load_model(output / "weights.safetensors").bands == 5
+        if limit < len(before["config.yaml"]):
+            assert {name: (output / name).read_bytes() for name in names} == before
+        assert yaml.safe_load((output / "config.yaml").read_text())["data"]["patch_size"] == 12
 
 
 def test_a_training_that_ended_while_this_one_came_up_is_not_overwritten(root, straight, tmp_path, monkeypatch):

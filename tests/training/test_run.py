@@ -1,11 +1,8 @@
 import csv
 import math
-import os
 import re
-import signal
 import subprocess
 import sys
-import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import ENVIRONMENT, ROOT, child
 from lightning.pytorch.callbacks import Timer
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -32,7 +30,6 @@ from hsidenoise.training.callbacks import AverageWeights
 from hsidenoise.training.datamodule import CubeDataModule
 from hsidenoise.training.run import DenoisingTask, main
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "scripts" / "recipes").glob("*.yaml")])
 TINY = ["--model.model_config", "{dim: 16, num_blocks: [1, 1, 1]}"]
 
@@ -109,6 +106,8 @@ def test_a_run_leaves_weights_checkpoints_and_logs(root, tmp_path, capsys):
     assert load_model(output / "weights.safetensors").bands == 6
     assert yaml.safe_load((output / "config.yaml").read_text())["data"]["patch_size"] == 16
     assert {path.name for path in (output / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    best = torch.load(output / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(load_file(output / "weights.safetensors")["output.weight"], best["network.output.weight"])
 
     logged = rows(output)
     scores = [float(row["val/psnr"]) for row in logged if row.get("val/psnr")]
@@ -141,28 +140,6 @@ def test_logged_scores_are_those_of_the_saved_weights(root, tmp_path):
         scores = evaluate(denoised, batch["clean"][0].numpy())
         for name in ("psnr", "ssim", "sam"):
             assert getattr(scores, name) == pytest.approx(float(header[f"val/{name}/{batch['case'][0]}"]), abs=2e-3)
-
-
-def test_a_run_resumed_inside_an_epoch_ends_as_if_never_stopped(root, tmp_path):
-    def run(output, steps, *more):
-        options = ("--model.schedule", "constant", "--data.patches_per_epoch", "16", "--trainer.max_steps", str(steps))
-        main(arguments(root, output, *options, *more))
-        return torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
-
-    straight = run(tmp_path / "straight", 8)
-    broken = run(tmp_path / "broken", 6)  # the pilot filter of the second epoch
-    assert broken["global_step"] == 6
-    resumed = run(tmp_path / "broken", 8, "--resume", "last")
-    assert resumed["global_step"] == straight["global_step"] == 8
-    for part in ("current_model_state", "state_dict"):
-        for name, value in straight[part].items():
-            assert torch.equal(resumed[part][name], value), f"{part} {name}"
-    # the checkpoint holds the average as its weights, and the weights in training beside it
-    name = "network.output.weight"
-    assert not torch.equal(straight["state_dict"][name], straight["current_model_state"][name])
-    weights = load_file(tmp_path / "straight" / "weights.safetensors")
-    best = torch.load(tmp_path / "straight" / "checkpoints" / "best.ckpt", weights_only=True)
-    assert torch.equal(weights["output.weight"], best["state_dict"][name])
 
 
 def test_max_time_ends_with_a_validation_and_weights(root, tmp_path):
@@ -199,37 +176,6 @@ def test_without_validation_the_end_is_saved_all_the_same(root, tmp_path):
     name = "network.output.weight"
     assert not torch.equal(last["state_dict"][name], last["current_model_state"][name])  # as it was in training
     assert int(read_header(output / "weights.safetensors")["steps"]) == 3
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_goes_on_where_it_stopped(root, tmp_path, monkeypatch, number):
-    def interrupted(self, batch, batch_idx):
-        loss = training_step(self, batch, batch_idx)
-        if self.global_step == 2:
-            signal.raise_signal(number)  # in the middle of the third step
-        return loss
-
-    constant = ("--model.schedule", "constant", "--trainer.max_steps", "5")
-    main(arguments(root, tmp_path / "straight", *constant))
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    training_step = DenoisingTask.training_step
-    with monkeypatch.context() as patch:
-        patch.setattr(DenoisingTask, "training_step", interrupted)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="interrupted: stopping after this step")
-            with pytest.raises(KeyboardInterrupt):
-                main(arguments(root, tmp_path / "broken", *constant))
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
-    last = tmp_path / "broken" / "checkpoints" / "last.ckpt"
-    assert torch.load(last, weights_only=True)["global_step"] == 3
-
-    main(arguments(root, tmp_path / "broken", *constant, "--resume", "last"))
-    resumed, straight = (
-        torch.load(path, weights_only=True) for path in (last, Path(str(last).replace("broken", "straight")))
-    )
-    for part in ("current_model_state", "state_dict"):
-        for name, value in straight[part].items():
-            assert torch.equal(resumed[part][name], value), f"{part} {name}"
 
 
 def test_the_average_follows_the_task_to_its_device():
@@ -512,14 +458,12 @@ def test_every_config_trains_one_batch(config, tmp_path, rng):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(root, tmp_path):
-    def run(name, *more):
-        command = [sys.executable, "-m", "hsidenoise", "train"]
-        options = ("--trainer.max_epochs", "2", "--data.patches_per_epoch", "16", *more)
-        subprocess.run([*command, *arguments(root, tmp_path / name, *options)], check=True, timeout=300, cwd=ROOT)
-        return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
-
-    one = run("one", "--data.batch_size", "8")
-    two = run("two", "--data.batch_size", "4", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    options = ("--trainer.max_epochs", "2", "--data.patches_per_epoch", "16", "--data.batch_size")
+    main(arguments(root, tmp_path / "one", *options, "8"))
+    ddp = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+    done = child("-m", "hsidenoise", "train", *arguments(root, tmp_path / "two", *options, "4", *ddp), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("one", "two"))
     assert one["global_step"] == two["global_step"] == 4
     for name, value in one["current_model_state"].items():
         torch.testing.assert_close(two["current_model_state"][name], value, rtol=1e-4, atol=1e-5)
@@ -589,18 +533,17 @@ def test_the_gpu_script_trains_anywhere_and_goes_on(root, tmp_path):
     for name in drop[::2]:
         position = options.index(name)
         del options[position : position + 2]
-    command = ["bash", str(ROOT / "scripts" / "train_gpu.sh"), *options]
-    for steps in ("3", "2"):  # the same command again goes on
-        done = subprocess.run(
-            [*command, "--steps", steps],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "HSIDENOISE_PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""},
-        )
-        assert done.returncode == 0, done.stderr
-        assert "no CUDA device found: training on the CPU" in done.stderr
-        assert re.search(rf"run: {steps} steps, \d+ patches in .* patches/s", done.stdout)
+    main([*options, *drop, "--trainer.max_epochs", "-1", "--steps", "3"])
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "train_gpu.sh"), *options, "--steps", "2"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "HSIDENOISE_PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no CUDA device found: training on the CPU" in done.stderr
+    assert re.search(r"run: 2 steps, \d+ patches in .* patches/s", done.stdout)
     assert torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
     assert load_model(output / "weights.safetensors").bands == 6
     written = yaml.safe_load((output / "config.yaml").read_text())
