@@ -1,11 +1,8 @@
 """Which regions are chosen: the blockwise search and the pieces against torch.topk over the whole matrix."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from command_line import child
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,24 +98,21 @@ def fold(x):
     regions, mask = to_regions(x, 4, 8)
     return regions, from_regions(2 * regions, x.shape[1], x.shape[2], 4, 8), mask
 
-with {mode}():
-    compiled = torch.compile(fold, dynamic=True, fullgraph=True, backend="aot_eager")
-    with torch.fx.experimental._config.patch(use_duck_shape=False):
+for mode in (torch.no_grad, torch.enable_grad):
+    torch._dynamo.reset()
+    with mode(), torch.fx.experimental._config.patch(use_duck_shape=False):
+        compiled = torch.compile(fold, dynamic=True, fullgraph=True, backend="aot_eager")
         for size in ((2, 24, 40), (3, 64, 56), (2, 13, 22), (2, 7, 100)):
             x = torch.rand(*size, 5)
             regions, image, mask = compiled(x)
             wanted, _ = to_regions(x, 4, 8)
             assert torch.equal(regions, wanted) and torch.equal(image, 2 * x) and int(mask.sum()) == size[1] * size[2]
-print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    if mode is torch.no_grad:
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["torch.no_grad", "torch.enable_grad"])
-def test_compiled_the_same_comes_out_and_without_gradients_of_one_graph(mode):
-    root = Path(__file__).parents[3]
-    script = COMPILED.format(mode=mode)
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+def test_compiled_the_same_comes_out_and_without_gradients_of_one_graph(tmp_path):
+    done = child("-c", COMPILED, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    if mode == "torch.no_grad":
-        assert int(done.stdout) == 1
