@@ -14,4 +14,4 @@ step lint-imports
 if [[ "${1:-}" == "--static" ]]; then
     exit 0
 fi
-step python -m pytest --cov --cov-report=term:skip-covered "$@"
+step bash scripts/test.sh --cov --cov-report=term:skip-covered "$@"
