@@ -136,6 +136,7 @@ def kill():
     raise Killed
 
 
+@pytest.mark.filterwarnings("ignore:interrupted. stopping after this step")
 @pytest.mark.parametrize(("step", "number"), [(0, signal.SIGTERM), (4, signal.SIGINT), (11, signal.SIGTERM)])
 def test_a_stop_anywhere_changes_nothing(root, straight, tmp_path, monkeypatch, step, number):
     """First and last steps of epochs of five, by a signal; the step in hand is done first."""
