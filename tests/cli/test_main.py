@@ -120,16 +120,11 @@ class TestStart:
         assert (done.returncode, done.stderr) == (141, "")
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-    def test_an_answer_that_cannot_be_printed_is_one_line(self):
+    def test_an_answer_that_cannot_be_printed_is_one_line(self, tmp_path):
         with Path("/dev/full").open("wb") as full:
-            done = subprocess.run(
-                [sys.executable, "-m", "hsidenoise", "inspect", SAMPLE],
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=full,
-                stderr=subprocess.PIPE,
-            )
+            done = child("-m", "hsidenoise", "inspect", SAMPLE, cwd=tmp_path, stdout=full)
         assert done.returncode == 2
-        assert done.stderr == b"hsidenoise: error: the answer could not be printed (No space left on device)\n"
+        assert done.stderr == "hsidenoise: error: the answer could not be printed (No space left on device)\n"
 
     def test_an_interrupt_is_quiet(self, capsys, monkeypatch):
         def interrupted(options):
@@ -522,13 +517,10 @@ class TestPrinting:
         with Path("/dev/full").open("wb") as full:
             command = ("corrupt", SAMPLE, "n.mat", "--noise", "blind", "--crop", "20")
             done = self.run(*command, cwd=tmp_path, out=full, PYTHONUNBUFFERED="1")
-            answer = self.run("inspect", "n.mat", cwd=tmp_path, out=full)
         assert done.returncode == 0
         assert done.stderr.startswith(b"hsidenoise: warning: done, but the report could not be printed")
         assert done.stderr.count(b"\n") == 1
         assert names(tmp_path) == ["n.mat"]
-        assert answer.returncode == 2  # there the print is the job
-        assert refused(answer.stderr.decode())
 
     def test_a_reader_that_has_gone_does_not_end_the_job(self, weights, noisy, tmp_path):
         reading, writing = os.pipe()
