@@ -11,9 +11,10 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_a_kill_loses_nothing_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("verb", ["denoise", "corrupt", "train", "benchmark"])
+def test_a_kill_loses_nothing_and_leaves_nothing(tmp_path, verb):
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "kills.py", "--kills", "3"],
+        [sys.executable, ROOT / "tests" / "kills.py", "--kills", "3", "--verbs", verb],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -1,13 +1,17 @@
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from command_line import ROOT, child
 from torch import nn
 
 from hsidenoise.models import create_model
 from hsidenoise.models.compiled import CompiledStep
 from hsidenoise.signal.spectral_wiener import spectral_wiener
+
+ROOT = Path(__file__).parents[2]
 
 
 def loss(denoised):
@@ -16,7 +20,7 @@ def loss(denoised):
 
 # In a process of its own: the checks of annotations that pytest installs are not to be compiled.
 COMPILED = """
-import warnings
+import sys, warnings
 import torch
 from hsidenoise import create_model
 from hsidenoise.models.compiled import CompiledStep
@@ -31,7 +35,7 @@ for skip in ("wiener", "identity"):
     expected.square().mean().backward()
     gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     network.zero_grad()
-    step = CompiledStep(network, "on")
+    step = CompiledStep(network, "on", backend=sys.argv[1])
     for estimate in (None, spectral_wiener(noisy)):
         denoised = step(noisy, estimate)
         torch.testing.assert_close(denoised, expected, rtol=1e-3, atol=1e-5)
@@ -41,16 +45,16 @@ for skip in ("wiener", "identity"):
             torch.testing.assert_close(p.grad, gradients.pop(name), rtol=1e-2, atol=1e-5)
     assert step.compiled and not gradients
     assert step(torch.rand(1, 4, 12, 16)).shape == (1, 4, 12, 16)  # fewer bands
-    measured = CompiledStep(network, "auto", passes=2)
+    measured = CompiledStep(network, "auto", backend=sys.argv[1], passes=2)
     measured.measure(lambda denoised: denoised.square().mean(), noisy)
     assert measured.seconds.keys() == {"plain", "compiled"}
     assert measured.compiled == (measured.seconds["compiled"] < measured.seconds["plain"])
 """
 
 
-@pytest.mark.slow
-def test_compiled_gives_what_the_network_gives():
-    done = child("-c", COMPILED, cwd=ROOT)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_gives_what_the_network_gives(backend):
+    done = subprocess.run([sys.executable, "-c", COMPILED, backend], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
