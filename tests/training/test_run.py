@@ -458,14 +458,12 @@ def test_every_config_trains_one_batch(config, tmp_path, rng):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(root, tmp_path):
-    def run(name, *more):
-        options = ("--trainer.max_epochs", "2", "--data.patches_per_epoch", "16", *more)
-        done = child("-m", "hsidenoise", "train", *arguments(root, tmp_path / name, *options), cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-        return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
-
-    one = run("one", "--data.batch_size", "8")
-    two = run("two", "--data.batch_size", "4", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    options = ("--trainer.max_epochs", "2", "--data.patches_per_epoch", "16", "--data.batch_size")
+    main(arguments(root, tmp_path / "one", *options, "8"))
+    ddp = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+    done = child("-m", "hsidenoise", "train", *arguments(root, tmp_path / "two", *options, "4", *ddp), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("one", "two"))
     assert one["global_step"] == two["global_step"] == 4
     for name, value in one["current_model_state"].items():
         torch.testing.assert_close(two["current_model_state"][name], value, rtol=1e-4, atol=1e-5)
