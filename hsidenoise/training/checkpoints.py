@@ -244,6 +244,16 @@ def seconds_spent(checkpoint: Mapping[str, Any] | None) -> float:
     return float(timer.get("time_elapsed", {}).get("train", 0.0))
 
 
+def epochs_done(checkpoint: Mapping[str, Any]) -> int:
+    """Epochs that a checkpoint's run has ended so far, as Lightning counts those of ``max_epochs``.
+
+    Example:
+        >>> epochs_done({"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 3}}}}})
+        3
+    """
+    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+
 def changed_options(
     checkpoint: Mapping[str, Any], model: Mapping[str, Any], data: Mapping[str, Any], *, path: str | Path
 ) -> list[str]:

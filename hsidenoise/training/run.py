@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import re
 import sys
 import threading
 import warnings
@@ -41,6 +42,7 @@ from hsidenoise.training.checkpoints import (
     BestCheckpoint,
     LastCheckpoint,
     changed_options,
+    epochs_done,
     find_checkpoint,
     read_checkpoint,
     seconds_spent,
@@ -58,6 +60,7 @@ _OLD = {
     "data.noise_on": None,
 }
 
+_OWNER = re.compile(r"process \d+( on |$)")  # what a lock holds; a file that holds something else is somebody's
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -158,10 +161,16 @@ class TrainCLI(LightningCLI):
         """Warn if the run is resumed with other options than it had.
 
         Raises:
-            ValueError: If the network is another one.
+            ValueError: If the network is another one, or the run has already had more epochs than it may.
         """
         if self.checkpoint is None or self.resumed is None:
             return
+        epochs, most = epochs_done(self.checkpoint), self.trainer.max_epochs
+        if most is not None and 0 <= most < epochs:
+            raise ValueError(
+                f"{self.resumed}: {epochs} epochs are trained, more than --trainer.max_epochs {most}: raise it to go "
+                "on, or train anew in another folder (--output)"
+            )
         changes = changed_options(self.checkpoint, self.model.hparams, self.datamodule.hparams, path=self.resumed)
         if changes:
             rank_zero_warn(f"resumed with other options than the run had: {'; '.join(changes)}")
@@ -172,10 +181,10 @@ def _as_list(value: Any) -> list[Any]:
 
 
 @rank_zero_only
-def _report(cli: TrainCLI) -> None:
+def _report(cli: TrainCLI, *, failed: bool) -> None:
     if cli.speed.steps:
         print(f"{cli.output}: {cli.speed.sentence()}")
-    elif cli.resumed is not None:
+    elif cli.resumed is not None and not failed:
         print(f"{cli.output}: nothing left to do; raise --trainer.max_steps, max_epochs or max_time to go on")
 
 
@@ -232,8 +241,10 @@ def main(args: list[str]) -> None:
             # another training may have had the folder while this one came up
             if find_checkpoint(cli.output / "checkpoints", cli.config["resume"]) != cli.resumed:
                 raise ValueError(f"{cli.output}: another training has just ended here: give the command once more")
+            failed = True
             try:
                 cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.resumed, weights_only=True)
+                failed = False
             except SIGTERMException as stop:  # would end the program as if all were well
                 raise KeyboardInterrupt from stop
             except (OSError, RuntimeError) as error:
@@ -242,8 +253,10 @@ def main(args: list[str]) -> None:
                 last = cli.output / "checkpoints" / LAST
                 kept = f"{last} is whole: make room and go on with --resume last" if last.exists() else "make room"
                 raise OSError(f"{cli.output}: training has stopped, the disk is full ({reason}); {kept}") from error
+            except MisconfigurationException as error:
+                raise ValueError(f"{cli.output}: --trainer: {' '.join(str(error).split())}") from error
             finally:
-                _report(cli)
+                _report(cli, failed=failed)
 
 
 @contextmanager
@@ -255,17 +268,25 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+b", buffering=0) as file:
+    path = folder / ".lock"
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError(f"{path}: is no regular file, as the lock of a run is: remove it, or name another folder")
+    # a link that comes in between is not followed, a pipe not waited for
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(path, "a+b", buffering=0, opener=lambda name, _: os.open(name, flags, 0o666)) as file:
+        file.seek(0)
+        said = file.read(200).decode(errors="replace")
+        ours = not said or _OWNER.match(said)
         try:
             # the other processes of a run come with the first
             if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by worker processes
                 with suppress(OSError):  # only said to others; a full disk is told when the run writes
-                    file.truncate(0)
-                    file.write(f"process {os.getpid()} on {platform.node()}".encode())
+                    if ours:
+                        file.truncate(0)
+                        file.write(f"process {os.getpid()} on {platform.node()}".encode())
         except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
-            owner = "".join(filter(str.isprintable, file.read(200).decode(errors="replace"))) or "another process"
+            owner = "".join(filter(str.isprintable, said)) if said and ours else "another process"
             raise ValueError(f"{folder}: {owner} trains here: let it end, or name another folder (--output)") from error
         except OSError as error:
             rank_zero_warn(f"{folder}: cannot be locked ({error.strerror}): let no other training run in it")

@@ -260,6 +260,34 @@ def test_last_without_a_run_is_an_error_and_auto_starts(root, tmp_path):
     assert state(tmp_path / "run")["global_step"] == 1
 
 
+def test_fewer_epochs_than_are_trained_are_refused_before_anything_is_written(root, straight, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(straight, output)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"last\.ckpt: 2 epochs are trained, more than --trainer\.max_epochs 1: raise"):
+        main(arguments(root, output, "--resume", "last", "--trainer.max_epochs", "1"))
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    main(arguments(root, output, "--resume", "last", "--trainer.max_epochs", "3"))
+    assert state(output)["global_step"] == 15
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "other"])
+def test_a_lock_that_is_not_the_runs_own_is_left_as_it_is(root, straight, tmp_path, kind):
+    output, precious, lock = tmp_path / "run", tmp_path / "precious.txt", tmp_path / "run" / ".lock"
+    shutil.copytree(straight, output)
+    lock.unlink()
+    precious.write_text("mine")
+    make = {"link": lambda: lock.symlink_to(precious), "pipe": lambda: os.mkfifo(lock), "folder": lock.mkdir}
+    make.get(kind, lambda: os.link(precious, lock))()
+    run = arguments(root, output, "--trainer.max_steps", "14", "--resume", "last")
+    if kind == "other":
+        main(run)
+    else:
+        with pytest.raises(ValueError, match=r"\.lock: is no regular file.*remove it"):
+            main(run)
+    assert precious.read_text() == "mine"
+
+
 def test_a_run_moved_to_another_folder_goes_on_and_knows_its_best(root, straight, tmp_path):
     options = ("--trainer.max_steps", "13")
     main(arguments(root, tmp_path / "here", *options, "--steps", "7"))
@@ -335,6 +363,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_harms_nothing(root, straight, tm
     command = json.dumps([(limit, arguments(root, output, *options)) for limit, output in runs.items()])
     done = child("-c", LIMITED, command, cwd=ROOT)
     assert "Traceback" not in done.stderr
+    assert "nothing left to do" not in done.stdout
     said = done.stderr.split("status 2\n")
     assert (len(said), said[-1]) == (1 + len(runs), ""), done.stderr
     for (limit, output), message in zip(runs.items(), said[:-1], strict=True):
