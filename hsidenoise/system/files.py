@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import secrets
 import shutil
 import stat
@@ -22,6 +23,7 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
 _MARK, _PART = ".hsidenoise-", ".part"
+_OURS = re.compile(rf"{re.escape(_MARK)}([0-9a-f]{{8}})-([0-9]+)-([0-9]*)-[0-9a-f]{{8}}{re.escape(_PART)}", re.ASCII)
 
 #: A temporary file whose process cannot be asked for (another machine's, on a shared folder) is left for this long.
 _FORGOTTEN = 86400.0  # seconds since it was last written to; a write takes minutes
@@ -179,16 +181,18 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed runs of this user left in a folder.
+    """Remove the temporary files that killed runs of this user left in a folder, by the whole of their names.
 
     Left alone: those of a process that runs, of another user, and, for a day after they were last written to, those of
     a process that cannot be asked for: on another machine, in another container, or before a restart.
     """
     with suppress(OSError):
-        for path in [path for path in folder.iterdir() if path.name.startswith(_MARK) and path.suffix == _PART]:
+        for path in list(folder.iterdir()):
+            if (whose := _OURS.fullmatch(path.name)) is None:
+                continue
             with suppress(OSError):
                 about = path.lstat()
-                if about.st_uid == _user() and _is_left(path.name, about.st_mtime):
+                if about.st_uid == _user() and _is_left(*whose.groups(), about.st_mtime):
                     _remove(path)
 
 
@@ -268,13 +272,11 @@ def _temporary(folder: Path) -> Path:
     return folder / f"{_MARK}{whose}-{secrets.token_hex(4)}{_PART}"
 
 
-def _is_left(name: str, written: float) -> bool:
-    """Whether nobody will finish a temporary file of that name, last written to at that time."""
-    place, _, rest = name.removeprefix(_MARK).removesuffix(_PART).partition("-")
-    number, _, rest = rest.partition("-")
-    if place == _place() and number.isdigit() and os.name == "posix":
+def _is_left(place: str, number: str, started: str, written: float) -> bool:
+    """Whether nobody will finish the temporary file of a process, last written to at that time."""
+    if place == _place() and os.name == "posix":
         runs, start = _process(int(number))
-        return not runs or start not in (rest.partition("-")[0], "")  # another process has got its number since
+        return not runs or start not in (started, "")  # another process has got its number since
     return time.time() - written > _FORGOTTEN
 
 
