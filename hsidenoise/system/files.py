@@ -192,7 +192,7 @@ def remove_leftovers(folder: Path) -> None:
                 continue
             with suppress(OSError):
                 about = path.lstat()
-                if about.st_uid == _user() and _is_left(*whose.groups(), about.st_mtime):
+                if about.st_uid == _user() and _is_left(whose, about.st_mtime):
                     _remove(path)
 
 
@@ -272,8 +272,9 @@ def _temporary(folder: Path) -> Path:
     return folder / f"{_MARK}{whose}-{secrets.token_hex(4)}{_PART}"
 
 
-def _is_left(place: str, number: str, started: str, written: float) -> bool:
-    """Whether nobody will finish the temporary file of a process, last written to at that time."""
+def _is_left(whose: re.Match[str], written: float) -> bool:
+    """Whether nobody will finish a temporary file of that name, last written to at that time."""
+    place, number, started = whose.groups()
     if place == _place() and os.name == "posix":
         runs, start = _process(int(number))
         return not runs or start not in (started, "")  # another process has got its number since
