@@ -19,6 +19,7 @@ from typing import TextIO
 
 from hsidenoise import __version__
 from hsidenoise.cli.shared import Parser
+from hsidenoise.system.options import plain
 
 VERBS = (
     "denoise", "inspect", "corrupt", "make-noisy-set", "evaluate", "benchmark", "train", "weights", "export",
@@ -97,10 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             if not is_out_of_memory(error):
                 raise
-            print(
-                f"hsidenoise: error: not enough memory ({_one_line(error)}): close other programs, allow this one "
-                "more, or take a smaller cube",
-                file=sys.stderr,
+            _complain(
+                f"error: not enough memory ({_one_line(error)}): close other programs, allow this one more, or take a "
+                "smaller cube"
             )
             return 2
 
@@ -142,10 +142,10 @@ def _printed_at_the_end(*, needed: bool) -> Iterator[None]:
             yield
     except BaseException:
         with contextlib.suppress(OSError):
-            print(said.getvalue(), end="", flush=True)
+            print(plain(said.getvalue()), end="", flush=True)
         raise
     try:
-        print(said.getvalue(), end="", flush=True)
+        print(plain(said.getvalue()), end="", flush=True)
     except OSError as error:
         _print_no_more()
         if needed and not isinstance(error, BrokenPipeError):
@@ -164,7 +164,7 @@ def _print_no_more() -> None:
 
 def _complain(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(f"hsidenoise: {text}", file=sys.stderr)
+        print(f"hsidenoise: {plain(text)}", file=sys.stderr)
 
 
 def _one_line(error: BaseException) -> str:

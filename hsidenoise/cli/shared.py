@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from hsidenoise.system.options import REQUIRED, did_you_mean, in_range, said
+from hsidenoise.system.options import REQUIRED, did_you_mean, in_range, plain, said
 
 if TYPE_CHECKING:
     from hsidenoise.data.io import Cube
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end."""
-        print(f"hsidenoise: error: {message} (see `{self.prog} --help`)", file=sys.stderr)
+        print(f"hsidenoise: error: {plain(message)} (see `{self.prog} --help`)", file=sys.stderr)
         raise SystemExit(2)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

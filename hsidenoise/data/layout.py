@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Shaped
 
+from hsidenoise.system.options import plain
+
 #: Names under which cubes are published, in lower case (ICVL, Pavia, Indian Pines and the other sets in common use).
 KNOWN_KEYS = frozenset(
     {"rad", "cube", "data", "gt", "clean", "ref", "truth", "img", "image", "hsi", "input", "noisy", "output"}
@@ -132,13 +134,13 @@ def times(shape: Sequence[int]) -> str:
 
 
 def printable(name: str) -> str:
-    r"""A name out of a file as it may be shown: without what moves a terminal's cursor, and not longer than a line.
+    r"""A name out of a file as it may be shown: :func:`~hsidenoise.system.options.plain`, and not longer than a line.
 
     Example:
-        >>> printable("cube\x1b[2J")
-        'cube?[2J'
+        >>> printable("cube\x1b[2J\n")
+        'cube?[2J?'
     """
-    text = "".join(letter if letter.isprintable() else "?" for letter in name[: _LONGEST + 1])
+    text = plain(name[: _LONGEST + 1]).replace("\n", "?")
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
 

@@ -261,3 +261,13 @@ def _described(field: dataclasses.Field[Any], of: str) -> list[str]:
     bound += f" to {most}" * (most is not None)
     text = f"{field.name} ({of}{bound}, default {field.default!r}): {field.metadata['help']}."
     return textwrap.wrap(text, 120, initial_indent=" " * 12, subsequent_indent=" " * 16)
+
+
+def plain(text: str) -> str:
+    r"""Text as a terminal may be given it: names out of files can hold what moves its cursor or renames its window.
+
+    Example:
+        >>> plain("cube\x1b[2J\n")
+        'cube?[2J\n'
+    """
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)

@@ -34,6 +34,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hsidenoise.system.files import check_no_pipe, packaged, write_text
+from hsidenoise.system.options import plain
 from hsidenoise.system.yaml_text import MISFITS, check_yaml
 from hsidenoise.training.callbacks import AverageWeights, Part, Pictures, Speed
 from hsidenoise.training.checkpoints import (
@@ -183,9 +184,11 @@ def _as_list(value: Any) -> list[Any]:
 @rank_zero_only
 def _report(cli: TrainCLI, *, failed: bool) -> None:
     if cli.speed.steps:
-        print(f"{cli.output}: {cli.speed.sentence()}")
+        print(f"{plain(str(cli.output))}: {cli.speed.sentence()}")
     elif cli.resumed is not None and not failed:
-        print(f"{cli.output}: nothing left to do; raise --trainer.max_steps, max_epochs or max_time to go on")
+        print(
+            f"{plain(str(cli.output))}: nothing left to do; raise --trainer.max_steps, max_epochs or max_time to go on"
+        )
 
 
 def run_folder(config: Mapping[str, Any] | Namespace) -> Path:
@@ -286,7 +289,7 @@ def _alone(folder: Path) -> Iterator[None]:
                         file.truncate(0)
                         file.write(f"process {os.getpid()} on {platform.node()}".encode())
         except (BlockingIOError, PermissionError) as error:
-            owner = "".join(filter(str.isprintable, said)) if said and ours else "another process"
+            owner = plain(said) if said and ours else "another process"
             raise ValueError(f"{folder}: {owner} trains here: let it end, or name another folder (--output)") from error
         except OSError as error:
             rank_zero_warn(f"{folder}: cannot be locked ({error.strerror}): let no other training run in it")
@@ -328,7 +331,7 @@ def _renamed(option: str, value: Any) -> tuple[str, Any] | None:
     name, added = f"{option.partition('.')[0]}.{new[0]}", new[1]
     if added and str(value).isdecimal():
         value = int(value) + added
-    print(f"hsidenoise: hint: {option} is {name} {value}", file=sys.stderr)
+    print(f"hsidenoise: hint: {option} is {name} {plain(str(value))}", file=sys.stderr)
     return name, value
 
 

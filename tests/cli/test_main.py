@@ -4,12 +4,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import scipy.io
 import torch
 from command_line import ENVIRONMENT, ROOT, call, child, refused, run
@@ -21,7 +23,7 @@ from hsidenoise.data.png import save_bands
 from hsidenoise.metrics.protocols import PROTOCOLS
 from hsidenoise.models import create_model
 from hsidenoise.models.shipped import WEIGHTS
-from hsidenoise.models.weights import save_weights
+from hsidenoise.models.weights import read_header, save_weights
 from hsidenoise.noise.cases import NOISE_CASES, corrupt
 
 SAMPLE = ROOT / "data" / "samples" / "superballs.mat"
@@ -511,6 +513,26 @@ class TestPrinting:
         failed = self.run("inspect", folder / "m.mat", cwd=tmp_path, PYTHONIOENCODING="cp1252:strict")
         assert failed.returncode == 2
         assert rb"no such file" in failed.stderr
+
+    def test_nothing_that_a_file_says_moves_the_cursor(self, tmp_path, weights, noisy):
+        name = "a\x1b[31m\x9b2J\u202e.mat"
+        shutil.copy(noisy, tmp_path / name)
+        header = read_header(weights) | {"model": "\x1b[31mx", "summary": "\x1b]0;gone\x07"}
+        header.pop("parameters")
+        safetensors.torch.save_file(safetensors.torch.load_file(weights), tmp_path / "w\x1b[2J", header)
+        for status, *words in (
+            (0, "inspect", name),
+            (0, "denoise", name, "-o", "b\x1b[2J.mat", "--method", "pca"),
+            (2, "denoise", name, "-o", "c.mat", "--weights", "w\x1b[2J"),
+            (2, "inspect", f"none{name}"),
+            (2, "inspect", name, "--\x1b[2J"),
+            (2, "train", "--model.passes", "\x1b[2J"),
+        ):
+            done = run(*words, cwd=tmp_path)
+            assert (done.returncode, printed := done.stdout + done.stderr)[0] == status, printed
+            assert not [letter for letter in printed if not letter.isprintable() and letter != "\n"], printed
+        found = json.loads(run("inspect", name, "--json", cwd=tmp_path).stdout)
+        assert found["file"] == name
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
     def test_a_report_that_cannot_be_printed(self, tmp_path):
