@@ -21,7 +21,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "num_blocks": (0, 64),
     "num_refinement_blocks": (0, 64),
     "heads": (1, 256),
-    "region_size": (1, 1024),
+    "region_size": (1, 64),  # the cost grows with its square, also where the image is smaller
     "topk": (1, 4096),
     "expansion": (0.001, 16.0),
     "wiener_rounds": (0, 64),
