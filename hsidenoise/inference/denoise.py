@@ -22,9 +22,9 @@ from hsidenoise.inference.network import Ensemble, Model, OnnxNetwork, choose_mo
 from hsidenoise.inference.options import DenoiseOptions
 from hsidenoise.inference.tiles import run_tiles
 from hsidenoise.models.compiled import Compiled
-from hsidenoise.signal.mask import find_extremes
+from hsidenoise.signal.mask import find_extremes, spans
 from hsidenoise.signal.pilot_filter import repeat_pilot_filter
-from hsidenoise.signal.scaling import Scaling, fit_scaling, floating
+from hsidenoise.signal.scaling import Scaling, fit_scaling, floating, level_offsets
 from hsidenoise.signal.tiling import Tiling, tile_size
 from hsidenoise.system.machine import find_precision, free_memory, in_use
 from hsidenoise.system.options import takes_options, with_changes
@@ -245,12 +245,19 @@ def _as_cube(noisy: Shaped[np.ndarray, "*axes"] | Shaped[torch.Tensor, "*axes"])
         raise ValueError(f"a cube holds integers or floating-point numbers, this array holds {values.dtype}")
     if values.size == 0:
         raise ValueError(f"the cube is empty, its shape is {values.shape} (bands, height, width)")
+    if values.dtype.kind in "iu" and values.itemsize == 8 and abs(float(np.median(values))) > 2.0**53:
+        raise ValueError(
+            f"integers about {float(np.median(values)):.4g} are not told apart in double precision; "
+            "subtract an offset from the cube first"
+        )
     return values
 
 
-def _denoise(noisy: np.ndarray, model: Model | None, options: DenoiseOptions) -> _Run:
+def _denoise(noisy: np.ndarray, model: Model | None, options: DenoiseOptions, *, level: bool = False) -> _Run:
     """Everything that :func:`denoise` and :func:`denoise_file` share."""
     mirrorings(options.ensemble)  # refused before anything is read or loaded
+    if not level and options.normalize == "auto" and (offsets := level_offsets(noisy)).any():
+        return _denoise_level(noisy, offsets, model, options)
     extremes = find_extremes(noisy)
     scaling = fit_scaling(noisy, options.normalize, extremes)
     size, overlap = tile_size(noisy.shape[1], noisy.shape[2], options.tile, options.overlap)
@@ -319,6 +326,26 @@ def _denoise(noisy: np.ndarray, model: Model | None, options: DenoiseOptions) ->
     hidden = scaling.hides(noisy)
     values[hidden] = noisy[hidden]
     return _Run(values, scaling, tiling, rounds, place, tuple(notes))
+
+
+def _denoise_level(noisy: np.ndarray, offsets: np.ndarray, model: Model | None, options: DenoiseOptions) -> _Run:
+    """Denoise a cube without the offsets of some of its bands, which come back at the end."""
+    exact = floating(noisy.dtype)
+    level = np.empty(noisy.shape, exact)
+    for band, target, offset in zip(noisy, level, offsets, strict=True):
+        target[...] = band.astype(np.float64) - offset
+    far = np.flatnonzero(offsets).tolist()
+    text = (
+        f"band{'s' * (len(far) != 1)} {spans(far)}: more than a hundred times as far from the other bands as "
+        "their own values are from each other; denoised without that offset, which is added at the end"
+    )
+    warnings.warn(text, RuntimeWarning, stacklevel=4)
+    run = _denoise(level, model, options, level=True)
+    hidden = run.scaling.hides(level)
+    for band, offset in zip(run.values, offsets, strict=True):
+        band[...] = band.astype(np.float64) + offset
+    run.values[hidden] = noisy[hidden]
+    return dataclasses.replace(run, warnings=(text, *run.warnings))
 
 
 def _tiling(shape: tuple[int, ...], bands: int, tile: tuple[int, int], overlap: int) -> Tiling:

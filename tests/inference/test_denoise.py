@@ -181,6 +181,24 @@ def test_every_real_dtype(dtype):
 
 
 @pytest.mark.parametrize(
+    ("offsets", "named"), [(1e4 * np.arange(9), "bands 0-3, 5-8: "), (1e7 * (np.arange(9) == 4), "band 4: ")]
+)
+def test_bands_of_far_levels_are_denoised_as_without_them_and_named(offsets, named):
+    rows, columns = np.mgrid[:24, :28]
+    clean = np.stack([np.sin(rows / 7) * np.cos(columns / 9) * (0.5 + 0.05 * band) for band in range(9)])
+    noisy = clean + np.random.default_rng(0).normal(0, 0.05, clean.shape)
+    usual = np.sqrt(np.mean((denoise(noisy, "hcanet-bra-small") - clean) ** 2, axis=(1, 2)))
+    with pytest.warns(RuntimeWarning, match=f"^{named}.*without that offset"):
+        far = denoise(noisy + offsets[:, None, None], "hcanet-bra-small") - offsets[:, None, None]
+    assert np.sqrt(np.mean((far - clean) ** 2, axis=(1, 2))).max() < 1.5 * usual.max() < 0.05
+
+
+def test_integers_that_no_float_tells_apart_are_refused():
+    with pytest.raises(ValueError, match="subtract an offset"):
+        denoise(np.arange(5 * 6 * 7).reshape(5, 6, 7) + 2**60, Identity(5))
+
+
+@pytest.mark.parametrize(
     ("dtype", "offset"), [("float64", 1e6), ("float64", -1e9), ("int32", 2**30), ("uint32", 2**31)]
 )
 def test_a_large_offset_costs_no_digits_in_arrays_and_files(dtype, offset, tmp_path):
