@@ -1,7 +1,8 @@
 """Export of a network to ONNX: one file that other programs run, for cubes of any height, width and number.
 
-What is learnt is exported. HCANetBRA's spectral Wiener estimate rests on eigen-decompositions, which ONNX does not
-have; its five parts are inputs of the file (``OnnxNetwork`` computes them). A file is only written if ONNX Runtime
+What is learnt is exported. What a network starts from beside, such as HCANetBRA's spectral Wiener estimate, rests on
+eigen-decompositions, which ONNX does not have; its parts are inputs of the file (``OnnxNetwork`` computes them). A file
+is only written if ONNX Runtime
 gives what PyTorch gives, at sizes that the export has not seen.
 
 A network that halves its image twice is followed through the exporter for heights and widths that are multiples of 4:
@@ -25,7 +26,8 @@ from torch import Tensor, nn
 
 from hsidenoise.inference.network import ESTIMATE_INPUTS, FORMAT, OnnxNetwork, traits_of
 from hsidenoise.inference.options import OPSET
-from hsidenoise.models.hcanet_bra import HCANetBRA
+from hsidenoise.models.hcanet_bra import HCANetBRA, MixingUNet
+from hsidenoise.models.hcanet_bra_planes import PLANE_INPUTS, HCANetBRAPlanes
 from hsidenoise.models.registry import MODELS
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS
 from hsidenoise.models.weights import load_model, read_header
@@ -41,6 +43,7 @@ CHECKED_SIZES = ((1, 37, 50), (2, 64, 41), (3, 5, 9))
 """Batch, height and width at which a file is checked: others than the traced one."""
 
 _LARGEST = 2**14
+_SOME_BANDS = 7  # at which a network of any number is checked
 
 MULTIPLE = 4
 """Heights and widths of the graph proper are multiples of this."""
@@ -107,8 +110,9 @@ def export_onnx(
 
     HCANet has one input, ``noisy``, of as many bands as the network. HCANetBRA takes any number of bands from two to
     its own. With ``skip="identity"`` it has the same one input; with ``skip="wiener"`` it has five, the parts of
-    ``network.estimate(noisy)``: ``repaired``, ``plain``, ``robust``, ``column`` and ``sigma``. The output is
-    ``denoised``.
+    ``network.estimate(noisy)``: ``repaired``, ``plain``, ``robust``, ``column`` and ``sigma``.
+    HCANetBRAPlanes, for any number of bands, has three of those of its ``estimate(noisy)``: ``planes``, ``doubts`` and
+    ``spread``. The output is ``denoised``; that of HCANetBRAPlanes is what is missing in its planes.
 
     Exporting takes a minute or several: all sizes are followed as symbols through the network.
 
@@ -182,7 +186,7 @@ def _trace(network: nn.Module, opset: int) -> onnx.ModelProto:
     """The graph for heights and widths that are multiples of 4."""
     from torch.export import Dim
 
-    bands = int(network.bands)  # type: ignore[arg-type]
+    bands = traits_of(network).bands or 1
     # More than one region on every level: of a size that may be one, tracing does not know whether to broadcast it. The
     # graph does, and small images are among those that are compared.
     config: Any = network.config
@@ -215,12 +219,13 @@ def _trace(network: nn.Module, opset: int) -> onnx.ModelProto:
 class _Learnt(nn.Module):
     """What is learnt of a network, as a module of its own."""
 
-    def __init__(self, network: nn.Module, refines: bool) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.refines = network, refines
+        self.network = network
+        self.learnt = network.learnt if isinstance(network, MixingUNet) else "forward"
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        denoised: Tensor = self.network.refine(*inputs) if self.refines else self.network(*inputs)  # type: ignore[operator]
+        denoised: Tensor = getattr(self.network, self.learnt)(*inputs)
         return denoised
 
 
@@ -229,8 +234,12 @@ def _learnt(network: nn.Module, noisy: Tensor) -> tuple[nn.Module, dict[str, Ten
     if isinstance(network, HCANetBRA) and network.skip == "wiener":
         # copies: one tensor given twice would be one input
         cubes = (noisy, noisy.clone(), noisy.clone(), noisy.clone(), torch.full(noisy.shape[:2], 0.1))
-        return _Learnt(network, True), dict(zip(ESTIMATE_INPUTS, cubes, strict=True))
-    return _Learnt(network, False), {"noisy": noisy}
+        return _Learnt(network), dict(zip(ESTIMATE_INPUTS, cubes, strict=True))
+    if isinstance(network, HCANetBRAPlanes):
+        (batch, _, *size), planes = noisy.shape, network.planes
+        images = torch.rand(batch, 4 * planes, *size), torch.rand(batch, 2, *size)
+        return _Learnt(network), dict(zip(PLANE_INPUTS, (*images, 1 + torch.rand(batch, planes)), strict=True))
+    return _Learnt(network), {"noisy": noisy}
 
 
 def _axes(item: onnx.ValueInfoProto) -> tuple[str, ...]:
@@ -245,11 +254,13 @@ def _describe(proto: onnx.ModelProto, network: nn.Module, name: str, header: dic
 
     from onnx import helper
 
-    estimate = "wiener" if len(proto.graph.input) > 1 else "none"
     cubes = "cubes (batch, bands, height, width) scaled to about [0, 1]"
-    inputs = f"noisy: {cubes}"
-    if estimate == "wiener":
-        config: Any = network.config
+    inputs, output = f"noisy: {cubes}", "denoised: cubes of the size and in the unit of the first input"
+    config: Any = network.config
+    if isinstance(network, HCANetBRAPlanes):
+        inputs = f"{', '.join(PLANE_INPUTS)}: parts of hsidenoise's estimate_planes of cubes, planes={network.planes}"
+        output = "denoised: what is missing in the planes, in units of the noise"
+    elif len(proto.graph.input) > 1:
         settings = f"rounds={config['wiener_rounds']}, overlap={config['wiener_overlap']:g}"
         inputs = (
             f"{', '.join(ESTIMATE_INPUTS)}: the parts of hsidenoise's spectral_wiener(noisy, {settings}) of {cubes}"
@@ -259,13 +270,13 @@ def _describe(proto: onnx.ModelProto, network: nn.Module, name: str, header: dic
         "format": FORMAT,
         "version": version("hsidenoise"),
         "model": name,
-        "config": json.dumps(network.config),
-        "bands": str(traits.bands),
+        "config": json.dumps(config),
+        "bands": json.dumps(traits.bands),
         "mirrors_bands": json.dumps(traits.mirrors_bands),
         "pilot_rounds": json.dumps(traits.pilot_rounds),
         "tile": json.dumps(traits.tile),
         "inputs": inputs,
-        "output": "denoised: cubes of the size and in the unit of the first input",
+        "output": output,
         "weights": json.dumps(header),
     }
     helper.set_model_props(proto, facts)
@@ -279,7 +290,7 @@ def _compare(network: nn.Module, path: Path) -> tuple[float, tuple[tuple[int, in
     generator = torch.Generator().manual_seed(0)
     error, checked = 0.0, []
     for batch, height, width in CHECKED_SIZES:
-        bands = exported.bands
+        bands = exported.bands or _SOME_BANDS
         if exported.mirrors_bands and batch == 1:
             bands = -(-bands // 2)
         # smooth along the bands, as spectra are: of mere noise the spectral estimate leaves next to nothing

@@ -35,6 +35,7 @@ WEIGHTS = "weights:"
 """What the name of a method starts with that is a network: ``weights:NAME`` or ``weights:FILE``."""
 
 COUNTED = 128
+_COUNTED_BANDS = 31  # of a network of any number
 """Side in pixels of the image whose operations are counted; the networks' cost is linear in the pixels."""
 
 #: Options of :func:`hsidenoise.denoise` that a table may set for a network: all that its answer depends on.
@@ -212,7 +213,7 @@ class Network(Method):
             return None
         network, _ = choose_model(self.file, "cpu")
         cube = torch.rand(
-            1, traits_of(network).bands or 1, COUNTED, COUNTED, generator=torch.Generator().manual_seed(0)
+            1, traits_of(network).bands or _COUNTED_BANDS, COUNTED, COUNTED, generator=torch.Generator().manual_seed(0)
         )
         with torch.inference_mode():
             count = count_operations(lambda: network(cube))

@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hsidenoise.models.hcanet_bra import HCANetBRA
+from hsidenoise.models.hcanet_bra_planes import PLANE_INPUTS, corrected, plane_inputs
 from hsidenoise.models.registry import check_config
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS
 from hsidenoise.models.weights import asked_of, load_model, read_json
+from hsidenoise.signal.planes import PlaneStages, denoise_by_planes
 from hsidenoise.signal.spectral_wiener import OVERLAP, ROUNDS, spectral_wiener
 from hsidenoise.system.machine import find_device, home, is_out_of_memory
 from hsidenoise.system.options import EnsembleSize, Precision
@@ -136,8 +138,8 @@ def name_of(model: Model | None) -> str:
 class OnnxNetwork(nn.Module):
     """An exported network that :func:`hsidenoise.denoise` takes like any other.
 
-    The spectral Wiener estimate, if the network starts from one, is computed in front by PyTorch: ONNX has no
-    eigen-decomposition. The network runs in float32.
+    What a network does not learn but starts from is computed by PyTorch: ONNX has no eigen-decomposition. The network
+    runs in float32.
 
     Args:
         path: File that :func:`hsidenoise.inference.export.export_onnx` wrote.
@@ -145,7 +147,7 @@ class OnnxNetwork(nn.Module):
         device: Where to run. If None, a GPU if ONNX Runtime can use one, else the CPU.
 
     Attributes:
-        bands: Bands that the network takes at once.
+        bands: Bands that the network takes at once; None for any number.
         mirrors_bands: Whether it takes fewer as they are.
         pilot_rounds: Rounds of the pilot filter that its weights ask for; 0 if the file does not say.
         tile: Side of the tiles that it takes by default, if its weights say so.
@@ -178,18 +180,20 @@ class OnnxNetwork(nn.Module):
             raise ValueError(f"{path}: an ONNX file, but not of hsidenoise; write one with `hsidenoise export`")
         try:
             asked = asked_of(self.metadata)
-            self.bands = read_json(self.metadata, "bands", int)
+            any_number = self.metadata.get("bands") == "null"
+            self.bands = None if any_number else read_json(self.metadata, "bands", int)
             self.mirrors_bands = read_json(self.metadata, "mirrors_bands", bool)
             config = read_json({"config": "{}", **self.metadata}, "config", dict)
-            check_config({**config, "bands": self.bands})
+            check_config(config if self.bands is None else {**config, "bands": self.bands})
         except ValueError as error:
             raise ValueError(f"{path}: its metadata are not those of an export: {error}; export it again") from error
         self.pilot_rounds = asked.get("pilot_rounds", 0)
         self.tile = asked.get("tile")
         names = tuple(item.name for item in self._session.get_inputs())
-        if names not in (("noisy",), ESTIMATE_INPUTS):
+        if names not in (("noisy",), ESTIMATE_INPUTS, PLANE_INPUTS) or (names == PLANE_INPUTS) != (self.bands is None):
             raise ValueError(f"{path}: its inputs are {', '.join(names)}, not those of an export; export it again")
         self._estimates = names == ESTIMATE_INPUTS
+        self._planes = config.get("planes", 0)
         self._estimate_options = (config.get("wiener_rounds", ROUNDS), config.get("wiener_overlap", OVERLAP))
 
     def forward(self, noisy: Float[Tensor, "batch given height width"]) -> Float[Tensor, "batch given height width"]:
@@ -201,6 +205,9 @@ class OnnxNetwork(nn.Module):
         Raises:
             ValueError: If the network does not take this number of bands.
         """
+        if self.bands is None:
+            found = [denoise_by_planes(cube.float().cpu(), improve=self._improve).denoised for cube in noisy]
+            return torch.stack(found).to(noisy.device)
         given = noisy.shape[1]
         if given > self.bands or (given < self.bands and not self.mirrors_bands):
             raise ValueError(f"cubes of {given} bands do not go through {self.path}, a network of {self.bands} bands")
@@ -209,16 +216,24 @@ class OnnxNetwork(nn.Module):
         if given == 1 and self.bands > 1:
             # the graph is made for two bands or more; a band repeated is what mirroring makes of one
             cubes = [torch.cat([cube, cube], dim=1) for cube in cubes]
+        return self._run(cubes)[:, :given].to(noisy.device)
+
+    def _improve(self, stages: PlaneStages) -> Tensor:
+        inputs = plane_inputs(stages, self._planes)
+        correction = self._run([getattr(inputs, name) for name in PLANE_INPUTS])
+        return corrected(inputs.denoised, inputs.basis, correction)[0]
+
+    def _run(self, inputs: list[Tensor]) -> Tensor:
         feed = {
-            item.name: cube.contiguous().cpu().numpy()
-            for item, cube in zip(self._session.get_inputs(), cubes, strict=True)
+            item.name: part.contiguous().cpu().numpy()
+            for item, part in zip(self._session.get_inputs(), inputs, strict=True)
         }
         try:
             denoised = self._session.run(None, feed)[0]
         except Exception as error:  # ONNX Runtime's errors have no class in common
             kind = RuntimeError if is_out_of_memory(error) else ValueError  # the first is tried again in smaller tiles
             raise kind(f"{self.path}: {_first_line(error)}") from error
-        return torch.from_numpy(denoised)[:, :given].to(noisy.device)
+        return torch.from_numpy(denoised)
 
 
 def _session(

@@ -13,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hsidenoise.models.blocks import pad_to_multiple
-from hsidenoise.models.hcanet_bra import HCANetBRA
-from hsidenoise.signal.spectral_wiener import SpectralEstimate
+from hsidenoise.models.hcanet_bra import MixingUNet
 from hsidenoise.system.machine import is_out_of_memory
 
 CompileWhen = Literal["off", "on", "auto"]
@@ -43,8 +42,8 @@ class Compiled(nn.Module):
     """A network whose learnt part runs through ``torch.compile``.
 
     The first call compiles for tiles of any size; a batch of one compiles once more, as PyTorch takes a size of 1 for a
-    constant. Of an HCANetBRA that starts from the spectral Wiener estimate the learnt part is ``refine``; the estimate
-    is linear algebra, for which there is nothing to generate. If compiling fails, one warning says so and the network
+    constant. What a network computes before its learnt part is linear algebra, for
+    which there is nothing to generate. If compiling fails, one warning says so and the network
     runs as it is. On a CPU (one thread, float32) compiling takes 80 to 150 s and gains nothing before 1,000 tiles of 96
     pixels.
     """
@@ -56,7 +55,7 @@ class Compiled(nn.Module):
         self._twin: tuple[nn.Module, ...] = ()
         twin = copy.copy(network)  # the same modules and weights under a dictionary of its own
         twin.training = False  # a flag of its own, unlike those of the modules inside
-        part = "refine" if isinstance(network, HCANetBRA) and network.skip == "wiener" else "forward"
+        part = network.learnt if isinstance(network, MixingUNet) else "forward"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of one part of PyTorch about another
@@ -95,8 +94,8 @@ class Compiled(nn.Module):
 class CompiledStep:
     """Runs a network in training: as it is, compiled, or whichever a short measurement finds faster.
 
-    What is compiled, and what happens if that fails, is as of :class:`Compiled`; the spectral Wiener estimate may come
-    with the batch. Validation has cubes of other sizes and is not for this class.
+    What is compiled, and what happens if that fails, is as of :class:`Compiled`; what is not learnt may come with the
+    batch. Validation has cubes of other sizes and is not for this class.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class CompiledStep:
         self.network, self.backend, self.passes = network, backend, passes
         self.pending = when == "auto"
         self.seconds: dict[str, float] = {}
-        self._starts_from_estimate = isinstance(network, HCANetBRA) and network.skip == "wiener"
+        self._starts_from_estimate = isinstance(network, MixingUNet) and network.estimator is not None
         self._compiled: Callable[..., Tensor] | None = None
         if when == "on":
             self.use(True)
@@ -133,7 +132,7 @@ class CompiledStep:
             self._give_up(error)
 
     def __call__(
-        self, noisy: Float[Tensor, "batch bands height width"], estimate: SpectralEstimate | None = None
+        self, noisy: Float[Tensor, "batch bands height width"], estimate: tuple[Tensor, ...] | None = None
     ) -> Float[Tensor, "batch bands height width"]:
         """Denoise a batch."""
         if self._compiled is not None:
@@ -155,7 +154,7 @@ class CompiledStep:
         self,
         loss: Callable[[Tensor], Tensor],
         noisy: Float[Tensor, "batch bands height width"],
-        estimate: SpectralEstimate | None = None,
+        estimate: tuple[Tensor, ...] | None = None,
     ) -> None:
         """Time both on a batch and keep the faster; gradients are cleared, weights and random state left alone."""
         devices = [noisy.device] if noisy.device.type == "cuda" else []
@@ -175,12 +174,12 @@ class CompiledStep:
             self.use(False)
         self.network.zero_grad(set_to_none=True)
 
-    def _run(self, run: Callable[..., Tensor], noisy: Tensor, estimate: SpectralEstimate | None) -> Tensor:
+    def _run(self, run: Callable[..., Tensor], noisy: Tensor, estimate: tuple[Tensor, ...] | None) -> Tensor:
         if not self._starts_from_estimate or run is self.network:
             return run(noisy)
-        return run(*(estimate if estimate is not None else self.network.estimate(noisy)))  # type: ignore[operator]
+        return run(*(estimate if estimate is not None else self.network.estimator(noisy)))  # type: ignore[operator]
 
-    def _time(self, loss: Callable[[Tensor], Tensor], noisy: Tensor, estimate: SpectralEstimate | None) -> float:
+    def _time(self, loss: Callable[[Tensor], Tensor], noisy: Tensor, estimate: tuple[Tensor, ...] | None) -> float:
         """Seconds of a pass: the shortest of some, since what disturbs only ever delays."""
         best = float("inf")
         for number in range(_WARM_UP + self.passes):

@@ -17,7 +17,8 @@ What differs from them and from their released code, and why:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -108,11 +109,13 @@ def mirrored_bands(given: int, bands: int, device: torch.device | str = "cpu") -
     return torch.where(position <= last, position, period - position)
 
 
-class HCANetBRA(nn.Module):
-    """U-shaped denoiser of hyperspectral cubes with bi-level routing attention.
+class MixingUNet(nn.Module):
+    """The U of both HCANet-BRA networks: three levels of mixing blocks between a first and a last convolution.
 
     Args:
-        bands: Bands in and out. ``hsidenoise.denoise`` takes cubes of any number through it.
+        inputs: Images that go in.
+        outputs: Images that come out.
+        facts: Numbers that go in beside them, for each item.
         dim: Width of level 1; a multiple of 4. Levels 2 and 3 are twice and four times as wide.
         num_blocks: Blocks of levels 1, 2 and 3; the decoder mirrors levels 2 and 1.
         num_refinement_blocks: Blocks after the decoder.
@@ -120,10 +123,118 @@ class HCANetBRA(nn.Module):
         region_size: Side of a routing region in pixels, on every level.
         topk: Regions that each region attends to.
         expansion: Width of MSFN's groups relative to the level's width.
-        skip: "wiener" or "identity".
-        attention: Global branch of a block: "bra" (bi-level routing), "channel" (HCANet's, between channels) or "none".
+        attention: Global branch of a block: "bra" (bi-level routing), "channel" (HCANet's, between channels) or "none";
+            one for all levels, or one for each.
         local: Local branch of a block: "spectral" (1x1, shuffle, 3x3x3 along the channels) or "none".
         feed_forward: "multiscale" (HCANet's MSFN) or "mlp" (two 1x1 convolutions with as many weights).
+
+    Attributes:
+        estimator: What is not learnt, as a function of noisy cubes that can travel to other processes; its result is a
+            tuple of tensors that ``refine`` takes. None: there is no such part.
+        learnt: Name of the method that is all that is learnt.
+
+    Raises:
+        ValueError: If a switch is unknown, a width does not divide, a level is missing or a number is too small.
+    """
+
+    estimator: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+    learnt = "forward"
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        facts: int,
+        dim: int,
+        num_blocks: Sequence[int],
+        num_refinement_blocks: int,
+        heads: Sequence[int],
+        region_size: int,
+        topk: int,
+        expansion: float,
+        attention: str | Sequence[str],
+        local: str,
+        feed_forward: str,
+    ) -> None:
+        super().__init__()
+        each = (attention,) * 3 if isinstance(attention, str) else tuple(attention)
+        for name, value in (*(("attention", one) for one in each), ("local", local), ("feed_forward", feed_forward)):
+            if value not in SWITCHES[name]:
+                raise ValueError(f"{name} '{value}' is not one of {', '.join(SWITCHES[name])}")
+        if {len(num_blocks), len(heads), len(each)} != {3} or min(num_blocks) < 0 or min(heads) < 1:
+            raise ValueError(
+                f"num_blocks={list(num_blocks)}, heads={list(heads)} and attention={attention} must each name three "
+                "levels, with at least 0 blocks and at least 1 head"
+            )
+        if min(inputs, outputs, dim, num_refinement_blocks + 1) < 1 or dim * expansion < 1:
+            raise ValueError(
+                f"dim={dim} and dim * expansion={dim * expansion:g} must be at least 1, "
+                f"num_refinement_blocks={num_refinement_blocks} at least 0"
+            )
+
+        def level(number: int, blocks: int) -> nn.Sequential:
+            width, kind = dim * 2**number, (each[number], local, feed_forward)
+            return nn.Sequential(
+                *(CAMixingBlock(width, heads[number], region_size, topk, expansion, *kind) for _ in range(blocks))
+            )
+
+        self.stem = nn.Conv2d(inputs, dim, 3, padding=1)
+        self.noise_level = nn.Linear(facts, dim) if facts else None
+        self.encoder1 = level(0, num_blocks[0])
+        self.down1 = Downsample(dim, 2 * dim)
+        self.encoder2 = level(1, num_blocks[1])
+        self.down2 = Downsample(2 * dim, 4 * dim)
+        self.middle = level(2, num_blocks[2])
+        self.up2 = Upsample(4 * dim, 2 * dim)
+        self.reduce2 = nn.Conv2d(4 * dim, 2 * dim, 1)
+        self.decoder2 = level(1, num_blocks[1])
+        self.up1 = Upsample(2 * dim, dim)
+        self.reduce1 = nn.Conv2d(2 * dim, dim, 1)
+        self.decoder1 = level(0, num_blocks[0])
+        self.refinement = level(0, num_refinement_blocks)
+        self.output = nn.Conv2d(dim, outputs, 3, padding=1)
+        with torch.no_grad():  # start near what is given
+            self.output.weight.mul_(0.1)
+            self.output.bias.zero_()  # type: ignore[union-attr]
+
+    def unet(
+        self, images: Float[Tensor, "batch inputs height width"], facts: Float[Tensor, "batch facts"] | None = None
+    ) -> Float[Tensor, "batch outputs height width"]:
+        """From images to images, in float32.
+
+        Args:
+            images: Images of any height and width: they are padded inside.
+            facts: Numbers beside them, where the network takes any.
+        """
+        height, width = images.shape[2:]
+        padded = pad_to_multiple(images, 4)[0].contiguous(memory_format=torch.channels_last)
+        level1 = self.stem(padded)
+        if self.noise_level is not None:
+            level1 = level1 + self.noise_level(facts)[:, :, None, None]
+        level1 = self.encoder1(level1)
+        level2 = self.encoder2(self.down1(level1))
+        level3 = self.middle(self.down2(level2))
+        level2 = self.decoder2(self.reduce2(torch.cat([self.up2(level3), level2], dim=1)))
+        level1 = self.decoder1(self.reduce1(torch.cat([self.up1(level2), level1], dim=1)))
+        return cast(Tensor, self.output(self.refinement(level1)).float()[..., :height, :width])
+
+
+class HCANetBRA(MixingUNet):
+    """U-shaped denoiser of hyperspectral cubes with bi-level routing attention.
+
+    Args:
+        bands: Bands in and out. ``hsidenoise.denoise`` takes cubes of any number through it.
+        dim: Width of level 1; this and the next six arguments as of :class:`MixingUNet`.
+        num_blocks: Blocks of each level.
+        num_refinement_blocks: Blocks after the decoder.
+        heads: Heads of the attention.
+        region_size: Side of a routing region, pixels.
+        topk: Regions that each attends to.
+        expansion: Width of MSFN's groups.
+        skip: "wiener" or "identity".
+        attention: Global branch of a block, as of :class:`MixingUNet`; so are the next two.
+        local: Local branch.
+        feed_forward: Feed-forward network.
         wiener_rounds: Rounds of the spectral Wiener estimate; fewer are cheaper.
         wiener_overlap: Share by which its windows overlap; less is cheaper.
 
@@ -154,26 +265,33 @@ class HCANetBRA(nn.Module):
         wiener_rounds: int = ROUNDS,
         wiener_overlap: float = OVERLAP,
     ) -> None:
-        super().__init__()
-        switches = {"attention": attention, "local": local, "feed_forward": feed_forward}
-        for name, value in switches.items():
-            if value not in SWITCHES[name]:
-                raise ValueError(f"{name} '{value}' is not one of {', '.join(SWITCHES[name])}")
-        self.mirrors_bands = True  # says to denoise() that cubes of fewer bands are welcome as they are
-        self.pilot_rounds = int(skip == "wiener")  # says to denoise() that its answer makes a good pilot
         if skip not in SKIPS:
             raise ValueError(f"skip '{skip}' is not one of {', '.join(SKIPS)}")
-        if len(num_blocks) != 3 or len(heads) != 3 or min(num_blocks) < 0 or min(heads) < 1:
-            raise ValueError(
-                f"num_blocks={list(num_blocks)} and heads={list(heads)} must each name three levels, "
-                "with at least 0 blocks and at least 1 head"
-            )
-        if min(bands, dim, num_refinement_blocks + 1) < 1 or dim * expansion < 1:
-            raise ValueError(
-                f"bands={bands}, dim={dim} and dim * expansion={dim * expansion:g} must be at least 1, "
-                f"num_refinement_blocks={num_refinement_blocks} at least 0"
-            )
+        if bands < 1:
+            raise ValueError(f"bands={bands} must be at least 1")
+        wiener = skip == "wiener"
+        super().__init__(
+            4 * bands if wiener else bands,
+            2 * bands if wiener else bands,
+            bands if wiener else 0,
+            dim,
+            num_blocks,
+            num_refinement_blocks,
+            heads,
+            region_size,
+            topk,
+            expansion,
+            attention,
+            local,
+            feed_forward,
+        )
+        self.mirrors_bands = True  # says to denoise() that cubes of fewer bands are welcome as they are
+        self.pilot_rounds = int(wiener)  # says to denoise() that its answer makes a good pilot
         self.bands = bands
+        self.skip = skip
+        if wiener:
+            self.estimator = partial(spectral_wiener, rounds=wiener_rounds, overlap=wiener_overlap)
+            self.learnt = "refine"
         self.config: dict[str, Any] = {
             "bands": bands,
             "dim": dim,
@@ -184,39 +302,12 @@ class HCANetBRA(nn.Module):
             "topk": topk,
             "expansion": expansion,
             "skip": skip,
-            **switches,
+            "attention": attention,
+            "local": local,
+            "feed_forward": feed_forward,
             "wiener_rounds": wiener_rounds,
             "wiener_overlap": wiener_overlap,
         }
-        self.skip = skip
-
-        def level(number: int, blocks: int) -> nn.Sequential:
-            return nn.Sequential(
-                *(
-                    CAMixingBlock(dim * 2**number, heads[number], region_size, topk, expansion, **switches)
-                    for _ in range(blocks)
-                )
-            )
-
-        wiener = skip == "wiener"
-        self.stem = nn.Conv2d(4 * bands if wiener else bands, dim, 3, padding=1)
-        self.noise_level = nn.Linear(bands, dim) if wiener else None
-        self.encoder1 = level(0, num_blocks[0])
-        self.down1 = Downsample(dim, 2 * dim)
-        self.encoder2 = level(1, num_blocks[1])
-        self.down2 = Downsample(2 * dim, 4 * dim)
-        self.middle = level(2, num_blocks[2])
-        self.up2 = Upsample(4 * dim, 2 * dim)
-        self.reduce2 = nn.Conv2d(4 * dim, 2 * dim, 1)
-        self.decoder2 = level(1, num_blocks[1])
-        self.up1 = Upsample(2 * dim, dim)
-        self.reduce1 = nn.Conv2d(2 * dim, dim, 1)
-        self.decoder1 = level(0, num_blocks[0])
-        self.refinement = level(0, num_refinement_blocks)
-        self.output = nn.Conv2d(dim, 2 * bands if wiener else bands, 3, padding=1)
-        with torch.no_grad():  # start near the skip
-            self.output.weight.mul_(0.1)
-            self.output.bias.zero_()  # type: ignore[union-attr]
 
     def forward(self, noisy: Float[Tensor, "batch given height width"]) -> Float[Tensor, "batch given height width"]:
         """Denoise.
@@ -237,8 +328,7 @@ class HCANetBRA(nn.Module):
                 f"this network takes {self.bands} bands at a time, got {noisy.shape[1]}; denoise() makes windows"
             )
         if self.skip == "identity":
-            residual = self._unet(self.stem(self._planes(noisy))).float()
-            return noisy + residual[:, : noisy.shape[1], : noisy.shape[2], : noisy.shape[3]]
+            return noisy + self.unet(self._continued(noisy))[:, : noisy.shape[1]]
         # estimated on the bands there are: a mirrored band is its own perfect prediction, noise included
         return self.refine(*self.estimate(noisy))
 
@@ -274,9 +364,7 @@ class HCANetBRA(nn.Module):
         """
         given = repaired.shape[1]
         level = torch.log10(sigma[:, self._mirror(repaired)]) + 2.0  # sigma from 0.001 to 0.3: about -1 to 1.5
-        features = self.stem(self._planes(repaired, plain, robust, column))
-        features = features + cast(nn.Linear, self.noise_level)(level)[:, :, None, None]
-        gate, residual = self._unet(features).float()[..., : repaired.shape[2], : repaired.shape[3]].chunk(2, dim=1)
+        gate, residual = self.unet(self._continued(repaired, plain, robust, column), level).chunk(2, dim=1)
         strength = sigma.mean(dim=1)[:, None, None, None]
         residual = residual[:, :given] * (strength / (strength + HALF_RESIDUAL_SIGMA))
         return robust + torch.sigmoid(gate[:, :given]) * (plain - robust) + residual
@@ -284,16 +372,7 @@ class HCANetBRA(nn.Module):
     def _mirror(self, noisy: Tensor) -> Tensor:
         return mirrored_bands(noisy.shape[1], self.bands, noisy.device)
 
-    def _planes(self, *cubes: Tensor) -> Tensor:
-        """Cubes above each other, continued to the network's bands and to a size that halves twice."""
+    def _continued(self, *cubes: Tensor) -> Tensor:
+        """Cubes above each other, continued to the network's bands."""
         mirror = self._mirror(cubes[0])
-        planes = torch.cat([cube[:, mirror] for cube in cubes], dim=1)
-        return pad_to_multiple(planes, 4)[0].contiguous(memory_format=torch.channels_last)
-
-    def _unet(self, level1: Tensor) -> Tensor:
-        level1 = self.encoder1(level1)
-        level2 = self.encoder2(self.down1(level1))
-        level3 = self.middle(self.down2(level2))
-        level2 = self.decoder2(self.reduce2(torch.cat([self.up2(level3), level2], dim=1)))
-        level1 = self.decoder1(self.reduce1(torch.cat([self.up1(level2), level1], dim=1)))
-        return cast(Tensor, self.output(self.refinement(level1)))
+        return torch.cat([cube[:, mirror] for cube in cubes], dim=1)

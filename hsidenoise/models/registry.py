@@ -10,13 +10,19 @@ from torch import nn
 
 from hsidenoise.models.hcanet import HCANet
 from hsidenoise.models.hcanet_bra import HCANetBRA
+from hsidenoise.models.hcanet_bra_planes import HCANetBRAPlanes
 
-MODELS: dict[str, type[nn.Module]] = {"hcanet": HCANet, "hcanet-bra": HCANetBRA}
+MODELS: dict[str, type[nn.Module]] = {
+    "hcanet": HCANet,
+    "hcanet-bra": HCANetBRA,
+    "hcanet-bra-planes": HCANetBRAPlanes,
+}
 
 #: Smallest and largest value of what a configuration says in numbers: far beyond what has ever been of use, and small
 #: enough to fail at once where it is a mistake. Whole numbers, unless the bounds are none.
 BOUNDS: dict[str, tuple[float, float]] = {
     "bands": (1, 4096),
+    "planes": (1, 256),
     "dim": (1, 1024),
     "num_blocks": (0, 64),
     "num_refinement_blocks": (0, 64),

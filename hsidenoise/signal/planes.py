@@ -24,6 +24,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -69,6 +70,9 @@ MEAN_NOISE = 0.2
 PILOT_SHARE, COARSE_SHARE = 0.4, 0.2
 """Share of what is known in the result of the last round and of those before. Six cells: 0.6 loses 0.04 dB."""
 
+GUIDE_SHARE = 0.6
+"""Share of the guide in the round behind a network."""
+
 ROUNDS = 1
 """Coarse rounds before a cube with defects is denoised by regions again. Six cells: two gain 0.003 dB; not to denoise
 by regions again loses 0.34 dB."""
@@ -102,11 +106,42 @@ class PlaneEstimate(NamedTuple):
     lost: Bool[Tensor, "bands height width"]
 
 
+class PlaneStages(NamedTuple):
+    """What the filters by planes know of a cube of about [0, 1] before their last round.
+
+    Attributes:
+        known: The scene as the small regions found it.
+        residual: What that leaves of the noisy cube, shifted lines put back; zero where a value is lost.
+        trusted: The same, outliers drawn to zero in the bands that have them.
+        sigma: Noise level of each band.
+        lost: Values that are no measurements.
+        denoised: The scene by the common planes, guided by ``known``.
+        low: Where 0 lies in the unit of the cube.
+        span: How long 1 is there.
+        alive: Bands of the cube that are not constant: those that all this is about.
+    """
+
+    known: Float[Tensor, "bands height width"]
+    residual: Float[Tensor, "bands height width"]
+    trusted: Float[Tensor, "bands height width"]
+    sigma: Float[Tensor, " bands"]
+    lost: Bool[Tensor, "bands height width"]
+    denoised: Float[Tensor, "bands height width"]
+    low: Float[Tensor, ""]
+    span: Float[Tensor, ""]
+    alive: Bool[Tensor, " all_bands"]
+
+
+Improve = Callable[[PlaneStages], Float[Tensor, "bands height width"] | None]
+"""Makes a better scene of the stages, in their unit: a network. None: what there is will do."""
+
+
 @torch.no_grad()
 def denoise_by_planes(
     noisy: Float[Tensor, "bands height width"],
     mask: Bool[Tensor, "height width"] | None = None,
     sigma: Float[Tensor, " bands"] | None = None,
+    improve: Improve | None = None,
 ) -> PlaneEstimate:
     """Denoise a cube in the planes of its own noise-whitened subspace.
 
@@ -114,6 +149,7 @@ def denoise_by_planes(
         noisy: Noisy cube in any unit, at least 2x2 pixels, of 1 band or more, float32.
         mask: True where a pixel holds data. All others are left out of everything and come back as they are.
         sigma: Noise level of each band, in the unit of the cube; None: estimated.
+        improve: What makes a better guide of the stages for one more round; None: nothing.
 
     Returns:
         The denoised cube and what was found on the way.
@@ -142,12 +178,16 @@ def denoise_by_planes(
         if glint.any() and not glint.all():
             cube = fill_invalid(cube, ~glint)
         told = None if sigma is None else (sigma[alive].to(cube) / span).clamp_min(_LEAST_SIGMA)
-        found = _denoise(cube, told)
+        found = _denoise(cube, told, None if improve is None else partial(_call, improve, (low, span, alive)))
         keep = glint if mask is None else glint | ~mask
         denoised[alive] = torch.where(keep, noisy[alive], found.denoised * span + low)
         level[alive] = found.sigma * span
         lost[alive] = found.lost & ~keep
     return PlaneEstimate(denoised, level, lost)
+
+
+def _call(improve: Improve, scale: Sequence[Tensor], *stages: Tensor) -> Tensor | None:
+    return improve(PlaneStages._make((*stages, *scale)))
 
 
 def _check(noisy: Tensor, mask: Tensor | None) -> None:
@@ -173,7 +213,7 @@ def _range(cube: Tensor) -> tuple[Tensor, Tensor]:
     return low, torch.maximum(high - low, spread)
 
 
-def _denoise(cube: Tensor, told: Tensor | None) -> PlaneEstimate:
+def _denoise(cube: Tensor, told: Tensor | None, improve: Callable[..., Tensor | None] | None) -> PlaneEstimate:
     """Denoise a cube on about [0, 1] without invalid pixels or constant bands."""
     dead = (dead_lines(cube)[:, None, :] | dead_lines(cube, axis=2)[:, :, None]).expand_as(cube)
     lost = dead | stuck_pixels(cube, dead)
@@ -192,12 +232,14 @@ def _denoise(cube: Tensor, told: Tensor | None) -> PlaneEstimate:
     known, absorbed = _by_regions(known + trusted, sigma)
     if shifted or outliers or bool(lost.any()):
         for _ in range(ROUNDS):
-            trusted, sigma = _again(cube, known, lost, absorbed, told, regression)
+            _, trusted, sigma = _again(cube, known, lost, absorbed, told, regression)
             known, absorbed = _by_scene(known + trusted, known, sigma, COARSE, COARSE_SHARE)
-        trusted, sigma = _again(cube, known, lost, absorbed, told, regression)
+        _, trusted, sigma = _again(cube, known, lost, absorbed, told, regression)
         known, absorbed = _by_regions(known + trusted, sigma)
-    trusted, sigma = _again(cube, known, lost, absorbed, told, regression)
+    residual, trusted, sigma = _again(cube, known, lost, absorbed, told, regression)
     denoised, absorbed = _by_scene(known + trusted, known, sigma, STRIDE, PILOT_SHARE)
+    if improve is not None and (guide := improve(known, residual, trusted, sigma, lost, denoised)) is not None:
+        denoised, absorbed = _by_scene(known + trusted, guide, sigma, STRIDE, GUIDE_SHARE)
     if told is None:
         sigma = _residual(cube, denoised, lost, absorbed)[1]
     return PlaneEstimate(denoised, sigma, lost)
@@ -237,11 +279,11 @@ def _trusted(residual: Tensor, sigma: Tensor, lost: Tensor, regression: Tensor) 
 
 def _again(
     cube: Tensor, known: Tensor, lost: Tensor, absorbed: Tensor, told: Tensor | None, regression: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What is trusted of the residual of a better estimate, and the noise level."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The residual of a better estimate, what is trusted of it, and the noise level."""
     residual, sigma, _ = _residual(cube, known, lost, absorbed)
     sigma = (sigma if told is None else told).clamp_min(_LEAST_SIGMA)
-    return _trusted(residual, sigma, lost, regression)[0], sigma
+    return residual, _trusted(residual, sigma, lost, regression)[0], sigma
 
 
 def _by_regions(cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +17,7 @@ from torch.utils.data import DataLoader
 
 from hsidenoise.data.datasets import DATASETS, scene_name
 from hsidenoise.data.scenes import Scenes, find_scenes, read_clean
-from hsidenoise.models.hcanet_bra import HCANetBRA
-from hsidenoise.signal.spectral_wiener import SpectralEstimate, spectral_wiener
+from hsidenoise.models.hcanet_bra import MixingUNet
 from hsidenoise.training.pairs import Pair, SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs
 from hsidenoise.training.patches import SCALES, BandAugment, Cache, CubeStore
 
@@ -59,7 +57,8 @@ class CubeDataModule(pl.LightningDataModule):
         dataset: Data set: ``folder`` (any cubes; sub-folders train, validation, test if present), ``cave`` or ``icvl``.
         split: Published split of the data set, its first by default.
         missing: ``error``, or ``skip`` to go on without scenes of the split that are not there.
-        bands: Bands of the network. Of a cube with more, a random run of neighbouring bands is taken.
+        bands: Bands of the network. Of a cube with more, a random run of neighbouring bands is taken. A pair, for a
+            network that takes any number: fewest and most of a patch; a number between is drawn for each batch.
         patch_size: Side of a training patch in pixels.
         batch_size: Patches of a batch, per process.
         patches_per_epoch: Patches between two validations, all processes together; rounded down to whole batches.
@@ -72,8 +71,11 @@ class CubeDataModule(pl.LightningDataModule):
         gain: Smallest and largest factor, drawn for each patch, of its brightness before noise is added.
         extra: Further clean cubes, files or folders of PNG, of any size and at least ``bands`` bands.
         extra_share: Share of the patches that are cut from ``extra``, 0 to 1.
-        estimate: Whether the workers make the spectral Wiener estimate that the HCANetBRA in training starts from, with
-            its settings (on a GPU, its small decompositions take long). Costs a core 10 ms for 64 pixels, 50 ms for 96.
+        estimate: Whether the workers make what the network in training does not learn but starts from, with its
+            settings (on a GPU, its small decompositions take long). A core takes 10 ms for 64 pixels and 50 ms for 96
+            for the spectral Wiener estimate of HCANetBRA, a second for the planes of a patch of 128 pixels.
+        draws: How often a patch with its noise and its estimate is used, each time mirrored and cut another way.
+        cut: Side of the square of it that is used each time, in pixels. None: all of it.
         noise: Noise cases to train on, drawn alike; or a weight for each. Blind over all of them by default.
         validation_noise: Noise cases of validation; each is applied to each validation cube.
         validation_crop: Side of the centre square of a validation cube, in pixels.
@@ -96,7 +98,7 @@ class CubeDataModule(pl.LightningDataModule):
         dataset: str = "folder",
         split: str | None = None,
         missing: Literal["error", "skip"] = "error",
-        bands: int = 31,
+        bands: int | tuple[int, int] = 31,
         patch_size: int = 64,
         batch_size: int = 8,
         patches_per_epoch: int = 4000,
@@ -109,6 +111,8 @@ class CubeDataModule(pl.LightningDataModule):
         extra: Sequence[str] = (),
         extra_share: float = 0.1,
         estimate: bool = False,
+        draws: int = 1,
+        cut: int | None = None,
         noise: Sequence[str] | Mapping[str, float] = BLIND,
         validation_noise: Sequence[str] = TABLE_CASES,
         validation_crop: int = 256,
@@ -123,23 +127,31 @@ class CubeDataModule(pl.LightningDataModule):
             raise ValueError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
         for name, value, least, most in (
             ("batch_size", batch_size, 1, 2**16),
-            ("bands", bands, 1, 4096),
+            *(("bands", each, 1, 4096) for each in ([bands] if isinstance(bands, int) else bands)),
             ("patch_size", patch_size, 1, 4096),
             ("patches_per_epoch", patches_per_epoch, 1, 2**40),
             ("train_crop", train_crop, 1, 2**20),
             ("validation_crop", validation_crop, 1, 2**20),
             ("workers", workers, 0, 1024),
             ("seed", seed, 0, 2**63 - 1),
+            ("draws", draws, 1, 1024),
+            ("cut", cut, 1, patch_size),
         ):
             if isinstance(value, int) and not least <= value <= most:
                 raise ValueError(f"data.{name} is {value}: a whole number from {least} to {most} is expected")
         self.root, self.dataset, self.split, self.missing = Path(root), dataset, split, missing
+        if not isinstance(bands, int) and bands[0] > bands[1]:
+            raise ValueError(f"data.bands is {list(bands)}: fewest and most bands are expected, in this order")
         self.bands, self.patch_size, self.batch_size = bands, patch_size, batch_size
+        self._own_bands = bands if isinstance(bands, int) else None  # of each patch as it is cut
         self.patches_per_epoch, self.scales, self.train_crop = patches_per_epoch, tuple(scales), train_crop
         self.augment, self.noise, self.validation_noise = augment, SyntheticNoise(noise), list(validation_noise)
         self.validation_crop, self.workers, self.seed = validation_crop, workers, seed
         self.cache, self.cache_dir = cache, cache_dir
-        self.band_augment = BandAugment(bands, band_strides, fewest_bands)
+        self.band_augment = BandAugment(bands if isinstance(bands, int) else bands[1], band_strides, fewest_bands)
+        if self._own_bands is None and self.band_augment.active:
+            raise ValueError("data.band_strides and fewest_bands go with a network of so many bands: leave them out")
+        self.draws, self.cut = draws, cut
         self.gain, self.estimate = (float(gain[0]), float(gain[1])), estimate
         self.extra, self.extra_share = tuple(Path(path) for path in extra), extra_share
         SyntheticNoise(self.validation_noise)  # a misspelt case fails here, not at the first validation
@@ -173,12 +185,13 @@ class CubeDataModule(pl.LightningDataModule):
             store = CubeStore(
                 scenes.train,
                 patch_size=self.patch_size,
-                bands=self.bands,
+                bands=self._own_bands,
                 scales=self.scales,
                 cache=self.cache,
                 cache_dir=self.cache_dir,
                 key=key,
                 crop=self.train_crop,
+                ragged=True,
             )
             together = self.batch_size * self._processes
             epoch = self.patches_per_epoch // together * together
@@ -193,34 +206,35 @@ class CubeDataModule(pl.LightningDataModule):
                 patches_per_epoch=epoch,
                 seed=self.seed,
                 augment=self.augment,
-                bands=self.band_augment,
+                bands=self.band_augment if isinstance(self.bands, int) else self.bands,
                 batch_size=together,
                 gain=self.gain,
                 extra=self._extra_store(),
                 extra_share=self.extra_share,
                 estimate=self._estimate(),
+                draws=self.draws,
+                cut=self.cut,
             )
         if stage in ("fit", "validate") and self._validation is None:
             cubes = []
             for path in scenes.validation:
                 cube = read_clean(path, key=key, crop=self.validation_crop)
-                if len(cube) < self.bands:
-                    raise ValueError(f"{path}: {len(cube)} bands, {self.bands} are needed: lower --data.bands")
-                cubes.append(centre_bands(cube, self.bands))
+                if self._own_bands is not None:
+                    if len(cube) < self._own_bands:
+                        raise ValueError(f"{path}: {len(cube)} bands, {self._own_bands} are needed: lower --data.bands")
+                    cube = centre_bands(cube, self._own_bands)
+                cubes.append(cube)
             self._validation = ValidationPairs(cubes, self.validation_noise, seed=self.seed)
 
-    def _estimate(self) -> Callable[[Tensor], SpectralEstimate] | None:
-        """The estimate as the network in training makes it; without the network itself, which workers need not have."""
+    def _estimate(self) -> Callable[[Tensor], tuple[Tensor, ...]] | None:
+        """What the network in training starts from, without the network itself, which workers need not have."""
         if not self.estimate:
             return None
         task = self.trainer.lightning_module if self.trainer is not None else None
         network = getattr(task, "network", None)
-        if not isinstance(network, HCANetBRA) or network.skip != "wiener":
-            raise ValueError(
-                "the network in training does not start from a spectral Wiener estimate: leave out --data.estimate"
-            )
-        rounds, overlap = network.config["wiener_rounds"], network.config["wiener_overlap"]
-        return partial(spectral_wiener, rounds=rounds, overlap=overlap)
+        if not isinstance(network, MixingUNet) or network.estimator is None:
+            raise ValueError("the network in training has no part that is not learnt: leave out --data.estimate")
+        return network.estimator
 
     def _extra_store(self) -> CubeStore | None:
         if not self.extra:
@@ -228,11 +242,12 @@ class CubeDataModule(pl.LightningDataModule):
         return CubeStore(
             self.extra,
             patch_size=self.patch_size,
-            bands=self.bands,
+            bands=self._own_bands,
             scales=self.scales,
             cache=self.cache,
             cache_dir=self.cache_dir,
             mirror=True,
+            ragged=True,
         )
 
     def train_dataloader(self) -> DataLoader[Pair]:
@@ -257,12 +272,13 @@ class CubeDataModule(pl.LightningDataModule):
         scenes = ", ".join(path.stem for path in self.scenes.train) if self.scenes else ""
         validation = ", ".join(path.stem for path in self.scenes.validation) if self.scenes else ""
         extra = f"; {self.extra_share:g} of the patches: {', '.join(p.stem for p in self.extra)}" if self.extra else ""
+        bands = self.bands if isinstance(self.bands, int) else f"({self.bands[0]} to {self.bands[1]})"
         noise = zip(self.noise.names, self.noise.probabilities, strict=True)
         return {
             "data": f"{self.dataset}{f' ({self.split})' if self.split else ''}: {scenes}{extra}",
             "validation": validation,
             "noise": ", ".join(f"{name} {share:.3f}" for name, share in noise),
-            "patches": f"{self.bands}x{self.patch_size}x{self.patch_size} at scales "
+            "patches": f"{bands}x{self.patch_size}x{self.patch_size} at scales "
             + ", ".join(f"{scale:g}" for scale in self.scales),
             "band_strides": ", ".join(str(stride) for stride in self.band_augment.strides),
             "fewest_bands": str(self.band_augment.fewest or "all"),

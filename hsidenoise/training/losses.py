@@ -34,7 +34,7 @@ DataTerm = Literal["l1", "charbonnier", "mse", "psnr"]
 RELEASED_GRADIENT_WEIGHT = 1e-3  # of the released training code: mean|x - y| + 0.001 g
 _PATCH_SIDE = 128  # published training patch; a 3x3 derivative without border leaves 126
 _CHARBONNIER_EPS = 1e-3  # on the [0, 1] scale, below the noise that is trained on
-_PSNR_EPS = 1e-5  # a band better than 50 dB is good enough
+_PSNR_EPS = 1e-8  # a band better than 80 dB is good enough
 _ANGLE_EPS = 1e-3  # root mean square of a spectrum below which it is too dark for its angle to count in full
 _NORM_EPS = 1e-6  # keeps the gradient of a root finite at zero difference
 
@@ -143,7 +143,7 @@ class DenoisingLoss(nn.Module):
         form: "cube": per cube and independent of batch and patch size (:func:`global_gradient`); "released": over the
             whole batch, as released (:func:`released_global_gradient`).
         data_term: Mean over all values of the batch: "l1" ``|d|`` (published), "charbonnier" ``sqrt(d^2 + 1e-6)``,
-            "mse" ``d^2``. "psnr": the mean over the bands of ``ln(mse + 1e-5) / 20``, which is what a table counts; a
+            "mse" ``d^2``. "psnr": the mean over the bands of ``ln(mse + 1e-8) / 20``, which is what a table counts; a
             band of little noise weighs as much as one of much.
         angle_weight: Weight of :func:`spectral_angle`, >= 0; not published. 0 leaves it out.
 

@@ -6,8 +6,9 @@ patches_per_epoch)`` and ``default_rng([seed, epoch, index])``. Which worker or 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -16,11 +17,21 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from hsidenoise.noise.cases import noise_case
-from hsidenoise.signal.spectral_wiener import SpectralEstimate
-from hsidenoise.training.patches import BandAugment, CubeStore, scaled
+from hsidenoise.training.patches import BandAugment, CubeStore, another_sensor, band_count, scaled
 
 # Validation noise must not be a noise that training has seen: its generator gets a number of its own in front.
 _VALIDATION_STREAM = 0x5641_4C49
+
+# Where a patch that is drawn again is cut and mirrored: beside the numbers that made it.
+_DRAW_STREAM = 0x4452_4157
+
+_BATCHES_BETWEEN = 24
+"""Batches until a patch is drawn again: far enough apart for the optimiser, and a number that most counts of workers
+divide, so that it comes to the worker that has made it."""
+
+
+Estimate = Any
+"""What networks do not learn but start from: a named tuple of tensors."""
 
 
 class Pair(TypedDict):
@@ -30,20 +41,20 @@ class Pair(TypedDict):
     clean: Tensor
     case: str
     weight: float
-    estimate: NotRequired[SpectralEstimate]
+    estimate: NotRequired[Estimate]
 
 
 class Batch(TypedDict):
     """Items put together: (batch, bands, height, width) tensors, names of the noise cases, weights (batch).
 
-    ``estimate``, if asked for, is the spectral Wiener estimate of ``noisy``.
+    ``estimate``, if asked for, is what the network in training does not learn but starts from.
     """
 
     noisy: Tensor
     clean: Tensor
     case: list[str]
     weight: Tensor
-    estimate: NotRequired[SpectralEstimate]
+    estimate: NotRequired[Estimate]
 
 
 class SyntheticNoise:
@@ -102,13 +113,15 @@ class TrainingPairs(Dataset[Pair]):
         patches_per_epoch: Items of an epoch.
         seed: Seed of the run, not negative.
         augment: Whether patches are flipped, turned and band-reversed.
-        bands: How many bands, how far apart, by the number of the batch. None: those of the store.
-        batch_size: Items of a step, all processes together; only ``bands`` asks.
+        bands: How many bands, how far apart, by the number of the batch; or a pair: fewest and most, for a network that
+            takes any number (:func:`hsidenoise.training.patches.another_sensor`). None: those of the store.
+        batch_size: Items of a step, all processes together.
         gain: Smallest and largest factor of the brightness of a patch.
         extra: Further clean cubes.
         extra_share: Share of the items that are cut from ``extra``, 0 to 1.
-        estimate: Makes the spectral Wiener estimate of noisy patches, with the settings of the network in training.
-            None: an item brings none.
+        estimate: Makes what the network in training does not learn, of noisy patches. None: an item brings none.
+        draws: How often a patch with its noise and its estimate is drawn, each time mirrored and cut another way.
+        cut: Side of the square that is cut of a patch after its estimate was made, in pixels. None: all of it.
 
     Raises:
         ValueError: If a number is out of range.
@@ -122,12 +135,14 @@ class TrainingPairs(Dataset[Pair]):
         patches_per_epoch: int,
         seed: int = 0,
         augment: bool = True,
-        bands: BandAugment | None = None,
+        bands: BandAugment | tuple[int, int] | None = None,
         batch_size: int = 1,
         gain: tuple[float, float] = (1.0, 1.0),
         extra: CubeStore | None = None,
         extra_share: float = 0.0,
-        estimate: Callable[[Tensor], SpectralEstimate] | None = None,
+        estimate: Callable[[Tensor], Estimate] | None = None,
+        draws: int = 1,
+        cut: int | None = None,
     ) -> None:
         if patches_per_epoch < 1:
             raise ValueError(f"{patches_per_epoch} patches per epoch: at least 1 is needed")
@@ -136,32 +151,75 @@ class TrainingPairs(Dataset[Pair]):
                 f"gain {list(gain)} must be two rising numbers above 0, the share of extra cubes {extra_share:g} from "
                 f"0 to 1"
             )
+        if draws < 1 or not 1 <= (1 if cut is None else cut) <= store.patch_size:
+            raise ValueError(
+                f"draws={draws} must be at least 1, and cut={cut} from 1 to the side of a patch, {store.patch_size}"
+            )
         self.store, self.noise, self.seed, self.augment = store, noise, seed, augment
         self.patches_per_epoch, self.batch_size, self.gain = patches_per_epoch, batch_size, gain
-        self.bands = bands if bands is not None and bands.active else None
+        self.bands = None if isinstance(bands, BandAugment) and not bands.active else bands
         self.extra, self.extra_share, self.estimate = extra, extra_share, estimate
+        self.draws, self.cut = draws, cut
         stores = [store] if extra is None else [store, extra]
         self._available = min(each.fewest_bands for each in stores)
+        self._made: OrderedDict[int, Pair] = OrderedDict()
 
     def __len__(self) -> int:
         return self.patches_per_epoch
 
     def __getitem__(self, number: int) -> Pair:
         """Make item ``number``, which may be of any epoch."""
+        if self.draws == 1 and self.cut is None:
+            return self._make(number)
+        # groups of so many items go round as often as there are draws; what is kept only saves time
+        group = self.batch_size * _BATCHES_BETWEEN
+        made = number // (group * self.draws) * group + number % group
+        if made not in self._made:
+            self._made[made] = self._make(made)
+            if len(self._made) > group:
+                self._made.popitem(last=False)
+        return self._cut(self._made[made], np.random.default_rng([_DRAW_STREAM, self.seed, number]))
+
+    def _make(self, number: int) -> Pair:
         epoch, index = divmod(number, self.patches_per_epoch)
         rng = np.random.default_rng([self.seed, epoch, index])
-        chosen = None
-        if self.bands is not None:
+        chosen, count = None, None
+        if isinstance(self.bands, BandAugment):
             chosen = self.bands.choice(self.seed, number // self.batch_size, self._available)
+        elif self.bands is not None:
+            count = band_count(self.bands, self.seed, number // self.batch_size)
         # nothing is drawn for what is off: the items of a run without these options stay what they were
         store = self.extra if self.extra is not None and rng.random() < self.extra_share else self.store
-        clean = scaled(store.patch(rng, augment=self.augment, chosen=chosen), self.gain, rng)
+        clean = store.patch(rng, augment=self.augment, chosen=chosen)
+        if count is not None:
+            clean = another_sensor(clean, count, rng)
+        clean = scaled(clean, self.gain, rng)
         values, name = self.noise(clean, rng)
         noisy = torch.from_numpy(values)
         pair = Pair(noisy=noisy, clean=torch.from_numpy(clean), case=name, weight=1.0)
         if self.estimate is not None:
-            pair["estimate"] = SpectralEstimate(*(part[0] for part in self.estimate(noisy[None])))
+            found = self.estimate(noisy[None])
+            pair["estimate"] = found._make(part[0] for part in found)
         return pair
+
+    def _cut(self, pair: Pair, rng: np.random.Generator) -> Pair:
+        """A square of a pair, mirrored: rows, columns, and the diagonal."""
+        side = self.store.patch_size
+        cut = self.cut or side
+        top, left = (int(rng.integers(side - cut + 1)) for _ in range(2))
+        axes = [axis for axis in (-2, -1) if rng.integers(2)]
+        turn = bool(rng.integers(2))
+
+        def of(part: Tensor) -> Tensor:
+            if part.ndim < 3:  # no image
+                return part
+            square = part[:, top : top + cut, left : left + cut].flip(axes)
+            return (square.mT if turn else square).contiguous()
+
+        result = Pair(noisy=of(pair["noisy"]), clean=of(pair["clean"]), case=pair["case"], weight=pair["weight"])
+        if "estimate" in pair:
+            result["estimate"] = pair["estimate"]._make(of(part) for part in pair["estimate"])
+        return result
 
 
 class ValidationPairs(Dataset[Pair]):

@@ -37,6 +37,8 @@ _STEPS = 65535
 # Bands are drawn once for a batch; their generator must not be that of an item.
 _BAND_STREAM = 0x4241_4E44
 
+_ANYWHERE = 0.3  # share of the patches whose bands are drawn one by one
+
 _MEMORY_UNKNOWN = 4 << 30  # bytes that are taken for free where the system does not tell
 
 Cache = Literal["auto", "memory", "mmap"]
@@ -127,6 +129,7 @@ class CubeStore:
         scales: Factors in (0, 1] by which the cubes are reduced.
         cache: ``memory`` (float32, or 16 bits where only that fits), ``mmap`` (16 bits, on disk), or ``auto``.
         cache_dir: Folder of the memory-mapped files; one in the system's temporary folder by default.
+        ragged: Whether the cubes may differ in bands, if ``bands`` is None.
         key: Variable to read from each file.
         crop: Side of the centre square that is used of each cube, in pixels.
         mirror: Whether a cube smaller than a patch is continued by mirroring; else it is an error.
@@ -158,6 +161,7 @@ class CubeStore:
         key: str | None = None,
         crop: int | None = None,
         mirror: bool = False,
+        ragged: bool = False,
     ) -> None:
         if not paths:
             raise ValueError("no cube to cut patches from: give at least one")
@@ -193,7 +197,7 @@ class CubeStore:
             elif dtype is np.uint16:
                 levels = [_quantised(level) for level in levels]
             self.cubes.append(levels)
-        if bands is None and len({levels[0].shape[0] for levels in self.cubes}) > 1:
+        if bands is None and not ragged and len({levels[0].shape[0] for levels in self.cubes}) > 1:
             raise ValueError("the cubes differ in their number of bands: say how many a patch has (--data.bands)")
 
     def __len__(self) -> int:
@@ -324,6 +328,54 @@ def reduced(
         return clean
     height, width = (max(1, int(side * scale)) for side in clean.shape[1:])
     return np.asarray(F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(clean)), (height, width)).numpy())
+
+
+def band_count(bands: tuple[int, int], seed: int, batch: int) -> int:
+    """Bands of the patches of a batch, for a network that takes any number: few ones are as likely as many.
+
+    Args:
+        bands: Fewest and most.
+        seed: Seed of the run, not negative.
+        batch: Number of the batch, counted over all epochs.
+
+    Example:
+        >>> [band_count((1, 64), 0, batch) for batch in range(8)]
+        [46, 23, 3, 4, 33, 1, 3, 5]
+    """
+    fewest, most = bands
+    rng = np.random.default_rng([_BAND_STREAM, seed, batch])
+    return round(float(np.exp(rng.uniform(np.log(fewest), np.log(most)))))
+
+
+def another_sensor(
+    clean: Float32[np.ndarray, "bands height width"], count: int, rng: np.random.Generator
+) -> Float32[np.ndarray, "count height width"]:
+    """A patch as a sensor of so many bands would see it.
+
+    Some of its bands, side by side and perhaps some steps apart, or anywhere; where there are too few, all of them and
+    what lies between, interpolated along the spectrum.
+
+    Args:
+        clean: Patch; left untouched.
+        count: Bands wanted.
+        rng: Source of randomness.
+
+    Example:
+        >>> patch = np.arange(6, dtype=np.float32)[:, None, None] * np.ones((1, 2, 3), dtype=np.float32)
+        >>> [another_sensor(patch, n, np.random.default_rng(1))[:, 0, 0].round(1).tolist() for n in (2, 8)]
+        [[4.0, 5.0], [1.2, 2.2, 2.7, 3.8, 4.0, 4.6, 4.7, 4.7]]
+    """
+    bands = len(clean)
+    if count > bands:
+        place = np.sort(rng.uniform(0, bands - 1, count))
+        below = np.minimum(place.astype(int), max(bands - 2, 0))
+        share = (place - below)[:, None, None].astype(np.float32)
+        return np.asarray(clean[below] * (1 - share) + clean[np.minimum(below + 1, bands - 1)] * share)
+    if rng.random() < _ANYWHERE:
+        return clean[np.sort(rng.choice(bands, count, replace=False))]
+    stride = int(rng.integers(1, max(1, (bands - 1) // max(1, count - 1) if count > 1 else 1) + 1))
+    first = int(rng.integers(bands - (count - 1) * stride))
+    return np.ascontiguousarray(clean[first : first + (count - 1) * stride + 1 : stride])
 
 
 def scaled(

@@ -130,7 +130,6 @@ class TrainCLI(LightningCLI):
         gpu = torch.cuda.is_available() and config["accelerator"] != "cpu"
         if gpu:
             torch.set_float32_matmul_precision("high")  # TF32 where bfloat16 is not asked for
-            config["benchmark"] = True if config["benchmark"] is None else config["benchmark"]
         if config["precision"] is None:
             config["precision"] = "bf16-mixed" if gpu else "32-true"
         if self.config["minutes"] is not None and config["max_time"] is None:

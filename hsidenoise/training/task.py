@@ -39,7 +39,7 @@ class DenoisingTask(pl.LightningModule):
 
     Args:
         model: Name of a network in ``hsidenoise.models.MODELS``.
-        bands: Bands of the network.
+        bands: Bands of the network; a pair (that of the data) for one that takes any number.
         model_config: Further arguments of the network; its own defaults for what is left out.
         learning_rate: Peak of the schedule, > 0.
         weight_decay: Of AdamW; not applied to biases, norms and other vectors.
@@ -68,7 +68,7 @@ class DenoisingTask(pl.LightningModule):
     def __init__(
         self,
         model: str = "hcanet-bra",
-        bands: int = 31,
+        bands: int | tuple[int, int] = 31,
         model_config: dict[str, Any] | None = None,
         learning_rate: float = 5e-4,
         weight_decay: float = 1e-4,
@@ -116,7 +116,9 @@ class DenoisingTask(pl.LightningModule):
 
     def create_network(self) -> nn.Module:
         """Build the network that ``model``, ``bands`` and ``model_config`` name; a subclass may bring its own."""
-        return create_model(self.hparams["model"], bands=self.hparams["bands"], **(self.hparams["model_config"] or {}))
+        bands = self.hparams["bands"]
+        own = {"bands": bands} if isinstance(bands, int) else {}
+        return create_model(self.hparams["model"], **own, **(self.hparams["model_config"] or {}))
 
     def forward(self, noisy: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch bands height width"]:
         """Denoise a batch.

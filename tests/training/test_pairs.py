@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from hsidenoise.data.io import write_arrays
 from hsidenoise.signal.spectral_wiener import SpectralEstimate, spectral_wiener
 from hsidenoise.training.pairs import SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs
-from hsidenoise.training.patches import BandAugment, CubeStore
+from hsidenoise.training.patches import BandAugment, CubeStore, another_sensor
 
 
 @pytest.fixture
@@ -177,4 +177,58 @@ def test_an_estimate_comes_with_its_noisy_patch(store):
 @pytest.mark.parametrize("options", [{"gain": (0.0, 1.0)}, {"gain": (1.2, 0.5)}, {"extra_share": 1.5}])
 def test_wrong_shares_and_gains(store, options):
     with pytest.raises(ValueError, match="must be two rising numbers"):
+        pairs(store, **options)
+
+
+def test_a_pair_is_drawn_again_mirrored_and_cut_another_way(store):
+    """What is made stays; which square of it, and how it is mirrored, follows from the number of the item."""
+    made = []
+
+    def estimate(noisy):
+        made.append(noisy)
+        return SpectralEstimate(noisy.clone(), noisy, noisy, noisy, noisy[:, :, 0, 0].clone())
+
+    items = pairs(store, draws=3, cut=5, batch_size=1, estimate=estimate, patches_per_epoch=100)
+    drawn = [items[number] for number in (0, 24, 48)]
+    assert len(made) == 1
+    for item in drawn:
+        assert item["noisy"].shape == item["clean"].shape == (6, 5, 5)
+        assert torch.equal(item["estimate"].repaired, item["noisy"])  # image parts go along
+        assert torch.equal(item["estimate"].sigma, made[0][0, :, 0, 0])
+        values = set(item["noisy"].flatten().tolist())
+        assert values <= set(made[0].flatten().tolist())
+    assert not torch.equal(drawn[0]["noisy"], drawn[1]["noisy"])
+    items[72]  # the next group begins
+    assert len(made) == 2
+    assert torch.equal(pairs(store, draws=3, cut=5, patches_per_epoch=100)[48]["noisy"], drawn[2]["noisy"])
+
+
+def test_patches_of_a_network_for_any_number_of_bands(tmp_path, rng):
+    """A batch has one number of bands, from fewest to most, whatever the cubes have."""
+    for name, bands in (("a", 6), ("b", 11)):
+        write_arrays(tmp_path / f"{name}.mat", {"cube": rng.random((30, 34, bands), dtype=np.float32)})
+    store = CubeStore([tmp_path / "a.mat", tmp_path / "b.mat"], patch_size=12, ragged=True)
+    items = pairs(store, bands=(1, 16), batch_size=4)
+    counts = [{len(items[4 * batch + each]["noisy"]) for each in range(4)} for batch in range(12)]
+    assert all(len(count) == 1 for count in counts)
+    found = set.union(*counts)
+    assert found <= set(range(1, 17))
+    assert len(found) > 5
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 9])
+def test_another_sensor_sees_the_same_spectra(rng, count):
+    spectrum = np.arange(6, dtype=np.float32)[:, None, None] * np.ones((1, 2, 3), dtype=np.float32)
+    for _ in range(20):
+        seen = another_sensor(spectrum, count, rng)
+        assert seen.shape == (count, 2, 3)
+        assert (np.diff(seen[:, 0, 0]) >= 0).all()
+        assert np.ptp(seen) <= 5
+        if count <= 6:
+            assert set(seen.flatten()) <= set(range(6))
+
+
+@pytest.mark.parametrize("options", [{"draws": 0}, {"cut": 0}, {"cut": 13}])
+def test_draws_out_of_range(store, options):
+    with pytest.raises(ValueError, match="draws="):
         pairs(store, **options)
