@@ -18,11 +18,14 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Shaped
+from scipy.ndimage import gaussian_filter1d
 
 from hsidenoise.system.options import did_you_mean
 
 QRNN3D = "QRNN3D, Wei et al. 2021, doi:10.1109/TNNLS.2020.2978756"
 T3SC = "T3SC, Bodrito et al. 2021, arXiv:2111.09708"
+PHOTONS = "Poissonian-Gaussian noise of a raw sensor, Foi et al. 2008, doi:10.1109/TIP.2008.2001399"
+DETECTORS = "detectors of a pushbroom sensor, Carfantan and Idier 2010, doi:10.1109/TGRS.2009.2033587"
 MAFNET = "the MAFNet training code that HCANet's authors point to"
 
 _SCALE = 255.0  # papers write sigma for 8-bit images
@@ -122,6 +125,29 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Detectors:
+    """Offset of every column, that of its detector: smooth over about ``length`` columns, ``amplitude`` rms.
+
+    Columns next to each other are off alike, so that no column stands out from its neighbours.
+    """
+
+    amplitude: tuple[float, float]
+    length: float
+
+    def hit(
+        self, noisy: Float32[np.ndarray, "bands height width"], bands: Int[np.ndarray, " hit"], rng: np.random.Generator
+    ) -> None:
+        """Apply to the named bands of ``noisy`` (bands, height, width), in place."""
+        width = noisy.shape[2]
+        for band in bands:
+            amplitude = rng.uniform(*self.amplitude)
+            offset = gaussian_filter1d(rng.standard_normal(width), self.length, mode="reflect")
+            spread = offset.std()
+            if spread > 0:  # a single column is off from none
+                noisy[band] += (amplitude * (offset - offset.mean()) / spread).astype(noisy.dtype)
+
+
+@dataclass(frozen=True)
 class Impulses:
     """Salt and pepper: each pixel of a band is hit with a probability drawn from ``shares``; 0 or 1, half each."""
 
@@ -144,7 +170,8 @@ class Corruption:
 
     Attributes:
         noisy: Noisy cube, in the unit of the clean one, not clipped.
-        sigma: Standard deviation of the Gaussian part of each band, in the cube's unit (``50 / 255``).
+        sigma: Standard deviation of the Gaussian part of each band, in the cube's unit (``50 / 255``); where it grows
+            with the signal, its root mean square.
         affected: Bands hit by "stripe", "deadline" or "impulse", sorted, 0-based; kinds the case lacks are absent.
     """
 
@@ -162,6 +189,8 @@ class NoiseCase:
         definition: What is done, in words.
         source: Where the case is defined.
         sigma: Rule that draws the Gaussian sigma of each band.
+        photons: Fewest and most photons that a value of 1 stands for, drawn for each band on a log scale: adds noise
+            with the variance of the signal over their number. None: no such part.
         stripe: Shifted columns, if any.
         deadline: Dead columns, if any.
         impulse: Salt and pepper, if any.
@@ -172,7 +201,8 @@ class NoiseCase:
     definition: str
     source: str
     sigma: SigmaRule
-    stripe: Columns | None = None
+    photons: tuple[float, float] | None = None
+    stripe: Columns | Detectors | None = None
     deadline: Columns | None = None
     impulse: Impulses | None = None
     share: float = 1 / 3
@@ -188,7 +218,7 @@ class NoiseCase:
     @property
     def is_gaussian(self) -> bool:
         """Whether it is one sigma for all bands and nothing else; what has lists of its own in some data sets."""
-        return isinstance(self.sigma, SameSigma) and not (self.stripe or self.deadline or self.impulse)
+        return isinstance(self.sigma, SameSigma) and not (self.photons or self.stripe or self.deadline or self.impulse)
 
     def add(self, clean: Shaped[np.ndarray, "bands height width"], rng: np.random.Generator) -> Corruption:
         """Add this noise to a clean cube, which is left untouched.
@@ -208,7 +238,13 @@ class NoiseCase:
         bands = clean.shape[0]
         sigma = (self.sigma.draw(bands, rng) / _SCALE).astype(np.float32)
         noisy = rng.standard_normal(clean.shape, dtype=np.float32)
-        noisy *= sigma[:, None, None]
+        if self.photons is None:
+            noisy *= sigma[:, None, None]
+        else:
+            count = np.exp(rng.uniform(*np.log(self.photons), size=bands)).astype(np.float32)
+            variance = np.maximum(clean, 0, dtype=np.float32) / count[:, None, None] + np.square(sigma)[:, None, None]
+            noisy *= np.sqrt(variance)
+            sigma = np.sqrt(variance.mean(axis=(1, 2)))
         noisy += clean
         structured = (("stripe", self.stripe), ("deadline", self.deadline), ("impulse", self.impulse))
         kinds = {kind: hit for kind, hit in structured if hit is not None}
@@ -226,6 +262,7 @@ class NoiseCase:
 _NON_IID = SigmaFromLevels((10, 30, 50, 70))
 _STRIPE = Columns(0.05, 0.15, amplitude=0.25)
 _DEADLINE = Columns(0.05, 0.15, amplitude=None, ceil=True)
+_DETECTORS = Detectors((0.005, 0.05), length=3)
 _IMPULSE = Impulses((0.1, 0.3, 0.5, 0.7))
 
 
@@ -297,6 +334,21 @@ _ROWS = (
         stripe=Columns(0.05, 0.10, amplitude=0.25),
         deadline=Columns(0.05, 0.10, amplitude=None, ceil=True),
         impulse=_IMPULSE,
+    ),
+    NoiseCase(
+        "photon",
+        "sigma 2, and noise of the signal: 100 to 10,000 photons for a value of 1, of each band",
+        PHOTONS,
+        SameSigma(2, 2),
+        photons=(100, 10_000),
+    ),
+    NoiseCase(
+        "detector",
+        "sigma of each band uniform in [0, 15], then an offset of every column of a third of the bands, 0.005 to 0.05 "
+        "rms, smooth over 3 columns",
+        DETECTORS,
+        SigmaPerBand(0, 15),
+        stripe=_DETECTORS,
     ),
 )
 

@@ -44,7 +44,7 @@ def unchecked():
 def test_the_table_has_every_case_of_the_literature():
     expected = {"gaussian-30", "gaussian-50", "gaussian-70", "blind", "non-iid", "stripe", "deadline", "impulse"}
     expected |= {"mixture", "t3sc-uniform-15", "t3sc-uniform-55", "t3sc-uniform-95", "t3sc-correlated"}
-    expected |= {"t3sc-stripes", "mafnet-mixture"}
+    expected |= {"t3sc-stripes", "mafnet-mixture", "photon", "detector"}
     assert set(NOISE_CASES) == expected
     for name, case in NOISE_CASES.items():
         assert case.name == name
@@ -427,3 +427,26 @@ def test_shares_that_cannot_be_disjoint_are_refused(share):
             impulse=Impulses((0.1,)),
             share=share,
         )
+
+
+def test_photon_noise_grows_with_the_signal():
+    """Variance is signal over photons plus a floor: linear in the signal, of each band its own slope."""
+    ramp = np.linspace(0, 1, 41, dtype=np.float32)[:, None] * np.ones((6, 1, 4000), dtype=np.float32)
+    variance = np.square(corrupt(ramp, "photon", seed=2).noisy - ramp).mean(axis=2)
+    for band in variance:
+        slope, floor = np.polyfit(np.linspace(0, 1, 41), band, 1, w=1 / band)
+        assert 1e-4 * 0.9 < slope < 1e-2 * 1.1
+        assert floor == pytest.approx((2 / 255) ** 2, rel=0.3)
+        np.testing.assert_allclose(slope * np.linspace(0, 1, 41) + floor, band, rtol=0.15)
+
+
+def test_offsets_of_detectors_are_smooth_and_the_same_in_every_row():
+    result = corrupt(flat(31, 10, 400), quiet("detector"), seed=4)
+    (hit,) = result.affected.values()
+    assert len(hit) == 10
+    for band in result.noisy[hit] - 0.5:
+        assert np.ptp(band, axis=0).max() < 1e-6
+        offset = band[0]
+        assert 0.005 * 0.99 < offset.std() < 0.05 * 1.01
+        assert np.corrcoef(offset[1:], offset[:-1])[0, 1] > 0.9
+    assert (np.delete(result.noisy, hit, axis=0) == 0.5).all()
