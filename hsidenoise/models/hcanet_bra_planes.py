@@ -7,8 +7,7 @@ saw and found, and adds what they missed:
 * it works on the leading planes, whatever bands they come from: three bands or three hundred go through in one pass,
   with one set of weights;
 * all that it sees and gives is in units of the noise: a cube in counts and the same in [0, 1] are one cube to it, and
-  where there is little noise there is little to add;
-* its answer is the guide of one more round of the filter over the whole scene.
+  where there is little noise there is little to add.
 
 Inside it is HCANet's U with bi-level routing attention (:class:`hsidenoise.models.hcanet_bra.MixingUNet`), by default
 on the two lower levels.
@@ -32,6 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from hsidenoise.models.blocks import pad_to_multiple
 from hsidenoise.models.hcanet_bra import MixingUNet
 from hsidenoise.signal.planes import LEAST_ENERGY, PlaneStages, denoise_by_planes
 
@@ -190,7 +190,7 @@ class HCANetBRAPlanes(MixingUNet):
         return torch.stack([denoise_by_planes(cube.float(), improve=self.improve).denoised for cube in noisy])
 
     def improve(self, stages: PlaneStages) -> Float[Tensor, "bands height width"]:
-        """What the network makes of a cube that the filters have seen: the guide of their last round.
+        """What the network makes of a cube that the filters have seen.
 
         Args:
             stages: What the filters know.
@@ -236,6 +236,9 @@ class HCANetBRAPlanes(MixingUNet):
             doubts: What was rejected and lost.
             spread: Root mean square of each noisy plane.
         """
+        height, width = planes.shape[2:]
+        # first of all, as in an exported graph: what is computed at an edge does not depend on where the padding is
+        planes, doubts = (pad_to_multiple(images, 4)[0] for images in (planes, doubts))
         found, inside, trusted, noisy = planes.chunk(4, dim=1)
         whole = trusted + found
         blurred = F.avg_pool2d(F.pad(whole, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -245,7 +248,7 @@ class HCANetBRAPlanes(MixingUNet):
         *gates, added = self.unet(images, torch.log10(spread)).chunk(_GATES + 1, dim=1)
         for gate, closed, view in zip(gates, _CLOSED, (trusted, inside, noisy), strict=True):
             added = added + torch.sigmoid(gate + closed) * view
-        return added
+        return added[..., :height, :width]
 
 
 def corrected(

@@ -70,9 +70,6 @@ MEAN_NOISE = 0.2
 PILOT_SHARE, COARSE_SHARE = 0.4, 0.2
 """Share of what is known in the result of the last round and of those before. Six cells: 0.6 loses 0.04 dB."""
 
-GUIDE_SHARE = 0.6
-"""Share of the guide in the round behind a network."""
-
 ROUNDS = 1
 """Coarse rounds before a cube with defects is denoised by regions again. Six cells: two gain 0.003 dB; not to denoise
 by regions again loses 0.34 dB."""
@@ -107,7 +104,7 @@ class PlaneEstimate(NamedTuple):
 
 
 class PlaneStages(NamedTuple):
-    """What the filters by planes know of a cube of about [0, 1] before their last round.
+    """What the filters by planes know of a cube, scaled to about [0, 1].
 
     Attributes:
         known: The scene as the small regions found it.
@@ -149,7 +146,7 @@ def denoise_by_planes(
         noisy: Noisy cube in any unit, at least 2x2 pixels, of 1 band or more, float32.
         mask: True where a pixel holds data. All others are left out of everything and come back as they are.
         sigma: Noise level of each band, in the unit of the cube; None: estimated.
-        improve: What makes a better guide of the stages for one more round; None: nothing.
+        improve: What makes something better of the result; None: nothing.
 
     Returns:
         The denoised cube and what was found on the way.
@@ -239,7 +236,7 @@ def _denoise(cube: Tensor, told: Tensor | None, improve: Callable[..., Tensor | 
     residual, trusted, sigma = _again(cube, known, lost, absorbed, told, regression)
     denoised, absorbed = _by_scene(known + trusted, known, sigma, STRIDE, PILOT_SHARE)
     if improve is not None and (guide := improve(known, residual, trusted, sigma, lost, denoised)) is not None:
-        denoised, absorbed = _by_scene(known + trusted, guide, sigma, STRIDE, GUIDE_SHARE)
+        denoised = guide
     if told is None:
         sigma = _residual(cube, denoised, lost, absorbed)[1]
     return PlaneEstimate(denoised, sigma, lost)

@@ -25,10 +25,11 @@ SIZES = [(1, 1, 1), (2, 4, 5), (1, 8, 3), (3, 33, 64), (2, 50, 37), (1, 70, 16)]
 
 def small(name: str, **config: object) -> nn.Module:
     """A network of one block, on the level whose size is the least divisible."""
+    bands = {} if "planes" in config else {"bands": 6}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = create_model(
-            name, **{"bands": 6, "dim": 8, "num_blocks": (0, 0, 1), "num_refinement_blocks": 0, **config}
+            name, **{**bands, "dim": 8, "num_blocks": (0, 0, 1), "num_refinement_blocks": 0, **config}
         ).eval()
         nn.init.normal_(network.output.weight, std=0.1)  # or the skip alone would hide what the rest gets wrong
         return network
@@ -61,6 +62,12 @@ def wiener(tmp_path_factory):
     return exported(network, "hcanet-bra", tmp_path_factory.mktemp("wiener"))
 
 
+@pytest.fixture(scope="module")
+def planes(tmp_path_factory):
+    network = small("hcanet-bra-planes", heads=(1, 2, 2), region_size=4, planes=3)
+    return exported(network, "hcanet-bra-planes", tmp_path_factory.mktemp("planes"))
+
+
 def differs(network: nn.Module, path: Path, *shape: int) -> float:
     noisy = torch.rand(shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -74,6 +81,16 @@ def test_hcanet_of_any_batch_height_and_width(hcanet, size):
     network, path, _ = hcanet
     batch, height, width = size
     assert differs(network, path, batch, 6, height, width) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 33, 64), (2, 5, 50, 37), (1, 40, 5, 70)])
+def test_hcanet_bra_planes_of_any_number_of_bands(planes, shape):
+    network, path, printed = planes
+    assert differs(network, path, *shape) < 1e-5
+    assert "planes" in printed
+    asked = OnnxNetwork(path)
+    assert (asked.bands, asked.tile, asked.pilot_rounds) == (None, 48, 2)
+    assert {item.name for item in asked._session.get_inputs()} == {"planes", "doubts", "spread"}
 
 
 @pytest.mark.parametrize("size", SIZES)
