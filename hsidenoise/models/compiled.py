@@ -142,7 +142,7 @@ class CompiledStep:
                 if is_out_of_memory(error):
                     raise
                 self._give_up(error)
-        if self._starts_from_estimate and estimate is not None:
+        if self._starts_from_estimate:
             return self._run(self.network.refine, noisy, estimate)  # type: ignore[arg-type]
         return self._run(self.network, noisy, None)
 

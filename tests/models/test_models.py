@@ -7,16 +7,25 @@ import pytest
 import torch
 from torch import nn
 
+from hsidenoise.models.hcanet_bra_planes import HCANetBRAPlanes
 from hsidenoise.models.registry import MODELS, HCANet, HCANetBRA, create_model
 
 SMALL = {
     "hcanet": {"bands": 6, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)},
     "hcanet-bra": {"bands": 6, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)},
+    "hcanet-bra-planes": {"planes": 3, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)},
 }
 
 
-def test_the_table_names_both_networks():
-    assert dict(MODELS) == {"hcanet": HCANet, "hcanet-bra": HCANetBRA}
+def in_training(network, noisy):
+    """As a training step runs it: what is not learnt has no gradient."""
+    if isinstance(network, HCANetBRAPlanes):
+        return network.refine(*network.estimate(noisy))
+    return network(noisy)
+
+
+def test_the_table_names_all_networks():
+    assert dict(MODELS) == {"hcanet": HCANet, "hcanet-bra": HCANetBRA, "hcanet-bra-planes": HCANetBRAPlanes}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -24,7 +33,7 @@ def test_a_network_keeps_the_promises_that_the_others_rely_on(name):
     torch.manual_seed(0)
     net = create_model(name, **SMALL[name])
     assert type(net) is MODELS[name]
-    assert net.bands == 6
+    assert net.bands == SMALL[name].get("bands")
     noisy = torch.rand(2, 6, 21, 30)
     before = noisy.clone()
     with torch.no_grad():
@@ -45,7 +54,12 @@ def test_nothing_inside_is_made_on_another_device(name, monkeypatch):
         monkeypatch.setattr(torch.Tensor, question, lambda _: True)
     network = create_model(name, **SMALL[name]).to("meta")
     for size in ((16, 16), (69, 90)):  # one window; several, and padding in the attention
-        denoised = network(torch.empty(2, 6, *size, device="meta"))
+        noisy = torch.empty(2, 6, *size, device="meta")
+        if isinstance(network, HCANetBRAPlanes):  # what is not learnt decides by values
+            shapes = ((2, 12, *size), (2, 2, *size), (2, 3), (2, 6, 3))
+            denoised = network.refine(noisy, *(torch.empty(shape, device="meta") for shape in shapes))
+        else:
+            denoised = network(noisy)
         denoised.sum().backward()
         assert denoised.is_meta
     assert all(parameter.grad is not None for parameter in network.parameters())
@@ -57,12 +71,12 @@ def test_a_gpu_finds_the_same_and_trains_in_bfloat16(name):
     torch.manual_seed(0)
     network = create_model(name, **SMALL[name])
     noisy = torch.rand(2, 6, 69, 90)
-    expected = network(noisy)
+    expected = in_training(network, noisy)
     network, noisy = network.cuda().to(memory_format=torch.channels_last), noisy.cuda()
     with torch.backends.cudnn.flags(allow_tf32=False):
-        torch.testing.assert_close(network(noisy).cpu(), expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(in_training(network, noisy).cpu(), expected, rtol=1e-3, atol=1e-3)
     with torch.autocast("cuda", torch.bfloat16):
-        denoised = network(noisy)
+        denoised = in_training(network, noisy)
     denoised.float().square().mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
