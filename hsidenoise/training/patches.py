@@ -363,7 +363,7 @@ def another_sensor(
     Example:
         >>> patch = np.arange(6, dtype=np.float32)[:, None, None] * np.ones((1, 2, 3), dtype=np.float32)
         >>> [another_sensor(patch, n, np.random.default_rng(1))[:, 0, 0].tolist() for n in (2, 4)]
-        [[1.0, 5.0], [0.0, 1.0, 3.0, 5.0]]
+        [[1.0, 5.0], [2.0, 3.0, 4.0, 5.0]]
         >>> another_sensor(patch, 8, np.random.default_rng(1)).shape
         (8, 2, 3)
     """
