@@ -344,7 +344,7 @@ def band_count(bands: tuple[int, int], seed: int, batch: int) -> int:
     """
     fewest, most = np.sqrt(bands)
     rng = np.random.default_rng([_BAND_STREAM, seed, batch])
-    return round(rng.uniform(fewest, most) ** 2)
+    return round(float(rng.uniform(fewest, most)) ** 2)
 
 
 def another_sensor(
