@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
         size = "not in this installation: a file of the repository"
         if row["bytes"]:
             size = f"{row['parameters']:,} parameters, {row['bytes'] / 2**20:.1f} MiB"
-        size += f", {row['bands']} bands at once"
+        size += f", {row['bands'] or 'any number of'} bands at once"
         print(f"  network  {row['model']}, {size}")
         print(f"  data     {row['data']}")
         print(f"  noise    {row['noise']}")
