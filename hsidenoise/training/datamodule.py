@@ -233,7 +233,9 @@ class CubeDataModule(pl.LightningDataModule):
         task = self.trainer.lightning_module if self.trainer is not None else None
         network = getattr(task, "network", None)
         if not isinstance(network, MixingUNet) or network.estimator is None:
-            raise ValueError("the network in training has no part that is not learnt: leave out --data.estimate")
+            raise ValueError(
+                "the network in training does not start from what is not learnt: leave out --data.estimate"
+            )
         return network.estimator
 
     def _extra_store(self) -> CubeStore | None:

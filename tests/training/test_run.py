@@ -443,7 +443,14 @@ def test_every_config_trains_one_batch(config, tmp_path, rng):
     root.mkdir()
     write_dataset(root, yaml.safe_load(config.read_text())["data"]["dataset"], rng)
     small = {
-        "data": {"patch_size": 16, "batch_size": 2, "patches_per_epoch": 2, "validation_crop": 16, "workers": 0},
+        "data": {
+            "patch_size": 16,
+            "batch_size": 2,
+            "patches_per_epoch": 2,
+            "validation_crop": 16,
+            "workers": 0,
+            "cut": None,
+        },
         "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
