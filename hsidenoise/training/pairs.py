@@ -25,7 +25,7 @@ _VALIDATION_STREAM = 0x5641_4C49
 # Where a patch that is drawn again is cut and mirrored: beside the numbers that made it.
 _DRAW_STREAM = 0x4452_4157
 
-_BATCHES_BETWEEN = 24
+_BATCHES_BETWEEN = 60
 """Batches until a patch is drawn again: far enough apart for the optimiser, and a number that most counts of workers
 divide, so that it comes to the worker that has made it."""
 
