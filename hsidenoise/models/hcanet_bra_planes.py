@@ -72,6 +72,11 @@ def plane_inputs(stages: PlaneStages, planes: int) -> PlaneInputs:
         stages: What the filters know.
         planes: Planes of the network; of a cube with less in it the rest are empty.
     """
+    with torch.autocast(stages.known.device.type, enabled=False):
+        return _plane_inputs(stages, planes)
+
+
+def _plane_inputs(stages: PlaneStages, planes: int) -> PlaneInputs:
     sigma = stages.sigma[:, None, None]
     size = stages.known.shape[1:]
     mean = stages.denoised.mean((1, 2), keepdim=True)
@@ -263,7 +268,8 @@ def corrected(
         basis: From planes to bands.
         correction: What is missing.
     """
-    return denoised + (basis @ correction.flatten(2)).reshape(denoised.shape)
+    with torch.autocast(denoised.device.type, enabled=False):
+        return denoised + (basis @ correction.flatten(2)).reshape(denoised.shape)
 
 
 def estimate_planes(noisy: Float[Tensor, "batch bands height width"], planes: int) -> PlaneInputs:

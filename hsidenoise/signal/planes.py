@@ -162,6 +162,15 @@ def denoise_by_planes(
         >>> bool((estimate.denoised - clean).std() < 10), bool((estimate.sigma - 50).abs().max() < 2.5)
         (True, True)
     """
+    kind = noisy.device.type
+    as_called = partial(torch.autocast, kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+    with torch.autocast(kind, enabled=False):  # covariances of half precision say nothing
+        return _by_planes(noisy, mask, sigma, None if improve is None else partial(_call, improve, as_called))
+
+
+def _by_planes(
+    noisy: Tensor, mask: Tensor | None, sigma: Tensor | None, improve: Callable[..., Tensor | None] | None
+) -> PlaneEstimate:
     _check(noisy, mask)
     whole = noisy if mask is None else fill_invalid(noisy, mask)
     denoised = noisy.clone()
@@ -175,7 +184,7 @@ def denoise_by_planes(
         if glint.any() and not glint.all():
             cube = fill_invalid(cube, ~glint)
         told = None if sigma is None else (sigma[alive].to(cube) / span).clamp_min(_LEAST_SIGMA)
-        found = _denoise(cube, told, None if improve is None else partial(_call, improve, (low, span, alive)))
+        found = _denoise(cube, told, None if improve is None else partial(improve, (low, span, alive)))
         keep = glint if mask is None else glint | ~mask
         denoised[alive] = torch.where(keep, noisy[alive], found.denoised * span + low)
         level[alive] = found.sigma * span
@@ -183,8 +192,12 @@ def denoise_by_planes(
     return PlaneEstimate(denoised, level, lost)
 
 
-def _call(improve: Improve, scale: Sequence[Tensor], *stages: Tensor) -> Tensor | None:
-    return improve(PlaneStages._make((*stages, *scale)))
+def _call(
+    improve: Improve, precision: Callable[[], torch.autocast], scale: Sequence[Tensor], *stages: Tensor
+) -> Tensor | None:
+    """A network keeps the precision that it was called with."""
+    with precision():
+        return improve(PlaneStages._make((*stages, *scale)))
 
 
 def _check(noisy: Tensor, mask: Tensor | None) -> None:

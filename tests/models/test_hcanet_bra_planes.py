@@ -7,6 +7,7 @@ import torch
 from hsidenoise.inference.denoise import denoise
 from hsidenoise.models.hcanet_bra_planes import HCANetBRAPlanes
 from hsidenoise.models.weights import load_model, save_weights
+from hsidenoise.noise.cases import corrupt
 from hsidenoise.signal.planes import denoise_by_planes
 from hsidenoise.training.losses import DenoisingLoss
 
@@ -136,3 +137,23 @@ def test_weights_are_saved_and_used_by_name_of_a_file(network, tmp_path):
 def test_wrong_configurations(config, message):
     with pytest.raises(ValueError, match=message):
         HCANetBRAPlanes(**{**SMALL, **config})
+
+
+@pytest.mark.parametrize("case", ["gaussian-30", "deadline"])
+def test_half_precision_is_for_the_network_alone(network, case):
+    """The filters are what they are without it; what is learnt runs in it, in training and in use."""
+    clean, _ = noisy_cube(8, 33, 41)
+    noisy = torch.from_numpy(corrupt(clean.numpy(), case, seed=0).noisy)[None]
+    seen = []
+    network.stem.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with torch.no_grad():
+        exact = network(noisy)
+        with torch.autocast("cpu", torch.bfloat16):
+            half, estimate = network(noisy), network.estimate(noisy)
+            refined = network.refine(*estimate)
+    assert seen == [torch.float32, torch.bfloat16, torch.bfloat16]
+    for made, own in zip(estimate, network.estimate(noisy), strict=True):
+        assert torch.equal(made, own)
+    assert half.dtype == refined.dtype == torch.float32
+    assert 0 < (half - exact).abs().max() < 0.02
+    torch.testing.assert_close(refined, half, atol=1e-5, rtol=0)
