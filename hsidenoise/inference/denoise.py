@@ -117,9 +117,9 @@ def denoise(
     at a pixel depends on the size of the tile: use that of the training patches. The windows of bands always overlap by
     about a third.
 
-    Precision: with the default weights, bfloat16 is off by up to 4e-4 of the range in the mean, 2e-2 at most, and its
-    PSNR by 0.01 dB (seven pairs of a scene of `cave/validation`, centre 256 x 256, and a case from gaussian-5 to
-    mixture). ``auto`` takes it on NVIDIA GPUs since Ampere and on CPUs with AMX.
+    Precision: with the default weights, bfloat16 is off by up to 1.1e-4 of the range in the mean, 4e-3 at most, and its
+    PSNR by 0.002 dB (the scenes of `cave/validation`, centre 128 x 128, gaussian-5, gaussian-50 and mixture); with
+    `hcanet-bra` by 4e-4, 2e-2 and 0.01 dB. ``auto`` takes it on NVIDIA GPUs since Ampere and on CPUs with AMX.
 
     More of single options: :func:`hsidenoise.signal.scaling.fit_scaling` (``normalize``),
     :class:`hsidenoise.models.compiled.Compiled` (how long ``compile`` takes, and when it pays),
