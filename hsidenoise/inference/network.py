@@ -124,7 +124,7 @@ def name_of(model: Model | None) -> str:
 
     Example:
         >>> name_of(None), name_of(nn.Identity()), name_of(np.negative)
-        ('hcanet-bra', 'Identity', 'negative')
+        ('hcanet-bra-planes', 'Identity', 'negative')
     """
     if isinstance(model, OnnxNetwork):
         return str(model.path)

@@ -264,7 +264,7 @@ class TestRefused:
         [
             ({"cases": ["30", "fog"]}, "unknown noise case 'fog'"),
             ({"crop": 13}, r"Fir\.mat: 12x14 pixels are less than the crop of 13"),
-            ({"crop": -1}, "crop -1: give the side"),
+            ({"crop": -1}, "crop is -1; it is a whole number from 0"),
             ({"prefix": "a/b"}, "prefix 'a/b'"),
             ({"prefix": ".a"}, r"prefix '\.a'"),
             ({"prefix": ""}, "prefix ''"),

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -121,7 +122,9 @@ class TestWriting:
         open_folder.chmod(0o777)
         write_text(open_folder / "a.txt", "old")
         (open_folder / "a.txt").chmod(0o666)
-        for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):  # pytest's own, private by default
+        for parent in (tmp_path, *tmp_path.parents):  # pytest's own, private by default
+            if parent == Path(tempfile.gettempdir()) or parent.parent == parent:
+                break
             parent.chmod(0o711)
         child = os.fork()
         if child == 0:
