@@ -105,9 +105,10 @@ class TrainCLI(LightningCLI):
             name, _, attached = option.partition("=")
             if name == "--config":
                 check_no_pipe(attached or value)
+                _check_text(attached or value)
         try:
             self.config = parser.parse_args(args)
-        except (ArgumentError, yaml.YAMLError) as error:
+        except (ArgumentError, yaml.YAMLError, OverflowError) as error:  # the last: an integer that no float holds
             raise ValueError(f"{' '.join(str(error).split())} (see `{parser.prog} --help`)") from error
 
     def before_instantiate_classes(self) -> None:
@@ -174,6 +175,15 @@ class TrainCLI(LightningCLI):
         changes = changed_options(self.checkpoint, self.model.hparams, self.datamodule.hparams, path=self.resumed)
         if changes:
             rank_zero_warn(f"resumed with other options than the run had: {'; '.join(changes)}")
+
+
+def _check_text(path: str) -> None:
+    try:
+        Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8, as a YAML file is ({error.reason})") from error
+    except OSError:
+        pass  # said by who reads it
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -636,3 +636,16 @@ def test_the_loss_behind_the_pilot_filter(rng):
         DenoisingTask(pilot_filter_weight=1.5)
     with pytest.raises(ValueError, match=r"pilot_rounds=0 must be from 1 to 15, and tile=None from 16 to 4096"):
         DenoisingTask(pilot_rounds=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: {learning_rate: 1" + b"0" * 400 + b"}", "int too large"),
+        (b"seed_everything: \xff\xfe", r"own\.yaml: not a text in UTF-8"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_refused_in_words(tmp_path, content, message):
+    (tmp_path / "own.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        main(["--config", str(tmp_path / "own.yaml"), "--data.root", str(tmp_path)])
