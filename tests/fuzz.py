@@ -133,7 +133,7 @@ def _ring(*_: Any) -> None:
 
 def _forked(command: list[str], *, input: bytes, timeout: float, **_: Any) -> subprocess.CompletedProcess[bytes]:
     """As `subprocess.run` of ``python -c "...; _child()" REQUEST``, by a fork of this process."""
-    from hsidenoise.data import hdf5
+    from hsidenoise.data.formats import hdf5
 
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(input)

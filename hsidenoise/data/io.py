@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
+from hsidenoise.data.formats.mat import list_mat, load_variable, mat_format, replace_variable, write_mat
+from hsidenoise.data.formats.png import CAVE_WAVELENGTHS, find_bands, load_bands, save_bands
 from hsidenoise.data.layout import Layout, Variable, find_layout, find_wavelengths, printable
-from hsidenoise.data.mat import list_mat, load_variable, mat_format, replace_variable, write_mat
-from hsidenoise.data.png import CAVE_WAVELENGTHS, find_bands, load_bands, save_bands
 from hsidenoise.signal.scaling import floating, value_range
 from hsidenoise.system.files import check_source, check_target, replacing
 

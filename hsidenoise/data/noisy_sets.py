@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, Real
 
+from hsidenoise.data.formats.mat import load_variable
 from hsidenoise.data.io import Cube, list_variables, read_cube
 from hsidenoise.data.layout import Variable, describe, times
-from hsidenoise.data.mat import load_variable
 from hsidenoise.noise.cases import noise_case
 
 #: The nine published folders: what their names end in -> our name of the noise case.

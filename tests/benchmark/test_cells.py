@@ -16,8 +16,8 @@ from hsidenoise.benchmark import cells as table_cells
 from hsidenoise.benchmark.cells import Job, compute, main, read_cell
 from hsidenoise.benchmark.cells import version_of as version_of_method
 from hsidenoise.classical.methods import BASELINES, Baseline, run_baseline
+from hsidenoise.data.formats.mat import write_mat
 from hsidenoise.data.io import write_arrays
-from hsidenoise.data.mat import write_mat
 from hsidenoise.data.noisy_sets import published_arrays
 from hsidenoise.data.scenes import read_clean
 from hsidenoise.inference.method import _network, make_method
@@ -110,7 +110,7 @@ class TestIdentity:
 CHANGES = {
     "models/weights.py": "n", "inference/network.py": "n", "signal/pilot_filter.py": "nc",
     "models/attention/bra.py": "n", "classical/filters.py": "c", "metrics/functional.py": "nci",
-    "noise/cases.py": "nci", "benchmark/cells.py": "nci", "data/mat5.py": "nci", "benchmark/figures.py": "",
+    "noise/cases.py": "nci", "benchmark/cells.py": "nci", "data/formats/mat5.py": "nci", "benchmark/figures.py": "",
     "training/task.py": "", "cli/main.py": "",
 }  # fmt: skip
 """File of the package -> which cells are others once it has changed: of a network, a classical method, the input."""

@@ -28,8 +28,8 @@ from hsidenoise.benchmark.plan import leaks, plan_table
 from hsidenoise.classical.methods import run_baseline
 from hsidenoise.cli import main as cli
 from hsidenoise.data.datasets import read_split
+from hsidenoise.data.formats.mat import write_mat
 from hsidenoise.data.io import write_arrays
-from hsidenoise.data.mat import write_mat
 from hsidenoise.data.noisy_sets import published_arrays
 from hsidenoise.data.scenes import read_clean
 from hsidenoise.models import create_model

@@ -18,8 +18,8 @@ from command_line import ENVIRONMENT, ROOT, call, child, refused, run
 
 from hsidenoise import evaluate
 from hsidenoise.cli.main import VERBS, main
-from hsidenoise.data.mat import write_mat
-from hsidenoise.data.png import save_bands
+from hsidenoise.data.formats.mat import write_mat
+from hsidenoise.data.formats.png import save_bands
 from hsidenoise.metrics.protocols import PROTOCOLS
 from hsidenoise.models import create_model
 from hsidenoise.models.shipped import WEIGHTS

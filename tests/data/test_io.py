@@ -14,6 +14,7 @@ import skimage.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hsidenoise.data.formats.mat import load_variable, write_mat
 from hsidenoise.data.io import (
     Cube,
     Layout,
@@ -23,7 +24,6 @@ from hsidenoise.data.io import (
     write_arrays,
     write_cube,
 )
-from hsidenoise.data.mat import load_variable, write_mat
 from hsidenoise.system.files import check_target
 
 ROOT = Path(__file__).parents[2]

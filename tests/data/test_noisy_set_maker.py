@@ -15,10 +15,10 @@ from command_line import ENVIRONMENT, ROOT, run
 import hsidenoise
 from hsidenoise.cli import main as cli
 from hsidenoise.data.datasets import read_split
-from hsidenoise.data.mat import write_mat
+from hsidenoise.data.formats.mat import write_mat
+from hsidenoise.data.formats.png import save_bands
 from hsidenoise.data.noisy_set_maker import MANIFEST, CaseFolder, make_noisy_set
 from hsidenoise.data.noisy_sets import PUBLISHED_CASES, find_noisy_set, read_pair
-from hsidenoise.data.png import save_bands
 from hsidenoise.data.scenes import read_clean
 from hsidenoise.noise.cases import NOISE_CASES, corrupt
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from hsidenoise.data.mat import write_mat
+from hsidenoise.data.formats.mat import write_mat
 from hsidenoise.data.noisy_sets import PUBLISHED_CASES, find_noisy_set, pair_files, published_arrays, read_pair
 from hsidenoise.noise.cases import NOISE_CASES
 

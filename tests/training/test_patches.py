@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.io
 
+from hsidenoise.data.formats.png import save_bands
 from hsidenoise.data.io import write_arrays
-from hsidenoise.data.png import save_bands
 from hsidenoise.training import patches
 from hsidenoise.training.patches import BandAugment, BandChoice, CubeStore, PatchPlace, reduced, scaled
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import skimage.io
 
-from hsidenoise.data.png import find_bands, load_bands, save_bands
+from hsidenoise.data.formats.png import find_bands, load_bands, save_bands
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ import h5py
 import numpy as np
 import scipy.io
 
-from hsidenoise.data.hdf5 import list_hdf5, load_hdf5, replace_hdf5, storage_options
+from hsidenoise.data.formats.hdf5 import list_hdf5, load_hdf5, replace_hdf5, storage_options
+from hsidenoise.data.formats.mat5 import HEADER, MATLAB_NAMES, Element, elements, elements_v4, load, splice
 from hsidenoise.data.layout import RefusedError, Variable, printable
-from hsidenoise.data.mat5 import HEADER, MATLAB_NAMES, Element, elements, elements_v4, load, splice
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _DAMAGE = (OSError, EOFError, zlib.error, struct.error, KeyError, TypeError, ValueError, RuntimeError, IndexError)

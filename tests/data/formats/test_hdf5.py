@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from command_line import call, refused, run
 
+from hsidenoise.data.formats.mat import list_mat, load_variable, write_mat
 from hsidenoise.data.io import list_variables, read_cube, write_cube
-from hsidenoise.data.mat import list_mat, load_variable, write_mat
 
 STORED = np.random.default_rng(0).random((5, 7, 6)).astype(np.float32)  # (bands, width, height) as HDF5 shows it
 VALUES = STORED.transpose(0, 2, 1)
@@ -238,7 +238,7 @@ def test_a_file_on_which_the_library_crashes_is_one_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "signal"), [("crash", "SIGSEGV"), ("endless", "SIGXCPU")])
 def test_a_virtual_data_set_that_the_library_cannot_open_is_one_line(name, signal):
     # found by tests/fuzz.py: the list of its parts is damaged
-    damaged = Path(__file__).parents[1] / "golden" / f"virtual_{name}.mat"
+    damaged = Path(__file__).parents[2] / "golden" / f"virtual_{name}.mat"
     message = call("inspect", damaged, cwd=damaged.parent, code=2)
     assert refused(message)
     assert "damaged (the HDF5 library" in message

@@ -30,8 +30,8 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
+from hsidenoise.data.formats.mat5 import MATLAB_NAMES, MOST_DEFLATED
 from hsidenoise.data.layout import ELSEWHERE, RefusedError, Variable, check_room, printable
-from hsidenoise.data.mat5 import MATLAB_NAMES, MOST_DEFLATED
 
 _CLASS_TYPES = {name: np.dtype(code) for code, name in MATLAB_NAMES.items()}
 _DEFLATE, _SHUFFLE = 1, 2  # registered numbers of the filters that are undone here
@@ -382,9 +382,9 @@ def _unpack(file: BinaryIO, chunk: Any, filters: list[int], node: Any) -> np.nda
 def _in_child(request: dict[str, Any], *, read: np.ndarray | None = None, write: np.ndarray | None = None) -> None:
     """Let another process read into one array, or write another, and say in one line what went wrong there."""
     size = sum(array.nbytes for array in (read, write) if array is not None)
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-c", "from hsidenoise.data.hdf5 import _child; _child()", json.dumps(request)]
+    command = [sys.executable, "-c", "from hsidenoise.data.formats.hdf5 import _child; _child()", json.dumps(request)]
     limit = _SECONDS + size / _BYTES_A_SECOND
     content = b"" if write is None else _bytes(write)
     try:

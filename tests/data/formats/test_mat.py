@@ -9,8 +9,8 @@ import pytest
 import scipy.io
 import scipy.sparse
 
-from hsidenoise.data.mat import list_mat, load_variable, mat_format, replace_variable, write_mat
-from hsidenoise.data.mat5 import elements
+from hsidenoise.data.formats.mat import list_mat, load_variable, mat_format, replace_variable, write_mat
+from hsidenoise.data.formats.mat5 import elements
 
 
 def rich_v5(path, *, compress=True):
@@ -324,7 +324,7 @@ def test_more_than_the_memory_at_hand_is_refused(tmp_path):
 import resource, sys
 from pathlib import Path
 import torch
-from hsidenoise.data.mat import load_variable
+from hsidenoise.data.formats.mat import load_variable
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (100 << 20), -1))
 try:
