@@ -15,6 +15,7 @@ from jaxtyping import Float, Float64
 from hsidenoise.data.formats.mat import list_mat, load_variable, mat_format, replace_variable, write_mat
 from hsidenoise.data.formats.png import CAVE_WAVELENGTHS, find_bands, load_bands, save_bands
 from hsidenoise.data.layout import Layout, Variable, find_layout, find_wavelengths, printable
+from hsidenoise.data.metadata import Metadata
 from hsidenoise.signal.scaling import floating, value_range
 from hsidenoise.system.files import check_source, check_target, replacing
 
@@ -47,6 +48,7 @@ class Cube:
         wavelengths: Centre of each band in nm, None if unknown.
         layout: How it lay in its file; None for a cube that was computed.
         path: The file or folder it was read from.
+        metadata: What the file says of it beside that; None if nothing was read.
 
     Example:
         >>> Cube(np.zeros((3, 4, 5), np.float32)).values.shape
@@ -57,6 +59,7 @@ class Cube:
     wavelengths: Float64[np.ndarray, " bands"] | None = None
     layout: Layout | None = None
     path: Path | None = None
+    metadata: Metadata | None = None
 
 
 def read_cube(

@@ -5,6 +5,7 @@ Files of this field do not say. Each decision here follows a stated rule, ends u
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,12 +47,16 @@ class Variable:
     """One named array of a file, described without loading it.
 
     Attributes:
-        name: Name in the file; ``group/name`` inside an HDF5 group.
-        shape: Sizes of the axes as MATLAB shows them.
+        name: Name in the file; ``group/name`` inside an HDF5 group, ``hsi.cube`` or ``c{2}`` inside a MATLAB struct or
+            cell.
+        shape: Sizes of the axes as the writer of the file sees them: in MATLAB's order if that wrote it, else in
+            NumPy's.
         dtype: Type of its numbers as MATLAB sees them (complex and bool included), however few bytes they are stored
             in; None for text, cells, structs, objects and what is not to be read.
         note: What is special about it, empty if nothing is.
-        foreign: True for an HDF5 array that no MATLAB wrote (it has no ``MATLAB_class``).
+        foreign: True for an array that no MATLAB wrote.
+        axes: A letter for each axis where the format says what they are, as ``"bhw"``; else empty.
+        inside: The struct or cell that it is in, empty if it is a variable of its own.
     """
 
     name: str
@@ -59,6 +64,13 @@ class Variable:
     dtype: np.dtype[Any] | None
     note: str = ""
     foreign: bool = False
+    axes: str = ""
+    inside: str = ""
+
+    @property
+    def leaf(self) -> str:
+        """The last part of its name: ``cube`` of ``hsi.cube`` and ``group/cube``."""
+        return re.split(r"[/.]", self.name)[-1]
 
     @property
     def label(self) -> str:
@@ -76,11 +88,12 @@ class Layout:
     """How a cube lies in its file, enough to write another one the same way.
 
     Attributes:
-        format: ``"mat4"``, ``"mat5"``, ``"mat73"`` or ``"png"``.
+        format: ``"mat4"``, ``"mat5"``, ``"mat73"``, ``"hdf5"``, ``"envi"``, ``"npy"``, ``"npz"``, ``"geotiff"``,
+            ``"zarr"`` or ``"png"``.
         key: Name of the variable (of a PNG folder: what its file names have in common).
-        axes: One letter for each axis longer than one, in MATLAB's order: of ``h`` (height), ``w`` (width),
+        axes: One letter for each axis longer than one, in the order of ``shape``: of ``h`` (height), ``w`` (width),
             ``b`` (bands), or ``p`` (pixels, column after column) of an unfolded matrix.
-        shape: Sizes of the axes as MATLAB shows them.
+        shape: Sizes of the axes as :attr:`Variable.shape` gives them.
         dtype: Type of the numbers: a file's class, even if they were stored in fewer bytes.
         size: (height, width) of an unfolded matrix, else None.
         reason: Why this variable and these axes, for people.
@@ -268,10 +281,15 @@ def _is_matrix(variable: Variable) -> bool:
 
 
 def _is_wavelengths(variable: Variable) -> bool:
-    name = variable.name.rsplit("/")[-1].lower().replace("_", "")
+    name = variable.leaf.lower().replace("_", "")
     vector = variable.is_number and sum(size != 1 for size in variable.shape) == 1
     telling = name in _WAVELENGTH_KEYS or "wavelen" in name or name.startswith(("lambda", "wave"))
     return vector and telling and variable.dtype is not None and variable.dtype.kind != "c"
+
+
+def _plain_key(name: str) -> str:
+    """A name without what people may write in more than one way: ``/hsi/cube`` for ``hsi.cube``, ``s(1).x``, spaces."""
+    return re.sub(r"\(1\)|\s", "", name).replace("/", ".").strip(".")
 
 
 def _find_variable(variables: Sequence[Variable], key: str | None, *, unfolded: bool) -> tuple[Variable, str]:
@@ -279,25 +297,29 @@ def _find_variable(variables: Sequence[Variable], key: str | None, *, unfolded: 
         for variable in variables:
             if variable.name == key:
                 return variable, "what was asked for"
+        for variable in variables:
+            if _plain_key(variable.name) == _plain_key(key):
+                return variable, "what was asked for"
         raise ValueError(f"no variable '{printable(key)}'; the file holds {describe(variables)}")
     if unfolded:
         candidates, what = [item for item in variables if item.is_number and _is_matrix(item)], "2-D"
     else:
         candidates, what = [item for item in variables if item.is_number and _is_cube(item)], "3-D"
         candidates = [item for item in candidates if 0 not in item.shape] or candidates
+    candidates = [item for item in candidates if not item.inside] or candidates
     if len(candidates) == 1:
         return candidates[0], f"the only {what} array"
-    known = [item for item in candidates if item.name.lower() in KNOWN_KEYS]
+    known = [item for item in candidates if item.leaf.lower() in KNOWN_KEYS]
     if len(known) == 1:
         return known[0], f"the only {what} array with a known name"
-    noisy = [item for item in known if item.name.lower() in NOISY_KEYS]
-    clean = [item for item in known if item.name.lower() in CLEAN_KEYS]
+    noisy = [item for item in known if item.leaf.lower() in NOISY_KEYS]
+    clean = [item for item in known if item.leaf.lower() in CLEAN_KEYS]
     if len(noisy) == 1 and clean and len(known) == len(noisy) + len(clean):
         return noisy[0], f"the noisy cube of a pair ('{clean[0].label}' beside it is the clean one)"
     if candidates:
         raise ValueError(f"several variables may be the cube: {describe(candidates)}; choose one with --key")
     matrices = [item for item in variables if item.is_number and _is_matrix(item)]
-    known = [item for item in matrices if item.name.lower() in UNFOLDED_KEYS]
+    known = [item for item in matrices if item.leaf.lower() in UNFOLDED_KEYS]
     if not unfolded and len(known) == 1:
         return known[0], "a matrix with a known name (there is no 3-D array)"
     raise ValueError(
@@ -311,7 +333,7 @@ def _hidden(variables: Sequence[Variable]) -> str:
     for item in variables:
         if item.note.startswith(ELSEWHERE):
             return f"; '{item.label}' lies {item.note}"
-    wrapped = [item.label for item in variables if item.note.startswith(("struct", "cell", "object"))]
+    wrapped = [item.label for item in variables if item.note.startswith("object")]
     return f"; what is inside of '{wrapped[0]}' is not read: save the cube as a variable of its own" if wrapped else ""
 
 
@@ -325,6 +347,8 @@ def _find_spectrum(
         if sorted(axes) != ["b", "h", "w"]:
             raise ValueError(f"--axes '{axes}' does not name the axes of {shown}; give h, w and b once each, like hwb")
         return axes, f"axes {shown} = {axes} as asked for"
+    if variable.axes:
+        return variable.axes, f"axes {shown} = {variable.axes} as the file says"
     index, because = _spectral_axis(sizes, lines=not variable.foreign)
     for vector in variables:
         matching = [axis for axis, size in enumerate(sizes) if size == math.prod(vector.shape)]
@@ -332,9 +356,6 @@ def _find_spectrum(
             index, because = matching[0], f"as long as '{vector.label}'"
             break
     letters = ("bhw", "hbw", "hwb")[index]
-    if variable.foreign and index < 2:
-        # no MATLAB wrote it and bands vary faster than an image axis: row-major, whose reverse has width before height
-        letters = ("bwh", "wbh")[index]
     return letters, f"axes {shown} = {letters}: axis {index + 1} is the spectrum, {because}"
 
 

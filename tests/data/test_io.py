@@ -110,6 +110,8 @@ def test_icvl_as_hdf5_shows_it(tmp_path):
             file["bands"] = np.arange(400.0, 701, 10)[:, None]
             for name in file if marked else ():
                 file[name].attrs["MATLAB_class"] = np.bytes_(b"double")
+        with (tmp_path / "scene.mat").open("r+b") as file:
+            file.write(b"MATLAB 7.3 MAT-file")
         cube = read_cube(tmp_path / "scene.mat")
         assert (cube.layout.key, cube.layout.axes, cube.layout.shape) == ("rad", "hwb", (14, 13, 31))
         assert np.array_equal(cube.values, rad.transpose(0, 2, 1).astype(np.float32))

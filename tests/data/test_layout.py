@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -57,11 +59,26 @@ def test_wavelengths_decide_the_axis():
     assert layout_of(number("x", 40, 40, 20), number("wavelength", 40, 1)).axes == "hwb"  # fits two axes: tells nothing
 
 
-def test_array_of_another_program_is_row_major_unless_like_icvl():
-    assert layout_of(number("x", 31, 512, 480, foreign=True)).axes == "bwh"
-    assert layout_of(number("x", 512, 480, 31, foreign=True)).axes == "hwb"
-    assert layout_of(number("x", 31, 512, 480)).axes == "bhw"
-    assert layout_of(number("x", 1, 512, 480, foreign=True)).axes == "bwh"
+def test_axes_of_another_program_are_in_its_own_order():
+    for foreign in (True, False):
+        assert layout_of(number("x", 31, 512, 480, foreign=foreign)).axes == "bhw"
+        assert layout_of(number("x", 512, 480, 31, foreign=foreign)).axes == "hwb"
+    assert layout_of(number("x", 1, 512, 480, foreign=True)).axes == "bhw"
+
+
+def test_what_the_format_knows_of_the_axes_is_believed_and_overruled():
+    known = replace(number("x", 20, 30, 40), axes="hbw")
+    assert layout_of(known).axes == "hbw"
+    assert "as the file says" in layout_of(known).reason
+    assert layout_of(known, axes="bwh").axes == "bwh"
+
+
+def test_a_variable_of_its_own_goes_before_one_in_a_struct():
+    inside = replace(number("hsi.cube", 5, 6, 7), inside="hsi")
+    assert layout_of(inside).key == "hsi.cube"
+    assert layout_of(inside, number("other", 6, 7, 8)).key == "other"
+    for key in ("hsi.cube", "hsi/cube", "/hsi/cube", "hsi(1).cube"):
+        assert layout_of(inside, number("other", 6, 7, 8), key=key).key == "hsi.cube"
 
 
 def test_axes_overrule():

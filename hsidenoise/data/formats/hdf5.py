@@ -53,7 +53,7 @@ def list_hdf5(path: Path, *, allow_external: bool = False) -> list[Variable]:
 
 
 def load_hdf5(path: Path, name: str, *, allow_external: bool = False) -> np.ndarray:
-    """Load one data set in MATLAB's axis order.
+    """Load one data set, in MATLAB's axis order if that wrote it.
 
     Raises:
         OSError, RuntimeError, KeyError, ValueError: If the file is damaged, or what it promises is neither in the file
@@ -73,7 +73,7 @@ def load_hdf5(path: Path, name: str, *, allow_external: bool = False) -> np.ndar
             _in_child({"do": "read", "path": str(path), "name": name, "allow": allow_external}, read=stored)
     if variable.dtype is not None and variable.dtype.kind in "iuf" and variable.dtype != stored.dtype:
         stored = stored.astype(variable.dtype)
-    return stored.T
+    return stored if variable.foreign else stored.T
 
 
 def replace_hdf5(source: Path, target: Path, name: str, array: np.ndarray) -> None:
@@ -94,7 +94,8 @@ def replace_hdf5(source: Path, target: Path, name: str, array: np.ndarray) -> No
         places = "; ".join(f"{item.label} lies {item.note.partition(')')[0]})" for item in others)
         warnings.warn(f"{places}: the output points there too and has no copy of it", stacklevel=2)
     shutil.copyfile(source, target)
-    content = np.ascontiguousarray(array.T)
+    foreign = any(item.foreign for item in list_hdf5(source, allow_external=True) if item.name == name)
+    content = np.ascontiguousarray(array if foreign else array.T)
     request = {"do": "write", "path": str(target), "name": name, "shape": content.shape, "dtype": content.dtype.str}
     try:
         _in_child(request, write=content)
@@ -128,6 +129,8 @@ class _Links:
         self.path, self.allow_external = path, allow_external
         self.stack = contextlib.ExitStack()
         self.file = self.stack.enter_context(h5py.File(path, mode))
+        with path.open("rb") as file:
+            self.of_matlab = file.read(6) == b"MATLAB"
 
     def __enter__(self) -> "_Links":
         return self
@@ -213,7 +216,8 @@ class _Links:
     def variable(self, name: str, node: Any) -> Variable:
         """Describe a data set; what is not allowed to be read has no type."""
         kind = _attribute(node, "MATLAB_class")
-        shape = tuple(int(size) for size in reversed(node.shape or ()))
+        foreign = not (kind or self.of_matlab)
+        shape = tuple(int(size) for size in (node.shape or ()))[:: 1 if foreign else -1]
         try:
             dtype: np.dtype[Any] = node.dtype
         except TypeError:
@@ -221,17 +225,17 @@ class _Links:
         if _attribute(node, "MATLAB_empty") and node.size is not None and node.size <= 32 and dtype.kind in "iu":
             shape = tuple(int(size) for size in np.ravel(node[()]))  # it holds the sizes, not the numbers
         if (places := _places(node)) and not self.allow_external:
-            return Variable(name, shape, None, _elsewhere(places))
+            return Variable(name, shape, None, _elsewhere(places), foreign=foreign)
         if dtype.names in (("real", "imag"), ("r", "i")):
             dtype = np.dtype(np.complex64 if dtype[0].itemsize == 4 else np.complex128)
         if kind == "logical" or dtype == np.bool_:
-            return Variable(name, shape, np.dtype(np.bool_), "logical values")
+            return Variable(name, shape, np.dtype(np.bool_), "logical values", foreign)
         if dtype.kind not in "iufc" or (kind and kind not in _CLASS_TYPES):
             return Variable(name, shape, None, f"{printable(kind or str(dtype))} array, not read")
         note = "complex numbers" if dtype.kind == "c" else "" if kind else "no MATLAB class"
         if kind and dtype.kind != "c" and dtype.newbyteorder("=") != _CLASS_TYPES[kind]:
             note, dtype = f"{kind} in MATLAB, stored as {dtype}", _CLASS_TYPES[kind]
-        return Variable(name, shape, dtype, note, foreign=not kind)
+        return Variable(name, shape, dtype, note, foreign)
 
 
 def _elsewhere(places: list[str]) -> str:
