@@ -333,7 +333,7 @@ def _hidden(variables: Sequence[Variable]) -> str:
     for item in variables:
         if item.note.startswith(ELSEWHERE):
             return f"; '{item.label}' lies {item.note}"
-    wrapped = [item.label for item in variables if item.note.startswith("object")]
+    wrapped = [item.label for item in variables if item.note.startswith(("struct", "cell", "object"))]
     return f"; what is inside of '{wrapped[0]}' is not read: save the cube as a variable of its own" if wrapped else ""
 
 
