@@ -7,8 +7,9 @@ particular here:
 - **Defects first.** Dead lines and stuck pixels are found by their repeated values and left out; a robust spectral
   estimate, which replaces them, shows what else is off: lines that are shifted, outliers. Outliers are trusted less
   only in bands that have them: elsewhere an honest value that the estimate cannot explain is scene.
-- **Small regions.** 64x64 pixels have fewer materials than a scene, so that each region gets planes of its own; in it
-  cells of 8x8 blocks turn them once more.
+- **Small regions.** 40x40 pixels have fewer materials than a scene, so that each region gets planes of its own; in it
+  cells of 8x8 blocks turn them once more. So few spectra give noisy planes, but for what is known of spectra: they are
+  smooth (:mod:`hsidenoise.signal.plane_basis`).
 - **A second round over the whole scene.** All that any region found makes the common planes of a Wiener filter of the
   noisy cube, in larger blocks, which brings back what one region had given up.
 - **Again.** With defects, the result replaces what is lost, better than the first estimate did, and all begins anew.
@@ -37,6 +38,7 @@ from torch.nn import functional as F
 from hsidenoise.signal.defects import column_offsets, trust, without_common
 from hsidenoise.signal.lost_values import dead_lines, fill, fill_invalid, stuck_pixels
 from hsidenoise.signal.noise_level import level_of_residual
+from hsidenoise.signal.plane_basis import band_kernels, find_basis
 from hsidenoise.signal.plane_filter import threshold, wiener
 from hsidenoise.signal.spectral_wiener import spectral_wiener
 from hsidenoise.signal.tiling import plan
@@ -45,17 +47,13 @@ from hsidenoise.signal.tiling import plan
 # gaussian-30 and mixture of one CAVE scene, gaussian-70 and impulse of the other, gaussian-5 of MUUFL, mixture of
 # pavia_crop: 39.88 dB in the mean.
 
-REGION = 64
+REGION = 40
 """Side in pixels of a region with planes of its own, for up to 31 bands; it grows with the root of the bands, for which
-more pixels must speak. Gaussian and non-iid noise: 128 loses 0.25 dB on CAVE; 64 for 101 bands loses 0.3 dB."""
+more pixels must speak. Twelve cells (gaussian-30, non-iid, mixture of four scenes): 64 loses 0.19 dB, 48 loses 0.06, 32
+gains 0.03 in one fifth more time."""
 
 OVERLAP = 16
 """Pixels by which regions overlap at least."""
-
-RANK_MARGIN = 0.0005
-"""Energy above the edge of pure noise from which a plane of a region is signal, for each band: errors of all noise
-levels add up. Non-iid noise on the 101 bands of pavia_crop: 42.13 dB, with 0.015 for any number of bands 41.99, the
-best other method 42.08; gaussian-30 on 3 bands of CAVE 32.83 and 32.80. All of 8 planes: -0.05 dB, twice the time."""
 
 LEAST_ENERGY = 0.002
 """Energy from which a plane of the whole scene is kept in the second round; 0.01 loses 0.05 dB."""
@@ -304,12 +302,13 @@ def _by_regions(cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     taper = _ramp(height, cube)[:, None] * _ramp(width, cube)
     result, total, absorbed = torch.zeros_like(cube), torch.zeros_like(cube[0]), torch.zeros_like(sigma)
     overlap = min(OVERLAP, height - 1, width - 1)
-    edge = (1.0 + (bands / (height * width)) ** 0.5) ** 2 + RANK_MARGIN * bands
+    kernels = band_kernels(bands, cube)
     for top in plan(size[0], height, overlap):
         for left in plan(size[1], width, overlap):
             here = np.s_[:, top : top + height, left : left + width]
-            whitened, mean = _whitened(cube[here], sigma)
-            basis = _directions(whitened, edge)
+            spectrum, basis = find_basis(cube[here], sigma, kernels)
+            mean = spectrum[:, None, None]
+            whitened = (cube[here] - mean) / sigma[:, None, None]
             planes = (basis.mT @ whitened.flatten(1)).reshape(-1, height, width)
             filtered, share = wiener(planes, threshold(planes))
             result[here] += taper * _composed(filtered, basis, mean, sigma)
@@ -321,7 +320,7 @@ def _by_regions(cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 def _by_scene(cube: Tensor, guide: Tensor, sigma: Tensor, stride: int, share: float) -> tuple[Tensor, Tensor]:
     """Wiener filter in all planes that a guide has, with its energies; and the share of its noise that a band lacks."""
     known, mean = _whitened(guide, sigma)
-    basis = _directions(known, LEAST_ENERGY)
+    basis = _directions(known)
     whitened = (cube - mean) / sigma[:, None, None]
     planes, guides = ((basis.mT @ each.flatten(1)).reshape(-1, *cube.shape[1:]) for each in (whitened, known))
     filtered, absorbed = wiener(planes, guides, block=BLOCK, stride=stride, turn=False, mean_noise=MEAN_NOISE)
@@ -333,11 +332,11 @@ def _whitened(cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     return (cube - mean) / sigma[:, None, None], mean
 
 
-def _directions(whitened: Tensor, least: float) -> Tensor:
-    """Principal directions with more than some energy, one at least, (bands, planes)."""
+def _directions(whitened: Tensor) -> Tensor:
+    """Principal directions with more than the least energy, one at least, (bands, planes)."""
     flat = whitened.flatten(1)
     energy, directions = torch.linalg.eigh((flat @ flat.mT / flat.shape[1]).double())
-    kept: Tensor = directions[:, min(-1, -int((energy > least).sum())) :].to(whitened)
+    kept: Tensor = directions[:, min(-1, -int((energy > LEAST_ENERGY).sum())) :].to(whitened)
     return kept
 
 
