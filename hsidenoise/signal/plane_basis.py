@@ -33,8 +33,8 @@ from hsidenoise.signal.plane_filter import cosines
 # and mixture, PSNR behind the filters; mean of the twelve cells 39.3 dB.
 
 RANK_MARGIN = 0.0005
-"""Energy above the edge of pure noise from which a plane is signal, for each band: errors of all noise levels add up.
-0.0003 loses 0.01 dB, by 0.2 dB under gaussian-30 on pavia_crop."""
+"""Energy above what chance has from which a plane is signal, for each band: errors of all noise levels add up. 0.0001
+loses 0.01 dB."""
 
 SMOOTH_SHARES = (2, 4, 8)
 """Weak directions are looked for in the smoothest half of all spectra, then in a quarter and an eighth of them. Without
@@ -68,7 +68,9 @@ class PlaneBasis(NamedTuple):
 
 
 def find_basis(
-    cube: Float[Tensor, "bands height width"], sigma: Float[Tensor, " bands"], kernels: Float64[Tensor, "some bands bands"]
+    cube: Float[Tensor, "bands height width"],
+    sigma: Float[Tensor, " bands"],
+    kernels: Float64[Tensor, "some bands bands"],
 ) -> PlaneBasis:
     """Find the directions in which noisy spectra vary more than noise does, one at least.
 
@@ -108,8 +110,8 @@ def find_basis(
     excess = (energy - 1.0).clamp_min(_LEAST)
     level = (mean / sigma.mean()).double()
     spectra = torch.cat([(scale[:, None] * directions * excess.sqrt()).mT, (level - level.mean())[None]])
-    share = torch.cat([energy / excess, energy.new_ones(1)]) / count
-    spectra = _smooth(spectra, share[:, None] * scale.square(), kernels)
+    variance = torch.cat([energy / excess, energy.new_ones(1)]) / count
+    spectra = _smooth(spectra, variance[:, None] * scale.square(), kernels)
     basis = torch.linalg.qr((spectra[:-1] / scale).mT).Q
     return PlaneBasis(((spectra[-1] + level.mean()) * sigma.mean()).to(mean), basis.to(mean))
 
@@ -134,7 +136,10 @@ def _above_noise(part: Tensor, covariance: Tensor, count: int, least: int = 0) -
     """Energies and directions, of those in the space that some columns span, that noise does not have."""
     energy, turns = torch.linalg.eigh(part.mT @ covariance @ part)
     size = len(energy)
-    edge = (1.0 + (size / count) ** 0.5) ** 2 + RANK_MARGIN * size
+    # chance takes the strongest of them about so far, and one time in twenty a deviation beyond (Tracy and Widom)
+    edge = (1.0 + (size / count) ** 0.5) ** 2
+    deviation = (size**0.5 + count**0.5) / count * (size**-0.5 + count**-0.5) ** (1 / 3)
+    edge += deviation + RANK_MARGIN * size
     kept = size - max(least, int((energy > edge).sum()))
     return energy[kept:], part @ turns[:, kept:]
 
@@ -144,12 +149,8 @@ def _smooth(spectra: Tensor, noise: Tensor, kernels: Tensor) -> Tensor:
     total = spectra.square().mean(1)
     power = (total - noise.mean(1)).maximum(_LEAST * total).clamp_min(torch.finfo(total.dtype).tiny)
     at_once = max(1, _AT_ONCE // kernels.numel())
-    likely = torch.cat(
-        [
-            _likelihood(*each, kernels)
-            for each in zip(*(part.split(at_once) for part in (spectra, noise, power)), strict=True)
-        ]
-    )
+    parts = [slice(first, first + at_once) for first in range(0, len(spectra), at_once)]
+    likely = torch.cat([_likelihood(spectra[part], noise[part], power[part], kernels) for part in parts])
     kernel = kernels[((1.0 - SHARED) * likely + SHARED * likely.sum(0)).argmax(1)]
     factor = torch.linalg.cholesky(_covariance(noise, power, kernel))
     smooth: Tensor = power[:, None] * (kernel @ torch.cholesky_solve(spectra[..., None], factor))[..., 0]
@@ -160,7 +161,8 @@ def _likelihood(spectra: Tensor, noise: Tensor, power: Tensor, kernels: Tensor) 
     """Logarithm of the likelihood of each spectrum with each kernel, but for a constant."""
     factor = torch.linalg.cholesky(_covariance(noise[:, None], power[:, None], kernels))
     whitened = torch.linalg.solve_triangular(factor, spectra[:, None, :, None], upper=False)[..., 0]
-    return -0.5 * whitened.square().sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    likely: Tensor = -0.5 * whitened.square().sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return likely
 
 
 def _covariance(noise: Tensor, power: Tensor, kernel: Tensor) -> Tensor:
