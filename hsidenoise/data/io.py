@@ -79,8 +79,9 @@ def read_cube(
     Args:
         path: File or folder.
         key: Name of the variable, or of the scene in a folder; None to choose.
-        axes: Axes in MATLAB's order, ``"hwb"``, ``"bhw"``, ...; ``"bp"`` or ``"pb"`` for an unfolded matrix of
-            bands and pixels (column after column); None to choose.
+        axes: Axes in the order that the writer of the file sees (MATLAB's of what MATLAB wrote, NumPy's of all else):
+            ``"hwb"``, ``"bhw"``, ...; ``"bp"`` or ``"pb"`` for an unfolded matrix of bands and pixels (column after
+            column, or row after row); None to choose.
         size: (height, width) in pixels, of an unfolded matrix.
         allow_external: Whether the numbers may lie in other files, as a v7.3 file can say (external links, external
             storage, virtual data sets): it can name any file that you may read. What it names is never written.
@@ -89,6 +90,9 @@ def read_cube(
 
     Returns:
         The cube, its values float32 and finite, unless ``exact``.
+
+    Warns:
+        UserWarning: If which axis is the spectrum is a guess.
 
     Raises:
         OSError: If the file is missing or cannot be opened.
@@ -117,8 +121,12 @@ def read_cube(
         variables = list_mat(path, allow_external=allow_external)
         form = mat_format(path)
 
+        loaded: dict[str, np.ndarray] = {}
+
         def load(name: str) -> np.ndarray:
-            return load_variable(path, name, allow_external=allow_external)
+            if name not in loaded:
+                loaded[name] = load_variable(path, name, allow_external=allow_external)
+            return loaded[name]
 
         try:
             layout = find_layout(variables, load, format=form, key=key, axes=axes, size=size)

@@ -6,6 +6,7 @@ Files of this field do not say. Each decision here follows a stated rule, ends u
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Shaped
 
+from hsidenoise.signal.spectral_axis import CLEAR, axis_scores
 from hsidenoise.system.options import plain
 
 #: Names under which cubes are published, in lower case (ICVL, Pavia, Indian Pines and the other sets in common use).
@@ -33,6 +35,9 @@ _SIZE_KEYS = (
 )  # fmt: skip
 #: How the note of a variable begins whose numbers lie in another file.
 ELSEWHERE = "in another file"
+_LETTERS = ("bhw", "hbw", "hwb")  # by the place of the bands
+_FEW = 1000  # values that say nothing of axes
+_HINT = 0.3  # lead of an axis by its values from which a guess follows it
 _UNCHECKED = 1 << 28  # bytes that any machine has to spare
 _LONGEST = 120  # letters of a name that are shown
 _WAVELENGTH_KEYS = frozenset({"wl", "wls", "bands", "band", "centers", "centres", "bandcenters", "bandcentres"})
@@ -92,11 +97,13 @@ class Layout:
             ``"zarr"`` or ``"png"``.
         key: Name of the variable (of a PNG folder: what its file names have in common).
         axes: One letter for each axis longer than one, in the order of ``shape``: of ``h`` (height), ``w`` (width),
-            ``b`` (bands), or ``p`` (pixels, column after column) of an unfolded matrix.
+            ``b`` (bands), or ``p`` (pixels) of an unfolded matrix.
         shape: Sizes of the axes as :attr:`Variable.shape` gives them.
         dtype: Type of the numbers: a file's class, even if they were stored in fewer bytes.
         size: (height, width) of an unfolded matrix, else None.
         reason: Why this variable and these axes, for people.
+        row_major: Whether the pixels of an unfolded matrix come row after row, as NumPy has them; else column after
+            column.
     """
 
     format: str
@@ -106,12 +113,15 @@ class Layout:
     dtype: np.dtype[Any]
     size: tuple[int, int] | None
     reason: str
+    row_major: bool = False
 
     def to_bands_first(self, stored: Shaped[np.ndarray, "*axes"]) -> Shaped[np.ndarray, "bands height width"]:
         """View an array of the file (any axes) as (bands, height, width)."""
         if self.size is not None:
             height, width = self.size
             matrix = stored if self.axes == "bp" else stored.T
+            if self.row_major:
+                return matrix.reshape(-1, height, width)
             return matrix.reshape(-1, width, height).transpose(0, 2, 1)
         cube = stored if stored.ndim == 3 else stored.reshape([size for size in stored.shape if size > 1])
         return cube.transpose([self.axes.index(axis) for axis in "bhw"])
@@ -131,7 +141,7 @@ class Layout:
                 f"'{printable(self.key)}' of {times(expected)}; write it with layout=None, as a new file"
             )
         if self.size is not None:
-            matrix = cube.transpose(0, 2, 1).reshape(bands, -1)
+            matrix = (cube if self.row_major else cube.transpose(0, 2, 1)).reshape(bands, -1)
             return (matrix if self.axes == "bp" else matrix.T).reshape(self.shape)
         return cube.transpose(["bhw".index(axis) for axis in self.axes]).reshape(self.shape)
 
@@ -202,27 +212,30 @@ def find_layout(
     with a known name, where the noisy one of a published pair (``input`` beside ``gt``) is meant. Without any,
     an unfolded (bands x pixels) matrix whose size is given, or is in the file, or is square.
 
-    The spectrum is what ``axes`` says; else the axis as long as a vector of wavelengths in the file; else the
-    last, as MATLAB users store cubes, unless the other two axes are equal or one axis is longer than one and
-    less than half as long as the other two.
+    The spectrum is what ``axes`` says; else the axis as long as a vector of wavelengths in the file; else what the
+    values say, if they are clear about it (:mod:`hsidenoise.signal.spectral_axis`); else what the sizes say: an axis
+    beside two equal ones, or one less than a quarter as long as the other two. All else is a guess, with a warning.
 
     Args:
         variables: What the file holds.
-        load: Gives a variable by name; called for small ones only.
+        load: Gives a variable by name; called for small ones, and for the cube where its values decide.
         format: Format of the file, carried into the result.
         key: Name of the variable.
-        axes: ``"hwb"``, ``"bhw"``, ... in MATLAB's order, or ``"bp"`` / ``"pb"`` for an unfolded matrix.
+        axes: ``"hwb"``, ``"bhw"``, ... in the order of its sizes, or ``"bp"`` / ``"pb"`` for an unfolded matrix.
         size: (height, width) in pixels, for an unfolded matrix.
 
     Returns:
         The layout, with the reason in words.
+
+    Warns:
+        UserWarning: If which axis is the spectrum is a guess.
 
     Raises:
         ValueError: If nothing fits, several things do, or what the caller says does not fit.
 
     Example:
         >>> satellite = Variable("img", (229, 394, 17), np.dtype("u2"))
-        >>> find_layout([satellite], lambda name: np.zeros(0), format="mat5").axes
+        >>> find_layout([satellite], lambda name: np.zeros((229, 394, 17)), format="mat5").axes
         'hwb'
     """
     variable, why = _find_variable(variables, key, unfolded=size is not None or (axes or "") in ("bp", "pb"))
@@ -244,7 +257,7 @@ def find_layout(
     else:
         raise ValueError(f"'{variable.label}' is {times(variable.shape)}; a cube has three axes longer than one")
     reason = f"'{variable.label}' is {why}; {because}"
-    return Layout(format, variable.name, letters, variable.shape, variable.dtype, found, reason)
+    return Layout(format, variable.name, letters, variable.shape, variable.dtype, found, reason, variable.foreign)
 
 
 def find_wavelengths(
@@ -349,33 +362,68 @@ def _find_spectrum(
         return axes, f"axes {shown} = {axes} as asked for"
     if variable.axes:
         return variable.axes, f"axes {shown} = {variable.axes} as the file says"
-    index, because = _spectral_axis(sizes, lines=not variable.foreign)
     for vector in variables:
         matching = [axis for axis, size in enumerate(sizes) if size == math.prod(vector.shape)]
         if _is_wavelengths(vector) and len(matching) == 1:
-            index, because = matching[0], f"as long as '{vector.label}'"
+            index, because, guessed = matching[0], f"as long as '{vector.label}'", False
             break
-    letters = ("bhw", "hbw", "hwb")[index]
+    else:
+        index, because, guessed = _by_values(variable, variables, load, sizes)
+    letters = _LETTERS[index]
+    if guessed:
+        warnings.warn(
+            f"'{variable.label}' is {shown}, and it is a guess that axis {index + 1} is the spectrum ({because}): "
+            f"give --axes, such as {letters}, to be sure",
+            stacklevel=2,
+        )
     return letters, f"axes {shown} = {letters}: axis {index + 1} is the spectrum, {because}"
 
 
-def _spectral_axis(sizes: Sequence[int], *, lines: bool) -> tuple[int, str]:
-    """Index of the spectrum, and why; an axis of one is a band unless images of one line are expected."""
+def _by_values(
+    variable: Variable, variables: Sequence[Variable], load: Callable[[str], np.ndarray], sizes: list[int]
+) -> tuple[int, str, bool]:
+    """Index of the spectrum, why, and whether it is a guess."""
+    index, because, sure = _by_sizes(sizes, lines=not variable.foreign)
+    if min(sizes) < 2 or math.prod(sizes) < _FEW:
+        return index, because, not sure
+    scores = axis_scores(load(variable.name).reshape(sizes))
+    if _lead(scores) < CLEAR:  # a pair, of which the clean one may say more: one answer for both
+        same = [item for item in variables if item.shape == variable.shape and item.is_number and item != variable]
+        for item in same[:1]:
+            if not item.note.startswith(ELSEWHERE):
+                scores = scores + axis_scores(load(item.name).reshape(sizes))
+    best, lead = int(scores.argmax()), _lead(scores)
+    if lead >= CLEAR:
+        return best, "by its values", False
+    if sure:
+        return index, because, best != index and lead > 0
+    return (best, "its values hint at it", True) if lead >= _HINT else (index, because, True)
+
+
+def _lead(scores: Float64[np.ndarray, "3"]) -> float:
+    return float(np.diff(np.sort(scores))[-1])
+
+
+def _by_sizes(sizes: Sequence[int], *, lines: bool) -> tuple[int, str, bool]:
+    """Index of the spectrum, why, and whether that is usual enough to go by.
+
+    An axis of one is a band unless images of one line are expected.
+    """
     order = sorted(range(3), key=lambda axis: sizes[axis])
     shortest = order[0]
-    if sizes[2] == min(sizes) and sizes[2] < max(sizes):
-        return 2, "the last and shortest"
-    if sizes[0] == sizes[1] != sizes[2]:
-        return 2, "the last; the other two are equal"
-    if sizes[1] == sizes[2] != sizes[0]:
-        return 0, "the other two are equal"
-    if sizes[0] == sizes[2] != sizes[1]:
-        return 1, "the other two are equal"
+    if sizes[2] == 1:
+        return 2, "the last and shortest", True
+    for index, (one, other) in {2: (0, 1), 0: (1, 2), 1: (0, 2)}.items():
+        if sizes[one] == sizes[other] != sizes[index]:
+            return index, "the other two are equal", True
     if lines and sizes[shortest] == 1:  # `cube(:, 7, :)` of MATLAB keeps its three axes
-        return 2, "the last, as is usual; an axis of one is an image of one line (--axes overrules)"
+        return 2, "the last, as is usual, of an image of one line", False
     if 2 * sizes[shortest] < sizes[order[1]]:
-        return shortest, "less than half as long as the other two"
-    return 2, "the last, as is usual; the sizes do not tell (--axes overrules)"
+        sure = 4 * sizes[shortest] < sizes[order[1]]
+        return shortest, f"less than {'a quarter' if sure else 'half'} as long as the other two", sure
+    if sizes[2] == min(sizes) < max(sizes):
+        return 2, "the last and shortest", False
+    return 2, "the last, as is usual", False
 
 
 def _find_size(
@@ -410,4 +458,5 @@ def _find_size(
     if min(size) < 1 or math.prod(size) not in pixels:
         raise ValueError(f"--size {times(size)} is {math.prod(size)} pixels; '{variable.label}' is {shown}")
     letters = axes or ("bp" if variable.shape[1] == math.prod(size) else "pb")
-    return letters, size, f"unfolded, axes {shown} = {letters} with pixels column by column, size {because}"
+    order = "row by row" if variable.foreign else "column by column"
+    return letters, size, f"unfolded, axes {shown} = {letters} with pixels {order}, size {because}"

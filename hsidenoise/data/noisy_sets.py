@@ -177,7 +177,10 @@ def clean_beside(path: Path, noisy: Cube) -> Real[np.ndarray, "bands height widt
     key = noisy.layout.key if noisy.layout is not None else ""
     if key != NOISY_KEY or key_if_there(path, CLEAN_KEY) is None:
         return None
-    clean = read_cube(path, key=CLEAN_KEY, exact=True).values
+    listed = {item.name: item.shape for item in list_variables(path)}
+    if noisy.layout is None or listed[CLEAN_KEY] != noisy.layout.shape:
+        return None
+    clean = read_cube(path, key=CLEAN_KEY, axes=noisy.layout.axes, exact=True).values
     return clean if clean.shape == noisy.values.shape else None
 
 

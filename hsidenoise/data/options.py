@@ -18,8 +18,8 @@ class ReadOptions:
     key: str | None = option(None, "variable that holds the cube; found if absent", metavar="NAME")
     axes: str | None = option(
         None,
-        "meaning of the variable's axes as MATLAB shows them: hwb, bhw, ... (height, width, bands), or bp / pb for a "
-        "bands x pixels matrix; found if absent",
+        "meaning of the variable's axes as who wrote it sees them (MATLAB; Python, if that wrote it): hwb, bhw, ... "
+        "(height, width, bands), or bp / pb for a bands x pixels matrix; found if absent",
         metavar="AXES",
     )
     size: tuple[int, int] | None = option(None, "height and width of such a matrix", metavar="HxW")

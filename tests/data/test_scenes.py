@@ -151,6 +151,8 @@ def test_read_clean_takes_the_named_variable_of_icvl(tmp_path, rng):
     with h5py.File(tmp_path / "scene.mat", "w") as file:
         file["rad"] = rng.uniform(0, 4095, (4, 9, 7))  # bands, width, height as HDF5 shows it
         file["rgb"] = rng.uniform(0, 1, (3, 9, 7))
+        for name in file:
+            file[name].attrs["MATLAB_class"] = np.bytes_(b"double")
     assert read_clean(tmp_path / "scene.mat", key=DATASETS["icvl"].key).shape == (4, 7, 9)
 
 

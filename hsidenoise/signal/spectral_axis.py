@@ -1,0 +1,114 @@
+"""Which axis of an array of three is the spectrum, by what the values say.
+
+Slices along the spectrum are bands, and bands have in common what rows or columns have not:
+
+- a few directions explain nearly all that differs between them;
+- neighbours differ by what is the same all over them, their mean, more than by structure;
+- each has a noise of its own;
+- they show one image, beside what rows, columns and bands have in the mean;
+- they are fewer, as a rule, than rows or columns.
+
+Each of these is a number for each axis, and the product is high for one of the three. The first three have the weight 1
+and the others 1/2: a logistic regression gives 0.95, 0.8, 1.1, 0.6 and 0.5 (CAVE's training and validation scenes,
+Indian Pines, MUUFL, pavia_crop, a satellite cube and eight scenes from the air, whole and in parts, and cubes made by
+code, all of them with and without noise).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from hsidenoise.signal.noise_level import haar_details
+
+CLEAR = 3.0
+"""Lead of the best axis over the second, from which the values decide.
+
+On 47 cubes in all six orders of their axes (those above, and CAVE's test scenes, Samson, Jasper Ridge and ten more from
+the air), of 282 whole cubes six are taken wrongly, one scene in its six orders, and of 3,384 crops of 20 to 60 pixels a
+side 110: all of them with a lead below this."""
+
+_SIDE = 48  # slices that are looked at along each axis
+_PATCH = 64  # pixels of a slice down and across that its noise is read off
+_RANK = 4  # directions that explain what differs between bands
+_NOISE = 1.2  # times the energy of noise, that one direction may have of it
+_HOT = 0.002  # share of the values at each end that are drawn in
+_FLOOR = 1e-6  # of the variance: keeps logarithms finite
+
+
+def axis_scores(array: Any) -> Float64[np.ndarray, " 3"]:
+    """How much each axis of an array looks like the spectrum.
+
+    Args:
+        array: Of three axes, each longer than one, and real numbers: a NumPy array or what can be sliced like one.
+            About 48 values along each axis are looked at; what is not finite counts for nothing.
+
+    Returns:
+        A score for each axis, logarithmic; all the same where nothing can be said. From a lead of :data:`CLEAR` over
+        the others the best one is sure.
+
+    Example:
+        >>> bands, rows = np.arange(20)[:, None, None], np.arange(30)[:, None]
+        >>> materials = np.random.default_rng(0).random((2, 30, 40)) > 0.5
+        >>> cube = materials[0] * np.sin(bands / 7) + materials[1] * np.cos(bands / 9)
+        >>> int(axis_scores(cube).argmax()), int(axis_scores(cube.transpose(1, 2, 0)).argmax())
+        (0, 2)
+    """
+    steps = [-(-size // _SIDE) for size in array.shape]
+    every = tuple(slice(None, None, step) for step in steps)
+    sample = np.asarray(array[every], dtype=np.float64)
+    finite = sample[np.isfinite(sample)]
+    if not finite.size:
+        return np.zeros(3)
+    middle, low, high = np.quantile(finite, (0.5, _HOT, 1 - _HOT))
+    if not high > low:
+        return np.zeros(3)
+
+    def tame(values: Any) -> np.ndarray:
+        known = np.nan_to_num(np.asarray(values, np.float64), nan=middle)
+        return np.asarray((known.clip(low, high) - middle) / (high - low))
+
+    sample = tame(sample)
+    sample -= sample.mean()
+    variance = float(np.square(sample).mean())
+    if not variance > 0:
+        return np.zeros(3)
+    floor = _FLOOR * variance
+    others = [tuple(axis for axis in range(3) if axis != which) for which in range(3)]
+    alone = sample - sum(sample.mean(axis=rest, keepdims=True) for rest in others)
+    energies = [_energies(np.moveaxis(sample, axis, 0)) for axis in range(3)]
+    noise = min(float(np.median(energy)) * len(energy) for energy in energies)
+    rank = max(0, min(_RANK, min(sample.shape) - 2))
+    scores = np.empty(3)
+    for axis, energy in enumerate(energies):
+        image = np.square(alone.mean(axis=axis)).mean() / variance
+        known = (energy - _NOISE * noise / len(energy)).clip(0)
+        left = known[rank:].sum() / (known.sum() + 1e-9 * energy.sum() + np.finfo(float).tiny)
+        first, second, patch = list(every), list(every), [slice(_PATCH)] * 3
+        first[axis], second[axis] = slice(0, array.shape[axis] - 1, steps[axis]), slice(1, None, steps[axis])
+        patch[axis] = every[axis]
+        near = tame(array[tuple(second)]) - tame(array[tuple(first)])
+        by_mean = [
+            (np.square(step.mean(axis=others[axis])).mean() + floor) / (np.square(step).mean() + floor)
+            for step in (near, np.diff(sample, axis=axis))
+        ]
+        level = np.median(np.abs(haar_details(np.moveaxis(tame(array[tuple(patch)]), axis, 0))), axis=(1, 2))
+        scores[axis] = (
+            0.5 * math.log(image + _FLOOR)
+            - math.log(left + 0.003)
+            + 0.5 * math.log(by_mean[0] * by_mean[1])
+            + math.log(np.std(np.log(level + 0.01 * variance**0.5)) + 0.02)
+            - 0.5 * math.log(array.shape[axis])
+        )
+    return scores
+
+
+def _energies(slices: np.ndarray) -> np.ndarray:
+    """Energy of what differs between slices, by direction, the largest first."""
+    flat = slices.reshape(len(slices), -1)
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    flat -= flat.mean(axis=0)
+    return np.asarray(np.linalg.eigvalsh(flat @ flat.T)[::-1].clip(0))
