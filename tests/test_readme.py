@@ -14,7 +14,8 @@ from hsidenoise.models.shipped import WEIGHTS
 PAGES = [
     ROOT / name
     for name in (
-        "README.md", "hsidenoise/README.md", "hsidenoise/models/README.md", "configs/README.md", "data/README.md",
+        "README.md", "hsidenoise/README.md", "hsidenoise/data/README.md", "hsidenoise/models/README.md",
+        "configs/README.md", "data/README.md",
         "data/benchmarks/README.md", "data/samples/README.md", "data/splits/README.md",
     )
 ]  # fmt: skip
@@ -46,10 +47,11 @@ def test_the_front_page_is_short():
 
 def test_every_command_of_the_front_page_runs_as_it_stands(clone):
     found = commands(README)
-    assert [command.split()[1] for command in found] == ["corrupt", "inspect", "denoise", "evaluate"]
-    for command in found:
-        printed = call(*shlex.split(command)[1:], cwd=clone)
-    assert float(re.search(r"PSNR ([\d.]+) dB", printed)[1]) > 35
+    verbs = [command.split()[1] for command in found]
+    assert verbs == ["corrupt", "inspect", "denoise", "evaluate", "convert", "denoise"]
+    printed = [call(*shlex.split(command)[1:], cwd=clone) for command in found]
+    assert float(re.search(r"PSNR ([\d.]+) dB", printed[3])[1]) > 35
+    assert (clone / "clean.hdr").read_text() == (clone / "scene.hdr").read_text()
     assert (clone / "page.png").stat().st_size > 10_000
 
 

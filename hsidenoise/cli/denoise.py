@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
-    parser.add_argument("noisy", type=path, help=".mat file (v5 or v7.3), or a folder of one PNG per band")
+    parser.add_argument("noisy", type=path, help="file of a cube (see `hsidenoise convert`), or folder of PNG")
     parser.add_argument(
-        "-o", "--output", type=path, metavar="FILE", help="output; <noisy>_denoised.mat beside the input if absent"
+        "-o",
+        "--output",
+        type=path,
+        metavar="FILE",
+        help="output, in the format of its name; <noisy>_denoised beside the input, in its format, if absent",
     )
     add_options(parser, DenoiseOptions, without=("progress",))
     parser.add_argument(
@@ -44,12 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Denoise the cube of a file."""
+    from hsidenoise.data.io import locate
     from hsidenoise.system.files import check_source
 
-    source: Path = arguments.noisy
+    source, key = locate(arguments.noisy, arguments.key)
     target = arguments.output or _beside(source)
     options = options_of(DenoiseOptions, arguments, progress=sys.stderr is not None and sys.stderr.isatty())
-    reading = options_of(ReadOptions, arguments)
+    reading = replace(options_of(ReadOptions, arguments), key=key)
     check_source(source)  # first: where the output is wrong too, the input is what is meant
     _check_picture(arguments.picture, arguments.band, source, target, reading)
 
@@ -103,7 +108,9 @@ def _method(name: str, options: DenoiseOptions) -> Baseline:
 def _beside(source: Path) -> Path:
     """Where the denoised cube goes if the user names no file."""
     whole = source if source.name not in ("", "..") else source.resolve()
-    return whole.with_name(f"{whole.name if whole.is_dir() else whole.stem}_denoised.mat")
+    if whole.is_dir() and whole.suffix != ".zarr":
+        return whole.with_name(f"{whole.name}_denoised.mat")
+    return whole.with_name(f"{whole.stem}_denoised{whole.suffix}")
 
 
 def _check_picture(picture: Path | None, band: int | None, source: Path, target: Path, reading: ReadOptions) -> None:

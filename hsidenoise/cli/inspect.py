@@ -18,12 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Say what a file holds and how it would be read."""
-    from hsidenoise.data.io import list_variables, read_cube
+    from hsidenoise.data.io import list_variables, locate, read_cube
     from hsidenoise.data.measure import describe
     from hsidenoise.signal.scaling import told_apart
 
     reading = options_of(ReadOptions, arguments)
-    variables = list_variables(arguments.cube, allow_external=reading.allow_external)
+    variables = list_variables(locate(arguments.cube)[0], allow_external=reading.allow_external)
     facts, problem = None, None
     try:
         facts = describe(read_cube(arguments.cube, **reading.by_name()))

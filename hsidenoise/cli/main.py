@@ -22,7 +22,7 @@ from hsidenoise.cli.shared import Parser
 from hsidenoise.system.options import plain
 
 VERBS = (
-    "denoise", "inspect", "corrupt", "make-noisy-set", "evaluate", "benchmark", "train", "weights", "export",
+    "denoise", "inspect", "convert", "corrupt", "make-noisy-set", "evaluate", "benchmark", "train", "weights", "export",
 )  # fmt: skip
 """The verbs; each is the module of its name (with ``_``), whose docstring is its help."""
 

@@ -1,32 +1,41 @@
-"""Cubes from and to files: the only place that knows another axis order than (bands, height, width).
+"""Cubes from and to files: the one door, which picks the format by content (reading) and by name (writing).
+
+Only this package knows another axis order than (bands, height, width).
 
 A cube is float32. Integers beyond 24 bits and float64 lose their last digits on the way in, unless they are asked for
 as they are; the stored type comes back on the way out, integers rounded and clipped to its range.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Shaped
 
-from hsidenoise.data.formats.mat import list_mat, load_variable, mat_format, replace_variable, write_mat
-from hsidenoise.data.formats.png import CAVE_WAVELENGTHS, find_bands, load_bands, save_bands
-from hsidenoise.data.layout import Layout, Variable, find_layout, find_wavelengths, printable
-from hsidenoise.data.metadata import Metadata
+from hsidenoise.data.formats import envi, geotiff, mat, netcdf, npy, png, zarr
+from hsidenoise.data.formats.base import Format, Wavelengths
+from hsidenoise.data.formats.mat import write_mat
+from hsidenoise.data.layout import Layout, Variable, find_layout, printable
+from hsidenoise.data.metadata import WORDS, Metadata
+from hsidenoise.data.options import ReadOptions
 from hsidenoise.signal.scaling import floating, value_range
-from hsidenoise.system.files import check_source, check_target, replacing
+from hsidenoise.system.files import check_source, check_target, replacing, replacing_all
 
 __all__ = [
     "ABOUT",
     "Cube",
     "Layout",
     "Variable",
+    "check_arrays_target",
     "check_cube_target",
+    "check_other",
     "check_values",
+    "convert",
     "list_variables",
+    "locate",
     "read_cube",
     "write_arrays",
     "write_cube",
@@ -35,8 +44,10 @@ __all__ = [
 #: Free text in the header of a .mat file, between "MATLAB 5.0 MAT-file" and the binary part.
 ABOUT = slice(19, 116)
 
-_V5_LIMIT = 2**31 - 1  # bytes of one variable that a v5 file can hold
-_HDF5_NAMES = {".h5", ".hdf5", ".hdf", ".he5"}
+#: Every format, in the order in which they are tried on the content of a file; of some only their neighbours tell.
+FORMATS: tuple[Format, ...] = (
+    zarr.FORMAT, png.FORMAT, npy.NPY, npy.NPZ, geotiff.FORMAT, netcdf.FORMAT, mat.FORMAT, envi.FORMAT,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +73,23 @@ class Cube:
     metadata: Metadata | None = None
 
 
+def locate(source: str | Path, key: str | None = None) -> tuple[Path, str | None]:
+    """Split ``file.he5:/group/variable`` into the file and the name of the variable.
+
+    Args:
+        source: A path, perhaps with ``:/`` and a name behind it.
+        key: Name of the variable, which goes before that.
+
+    Example:
+        >>> locate("no/such.he5:/HDFEOS/Data")
+        (PosixPath('no/such.he5'), '/HDFEOS/Data')
+    """
+    path, _, name = str(source).rpartition(":/")
+    if not path or not name or Path(source).exists():
+        return Path(source), key
+    return Path(path), key or f"/{name}"
+
+
 def read_cube(
     path: str | Path,
     *,
@@ -71,14 +99,15 @@ def read_cube(
     allow_external: bool = False,
     exact: bool = False,
 ) -> Cube:
-    """Read a cube from a .mat file (v4, v5, v7.3; told apart by content) or a folder of one PNG per band.
+    """Read a cube from a file of any format that is known, told by its content, or from a folder of one PNG per band.
 
     How the variable and its spectral axis are chosen is in `hsidenoise.data.layout.find_layout`, and for a given
-    file in ``cube.layout.reason``.
+    file in ``cube.layout.reason``. Formats: ``hsidenoise/data/README.md``.
 
     Args:
-        path: File or folder.
-        key: Name of the variable, or of the scene in a folder; None to choose.
+        path: File or folder; of ENVI the header or the data file; ``file.he5:/group/variable`` names the variable too.
+        key: Name of the variable, or of the scene in a folder; None to choose. ``group/name`` in HDF5, ``hsi.cube`` and
+            ``c{2}`` in structs and cells of MATLAB, which counts from 1.
         axes: Axes in the order that the writer of the file sees (MATLAB's of what MATLAB wrote, NumPy's of all else):
             ``"hwb"``, ``"bhw"``, ...; ``"bp"`` or ``"pb"`` for an unfolded matrix of bands and pixels (column after
             column, or row after row); None to choose.
@@ -98,6 +127,7 @@ def read_cube(
         OSError: If the file is missing or cannot be opened.
         ValueError: If it is truncated or of another kind; if no variable or several could be the cube; if the cube is
             complex, empty or constant, or has a value that is not finite and ``exact`` is not asked for.
+        ImportError: If it takes a library that is not installed; the message names the extra to install.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -107,44 +137,66 @@ def read_cube(
         >>> cube.values.shape, cube.layout.axes
         ((3, 5, 8), 'hwb')
     """
-    path = Path(path)
-    check_source(path)
-    if path.is_dir():
-        scene, files = find_bands(path, key)
-        stored = load_bands(files)
-        if axes not in (None, "hwb") or size is not None:
-            raise ValueError(f"{path}: band images have their axes and size already; leave out --axes and --size")
-        reason = f"scene '{printable(scene)}' is {len(files)} band images in the order of their numbers"
-        layout = Layout("png", scene, "hwb", stored.shape, stored.dtype, None, reason)
-        wavelengths = np.array(CAVE_WAVELENGTHS) if len(files) == len(CAVE_WAVELENGTHS) else None
-    else:
-        variables = list_mat(path, allow_external=allow_external)
-        form = mat_format(path)
-
-        loaded: dict[str, np.ndarray] = {}
-
-        def load(name: str) -> np.ndarray:
-            if name not in loaded:
-                loaded[name] = load_variable(path, name, allow_external=allow_external)
-            return loaded[name]
-
-        try:
-            layout = find_layout(variables, load, format=form, key=key, axes=axes, size=size)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        stored = load(layout.key)
-        wavelengths = None
+    path, key = locate(path, key)
+    stored, layout, wavelengths, metadata = _read(path, key=key, axes=axes, size=size, allow_external=allow_external)
     dtype = floating(stored.dtype) if exact else np.dtype(np.float32)
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is refused here or below
-        values = np.require(layout.to_bands_first(stored), dtype, ["C", "W"])
+        values = np.require(stored, dtype, ["C", "W"])
     name = printable(layout.key)
     if not exact:
         if np.isinf(values).any() and np.isfinite(stored).all():
             raise ValueError(f"{path}: '{name}' has values beyond single precision (3.4e38); save it in another unit")
         check_values(values, f"{path}: '{name}'")
-    if layout.format != "png":
-        wavelengths = find_wavelengths(variables, load, values.shape[0])
-    return Cube(values, wavelengths, layout, path)
+    return Cube(values, wavelengths, layout, path, metadata)
+
+
+def _read(
+    path: Path, *, key: str | None, axes: str | None, size: tuple[int, int] | None, allow_external: bool
+) -> tuple[Shaped[np.ndarray, "bands height width"], Layout, Wavelengths, Metadata]:
+    """A cube as it is stored, bands first; how it lies; and what the file says of it."""
+    check_source(path)
+    form = _format_of(path)
+    variables = form.list_variables(path, allow_external=allow_external)
+
+    loaded: dict[str, np.ndarray] = {}
+
+    def load(name: str) -> np.ndarray:
+        if name not in loaded:
+            loaded[name] = form.load_variable(path, name, allow_external=allow_external)
+        return loaded[name]
+
+    try:
+        layout = find_layout(variables, load, format=form.kind(path), key=key, axes=axes, size=size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    stored = layout.to_bands_first(load(layout.key))
+    return stored, layout, *form.read_metadata(path, layout, variables, allow_external=allow_external)
+
+
+def _format_of(path: Path) -> Format:
+    """The format of a file that is there.
+
+    Raises:
+        ValueError: If its content is of none.
+    """
+    for form in FORMATS:
+        if form.recognises(path):
+            return form
+    named = next((form for form in FORMATS if path.suffix.lower() in form.suffixes), None)
+    if named is not None:
+        raise ValueError(
+            f"cannot read {path}: not {_a(named.name)} file, whatever its name says: truncated, damaged or another "
+            "kind; copy or download it again"
+        )
+    raise ValueError(f"cannot read {path}: none of the formats that are known ({_known()})")
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name.startswith(("E", "H")) else f"a {name}"
+
+
+def _known() -> str:
+    return ", ".join(f"{form.name} {'/'.join(form.suffixes)}" for form in FORMATS if form.suffixes)
 
 
 def check_values(values: Float[np.ndarray, "bands height width"], name: str = "the cube") -> None:
@@ -162,38 +214,38 @@ def list_variables(path: str | Path, *, allow_external: bool = False) -> list[Va
     """List what a file or a folder of band images holds, without loading it.
 
     Args:
-        path: A .mat file (v4, v5, v7.3), or a folder of one PNG per band.
+        path: As for :func:`read_cube`.
         allow_external: Whether what a v7.3 file keeps in other files is described too.
 
     Raises:
         OSError: If the file is missing or cannot be opened.
         ValueError: If it is not such a file, truncated or damaged.
     """
-    path = Path(path)
+    path, _ = locate(path)
     check_source(path)
-    if not path.is_dir():
-        return list_mat(path, allow_external=allow_external)
-    scene, files = find_bands(path)
-    first = load_bands(files[:1])
-    return [Variable(scene, (*first.shape[:2], len(files)), first.dtype, f"{len(files)} band images")]
+    return _format_of(path).list_variables(path, allow_external=allow_external)
 
 
 def write_cube(path: str | Path, cube: Cube) -> None:
-    """Write a cube the way it was read.
+    """Write a cube in the format that the target's name asks for.
 
-    A cube of a .mat file goes into a copy of that file (same version, name, axes, type), every other variable
-    carried over byte for byte; if the file is unknown (``cube.path`` None) into a new one. A cube of a folder of PNG
-    goes into a new folder of PNG of the same names, or, if ``path`` has a suffix, into a v5 file as ``cube`` with
-    ``wavelength``. So does, in float32, a cube without a layout.
+    If the cube was read from a file of that format, a copy of that file is written with the cube in its place: same
+    version, name, axes and type, everything else carried over. So it is for a target without an ending, or with that of
+    the source. Into another format go the values in the type of the source, wavelengths, and of the metadata what that
+    format has a place for; a cube without a layout goes as float32.
 
     Args:
-        path: The target; it may be the file that the cube was read from.
+        path: The target; it may be the file that the cube was read from, but not one of an ENVI pair.
         cube: The cube; finite values.
 
     Raises:
         OSError: If the target cannot be written, or the file the cube came from is gone.
-        ValueError: If a value is not finite, the sizes are not those of ``cube.layout``, or the target's name ends as
-            that of another kind of file does.
+        ValueError: If a value is not finite, the sizes are not those of ``cube.layout``, no format has such a name, or
+            it has no such numbers.
+        ImportError: If the format takes a library that is not installed.
+
+    Warns:
+        UserWarning: Of what another format has no place for.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -202,28 +254,115 @@ def write_cube(path: str | Path, cube: Cube) -> None:
         ...     [(item.name, item.shape) for item in list_variables(Path(folder, "a.mat"))]
         [('cube', (4, 5, 3))]
     """
-    target, layout = Path(path), cube.layout
-    check_cube_target(path, cube)
     if not np.isfinite(cube.values).all():
         raise ValueError(f"cannot write {path}: the cube has NaN or infinite values")
-    if layout is None:
-        layout = Layout("mat5", "cube", "hwb", (), np.dtype(np.float32), None, "")
-        stored = cube.values.transpose(1, 2, 0)
-    else:
-        stored = layout.from_bands_first(cube.values)
-    stored = _cast(stored, layout.dtype)
-    if layout.format == "png" and not target.suffix:
-        with replacing(target, folder=True) as temporary:
-            save_bands(temporary, layout.key, stored)
+    _write(Path(path), cube, _cast(cube.values, _dtype(cube)))
+
+
+def convert(source: str | Path, target: str | Path, *, reading: ReadOptions | None = None) -> Cube:
+    """Write the cube of one file into another, in the format that its name asks for; not a digit changes.
+
+    Args:
+        source: As for :func:`read_cube`.
+        target: As for :func:`write_cube`; not the source.
+        reading: How the source is read.
+
+    Returns:
+        The cube, its values as they are stored.
+
+    Raises:
+        OSError: As :func:`read_cube` and :func:`write_cube`.
+        ValueError: As those, except for values that are not finite.
+
+    Warns:
+        UserWarning: Of what the format of the target has no place for.
+    """
+    reading = reading or ReadOptions()
+    path, key = locate(source, reading.key)
+    check_source(path)
+    check_other(path, target)
+    stored, layout, wavelengths, metadata = _read(
+        path, key=key, axes=reading.axes, size=reading.size, allow_external=reading.allow_external
+    )
+    cube = Cube(stored.astype(floating(stored.dtype)), wavelengths, layout, path, metadata)
+    _write(Path(target), cube, stored)
+    return cube
+
+
+def _dtype(cube: Cube) -> np.dtype[Any]:
+    return np.dtype(np.float32) if cube.layout is None else cube.layout.dtype
+
+
+def _write(target: Path, cube: Cube, stored: Shaped[np.ndarray, "bands height width"]) -> None:
+    form, like = check_cube_target(target, cube)
+    suffix = target.suffix.lower()
+    if like is not None and cube.layout is not None:
+        arranged = cube.layout.from_bands_first(stored)
+        with replacing_all(form.targets(target, like), folder=form.folder) as temporaries:
+            form.write_like(like, temporaries, cube.layout, arranged, suffix)
         return
-    if layout.format != "png" and cube.layout is not None and cube.path is not None:
-        with replacing(target) as temporary:
-            replace_variable(cube.path, temporary, layout.key, stored)
-        return
-    arrays = {"cube" if layout.format == "png" else layout.key: stored}
-    if cube.wavelengths is not None and "wavelength" not in arrays:
-        arrays["wavelength"] = cube.wavelengths[:, None]
-    _write_new(target, arrays, hdf5=layout.format == "mat73")
+    metadata = cube.metadata or Metadata()
+    name = "cube" if cube.layout is None or cube.layout.format == "png" else cube.layout.leaf
+    said = metadata.said if cube.wavelengths is None else ("wavelengths", *metadata.said)
+    if lost := [WORDS[each] for each in said if each not in form.holds]:
+        warnings.warn(f"{target}: {form.name} has no place for {', '.join(lost)}: left out", stacklevel=3)
+    large = cube.layout is not None and cube.layout.format == "mat73"
+    with replacing_all(form.targets(target, None), folder=form.folder) as temporaries:
+        form.write_new(temporaries, stored, cube.wavelengths, metadata, name, suffix, large=large)
+
+
+def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None]:
+    """Find out, before hours of computing, whether a cube can be written under a name.
+
+    Args:
+        path: The target of :func:`write_cube`.
+        cube: What will be written, as it was read; its values may still change.
+
+    Returns:
+        The format, and the source that the file will be like, None for a new one.
+
+    Raises:
+        OSError: If the place cannot be written, with what to do.
+        ValueError: If no format is called so, or it has no numbers of the cube's type.
+        ImportError: If the format takes a library that is not installed.
+
+    Example:
+        >>> check_cube_target("clean.jpg", Cube(np.zeros((1, 2, 3), np.float32)))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: cannot write clean.jpg: no format of cubes is called .jpg; known: ... or .npy (NumPy)...
+    """
+    target, layout, source = Path(path), cube.layout, cube.path
+    check_target(target)
+    suffix = target.suffix.lower()
+    own = None if layout is None else next((form for form in FORMATS if layout.format in form.kinds), None)
+    like = suffix == "" or (source is not None and suffix == source.suffix.lower())
+    form = own if own is not None and like else None
+    if form is None:
+        form = next((form for form in FORMATS if (suffix or ".mat") in form.suffixes), None)
+    if form is None:
+        raise ValueError(f"cannot write {path}: no format of cubes is called {suffix}; known: {_known()}")
+    form.ready()
+    original = source if source is not None and layout is not None and layout.format in form.kinds else None
+    if original is None and form.types is not None and (dtype := _dtype(cube)).str[1:] not in form.types:
+        raise ValueError(f"cannot write {path}: {form.name} has no numbers of type {dtype}; name it .npy or .mat")
+    targets = form.targets(target, original)
+    for each in targets:
+        check_target(each)
+    if original is not None and len(form.files(original)) > 1:
+        check_other(original, target, targets)
+    return form, original
+
+
+def check_other(source: Path, target: str | Path, targets: Sequence[Path] | None = None) -> None:
+    """Refuse a target that is the source, or of the files that belong to it.
+
+    Raises:
+        ValueError: If it is.
+    """
+    files = _format_of(source).files(source)
+    for each in (Path(target), *(targets or ())):
+        if each.exists() and any(each.samefile(file) for file in files):
+            raise ValueError(f"{each} is the source itself and would be lost; choose another output name")
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], *, about: bytes = b"") -> None:
@@ -240,48 +379,35 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], *, about: b
             as that of another kind does.
     """
     for name in arrays:
+        if np.asarray(arrays[name]).dtype.kind == "U":
+            raise ValueError(f"cannot write '{name}': it is text, not an array of numbers")
         if not (name.isascii() and name.isidentifier() and not name.startswith("_") and len(name) <= 31):
             raise ValueError(f"'{name}' is not a name for a MATLAB variable; use up to 31 letters, digits and _")
-    check_cube_target(path)
-    _write_new(Path(path), arrays, about=about)
+    check_arrays_target(path)
+    with replacing(path) as temporary:
+        write_mat(temporary, arrays)
+        with temporary.open("r+b") as stream:
+            stream.seek(ABOUT.start)
+            stream.write(about[: ABOUT.stop - ABOUT.start])
 
 
-def check_cube_target(path: str | Path, cube: Cube | None = None) -> None:
-    """Find out, before hours of computing, whether a cube can be written, and whether its file's name would be true.
-
-    Args:
-        path: The target of :func:`write_cube`, or without a cube of :func:`write_arrays`.
-        cube: What will be written, as it was read; its values may still change.
+def check_arrays_target(path: str | Path) -> None:
+    """Find out, before hours of computing, whether :func:`write_arrays` can write a file.
 
     Raises:
         OSError: If the place cannot be written, with what to do.
         ValueError: If the name ends as a file of another kind does.
 
     Example:
-        >>> check_cube_target("clean.tif")
+        >>> check_arrays_target("noisy.tif")
         Traceback (most recent call last):
-        ValueError: cannot write clean.tif: a MATLAB file would be written, which is not called .tif; name it .mat
+        ValueError: cannot write noisy.tif: a MATLAB file would be written, which is not called .tif; name it .mat
     """
     check_target(path)
-    target, layout = Path(path), None if cube is None else cube.layout
-    known, kind = {"", ".mat"}, "a MATLAB file"
-    if layout is not None and layout.format == "mat73":
-        known, kind = known | _HDF5_NAMES, "an HDF5 file"
-    if cube is not None and cube.path is not None and layout is not None and layout.format != "png":
-        known.add(cube.path.suffix.lower())  # whatever it is called, the new file is of the same kind
-    if target.suffix.lower() not in known:
-        folder = " (or without an ending: a folder of PNG)" if layout is not None and layout.format == "png" else ""
+    if (suffix := Path(path).suffix.lower()) not in ("", ".mat"):
         raise ValueError(
-            f"cannot write {path}: {kind} would be written, which is not called {target.suffix}; name it .mat{folder}"
+            f"cannot write {path}: a MATLAB file would be written, which is not called {suffix}; name it .mat"
         )
-
-
-def _write_new(target: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = False, about: bytes = b"") -> None:
-    with replacing(target) as temporary:
-        write_mat(temporary, arrays, hdf5=hdf5 or any(np.asarray(item).nbytes > _V5_LIMIT for item in arrays.values()))
-        with temporary.open("r+b") as stream:
-            stream.seek(ABOUT.start)
-            stream.write(about[: ABOUT.stop - ABOUT.start])
 
 
 def _cast(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:

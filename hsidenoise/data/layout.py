@@ -33,6 +33,13 @@ _SIZE_KEYS = (
     ("nrow", "ncol"), ("nrows", "ncols"), ("rows", "cols"), ("lines", "cols"), ("lines", "samples"),
     ("height", "width"), ("h", "w"), ("row", "col"),
 )  # fmt: skip
+#: Names of dimensions in xarray, NetCDF and zarr files, in lower case.
+DIMENSIONS = {
+    "b": {"band", "bands", "wavelength", "wavelengths", "wl", "channel", "channels", "spectral", "lambda", "b"},
+    "h": {"y", "row", "rows", "lat", "latitude", "line", "lines", "downtrack", "along_track", "height", "northing"},
+    "w": {"x", "col", "cols", "column", "columns", "lon", "longitude", "sample", "samples", "crosstrack", "width"}
+    | {"across_track", "easting"},
+}
 #: How the note of a variable begins whose numbers lie in another file.
 ELSEWHERE = "in another file"
 _LETTERS = ("bhw", "hbw", "hwb")  # by the place of the bands
@@ -75,7 +82,7 @@ class Variable:
     @property
     def leaf(self) -> str:
         """The last part of its name: ``cube`` of ``hsi.cube`` and ``group/cube``."""
-        return re.split(r"[/.]", self.name)[-1]
+        return leaf(self.name)
 
     @property
     def label(self) -> str:
@@ -115,6 +122,19 @@ class Layout:
     reason: str
     row_major: bool = False
 
+    @property
+    def leaf(self) -> str:
+        """The last part of the variable's name."""
+        return leaf(self.key)
+
+    @property
+    def bands(self) -> int:
+        """Number of bands."""
+        if self.size is not None:
+            return math.prod(self.shape) // math.prod(self.size)
+        axes = [size for size in self.shape if size > 1] if len(self.shape) > 3 else self.shape
+        return axes[self.axes.index("b")]
+
     def to_bands_first(self, stored: Shaped[np.ndarray, "*axes"]) -> Shaped[np.ndarray, "bands height width"]:
         """View an array of the file (any axes) as (bands, height, width)."""
         if self.size is not None:
@@ -132,7 +152,7 @@ class Layout:
         Raises:
             ValueError: If the cube has other sizes than the one in the file.
         """
-        bands = math.prod(self.shape) // max(1, math.prod(self.size or (0,)))
+        bands = self.bands
         axes = [size for size in self.shape if size > 1] if len(self.shape) > 3 else self.shape
         expected = (bands, *self.size) if self.size else tuple(axes[self.axes.index(axis)] for axis in "bhw")
         if cube.shape != expected:
@@ -144,6 +164,27 @@ class Layout:
             matrix = (cube if self.row_major else cube.transpose(0, 2, 1)).reshape(bands, -1)
             return (matrix if self.axes == "bp" else matrix.T).reshape(self.shape)
         return cube.transpose(["bhw".index(axis) for axis in self.axes]).reshape(self.shape)
+
+
+def axes_of(names: Sequence[str]) -> str:
+    """What the names of dimensions say of the axes: a letter for each; empty if they do not say it of every one.
+
+    Example:
+        >>> axes_of(["downtrack", "crosstrack", "bands"]), axes_of(["dim_0", "dim_1", "dim_2"])
+        ('hwb', '')
+    """
+    letters = ["".join(letter for letter, known in DIMENSIONS.items() if name.lower() in known) for name in names]
+    return "".join(letters) if sorted(letters) == ["b", "h", "w"] else ""
+
+
+def leaf(name: str) -> str:
+    """The last part of a variable's name, without what is no letter, digit or _.
+
+    Example:
+        >>> leaf("hsi.cube"), leaf("group/cube"), leaf("c{2}")
+        ('cube', 'cube', 'c2')
+    """
+    return re.sub(r"\W", "", re.split(r"[/.]", name)[-1]) or "cube"
 
 
 def times(shape: Sequence[int]) -> str:
@@ -193,7 +234,11 @@ def describe(variables: Sequence[Variable]) -> str:
         >>> describe([Variable("gt", (2, 3), np.dtype("f8"))])
         'gt 2x3'
     """
-    names = [f"{item.label} {times(item.shape) if item.shape else item.note or 'none'}" for item in variables[:12]]
+    names = [
+        f"{item.label} {times(item.shape) if item.shape else item.note or 'none'}"
+        + (f" ({item.note})" if item.shape and item.note and not item.is_number else "")
+        for item in variables[:12]
+    ]
     return ", ".join(names + ["..."] * (len(variables) > 12)) or "nothing"
 
 
@@ -346,7 +391,8 @@ def _hidden(variables: Sequence[Variable]) -> str:
     for item in variables:
         if item.note.startswith(ELSEWHERE):
             return f"; '{item.label}' lies {item.note}"
-    wrapped = [item.label for item in variables if item.note.startswith(("struct", "cell", "object"))]
+    kinds = ("struct array, not", "cell array, not", "object")
+    wrapped = [item.label for item in variables if item.note.startswith(kinds)]
     return f"; what is inside of '{wrapped[0]}' is not read: save the cube as a variable of its own" if wrapped else ""
 
 

@@ -43,3 +43,16 @@ class Metadata:
         return tuple(name for name, value in vars(self).items() if value is not None and name != "attributes") + (
             ("attributes",) if self.attributes else ()
         )
+
+
+#: What people call the fields, and ``wavelengths``.
+WORDS = {
+    "wavelengths": "wavelengths",
+    "fwhm": "FWHM",
+    "band_names": "band names",
+    "good_bands": "bad-band list",
+    "nodata": "nodata value",
+    "crs": "coordinate system",
+    "transform": "map position",
+    "attributes": "other header fields",
+}

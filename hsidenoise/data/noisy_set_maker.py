@@ -21,7 +21,7 @@ from jaxtyping import Float32, Float64
 from tqdm.auto import tqdm
 
 from hsidenoise.data.datasets import DATASETS, Split, find_split, scene_name
-from hsidenoise.data.io import ABOUT, Cube, check_cube_target, check_values, read_cube, write_arrays
+from hsidenoise.data.io import ABOUT, Cube, check_arrays_target, check_values, read_cube, write_arrays
 from hsidenoise.data.layout import printable, times
 from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, key_if_there, pair_files, published_arrays
 from hsidenoise.data.options import CorruptOptions, NoisySetOptions, ReadOptions
@@ -101,7 +101,7 @@ def corrupt_file(
     check_source(source)
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target}: is the clean cube itself; name another output")
-    check_cube_target(target)
+    check_arrays_target(target)
     chosen = reading.by_name()
     cube = read_cube(source, **{**chosen, "key": chosen["key"] or key_if_there(source, CLEAN_KEY)}, exact=True)
     check_values(cube.values, str(source) if cube.layout is None else f"{source}: '{printable(cube.layout.key)}'")

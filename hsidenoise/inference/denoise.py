@@ -183,18 +183,18 @@ def denoise_file(
         ValueError: As :func:`denoise` and :func:`hsidenoise.read_cube`, or if the target is the source.
         OSError: If the source cannot be read or the target cannot be written.
     """
-    from hsidenoise.data.io import check_cube_target, check_values, read_cube, write_cube
+    from hsidenoise.data.io import check_cube_target, check_other, check_values, locate, read_cube, write_cube
     from hsidenoise.data.layout import printable
     from hsidenoise.system.files import check_source, check_target
 
     given = {name: changes.pop(name) for name in list(changes) if name in ReadOptions.__dataclass_fields__}
     reading = with_changes(reading or ReadOptions(), given, "denoise_file")
     options = _options(options, changes, "denoise_file", ReadOptions.__dataclass_fields__)
+    source, key = locate(source, reading.key)
+    reading, target = dataclasses.replace(reading, key=key), Path(target)
     check_source(source)  # first: where both are wrong, the input is what is meant
     check_target(target)
-    source, target = Path(source), Path(target)
-    if target.exists() and source.samefile(target):
-        raise ValueError(f"{target} is the noisy file itself and would be lost; choose another output name")
+    check_other(source, target)
     cube = read_cube(source, **reading.by_name(), exact=True)
     name = "the cube" if cube.layout is None else f"'{printable(cube.layout.key)}'"
     check_values(cube.values, f"{source}: {name}")

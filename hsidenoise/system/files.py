@@ -16,7 +16,7 @@ import shutil
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,7 @@ _OURS = re.compile(rf"{re.escape(_MARK)}([0-9a-f]{{8}})-([0-9]+)-([0-9]*)-[0-9a-
 _FORGOTTEN = 86400.0  # seconds since it was last written to; a write takes minutes
 
 _PAGE = "is a web page, as a download gives that wants a login or an answer first; open it in a browser and download it"
+_CLASSIC = "is a classic NetCDF file; convert it to NetCDF-4: nccopy -k nc4 old.nc new.nc"
 _FOREIGN = (  # first bytes, in lower case
     (
         b"version https://git-lfs.github.com/spec/",
@@ -37,10 +38,11 @@ _FOREIGN = (  # first bytes, in lower case
     (b"<!doctype html", _PAGE),
     (b"<html", _PAGE),
     (b"pk\x03\x04", "is a zip archive; unpack it and name the file in it"),
-    (
-        b"\x93numpy",
-        "is a NumPy file; save its array as .mat: scipy.io.savemat('cube.mat', {'cube': numpy.load('cube.npy')})",
-    ),
+    (b"cdf\x01", _CLASSIC),
+    (b"cdf\x02", _CLASSIC),
+    (b"cdf\x05", _CLASSIC),
+    (b"\x0e\x03\x13\x01", "is an HDF4 file; convert it to HDF5: h4toh5 old.hdf new.h5"),
+    (b"\x1f\x8b", "is compressed by gzip; unpack it (gunzip) and name the file in it"),
 )
 
 
@@ -67,7 +69,7 @@ def check_source(path: str | Path) -> None:
 
     Raises:
         OSError: If it is missing, cannot be opened, or is a pipe, a socket or a device.
-        ValueError: If it is a Git LFS pointer, a web page, a zip archive or a NumPy file.
+        ValueError: If it is empty, a Git LFS pointer, a web page, a zip archive (.npz is one, and taken) or gzip's.
     """
     path = Path(path)
     try:
@@ -79,7 +81,12 @@ def check_source(path: str | Path) -> None:
         return
     check_no_pipe(path)
     with path.open("rb") as file:
-        head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+        whole = file.read(512)
+    if not whole:
+        raise ValueError(f"cannot read {path}: it is empty (0 bytes); copy or download it again")
+    head = whole.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(b"pk\x03\x04") and whole[30 : 30 + whole[26]].endswith(b".npy"):
+        return
     for start, remedy in _FOREIGN:
         if head.startswith(start):
             raise ValueError(f"cannot read {path}: it {remedy}")
@@ -146,32 +153,95 @@ def replacing(target: str | Path, *, folder: bool = False) -> Iterator[Path]:
         ...     [(file.name, file.read_text()) for file in Path(name).iterdir()]
         [('a.txt', 'text')]
     """
-    check_target(target)
-    final = Path(os.path.realpath(target))
-    remove_leftovers(final.parent)
-    temporary = _temporary(final.parent)
-    try:
-        if folder:
-            temporary.mkdir()
-        else:  # while it is written, nobody may read it who may not read what it replaces
-            _create(temporary, 0o600 if final.exists() else 0o666)
+    with replacing_all([target], folder=folder) as (temporary,):
         yield temporary
-        if folder:
-            for item in (*temporary.rglob("*"), temporary):
-                _sync(item)
-        else:
-            _sync(temporary)  # the name must not get ahead of the content if the machine dies
-            if final.exists():
-                _like(temporary, final.stat())
-        temporary.replace(final)
-        _sync(final.parent)
+
+
+@contextmanager
+def replacing_all(targets: Sequence[str | Path], *, folder: bool = False) -> Iterator[tuple[Path, ...]]:
+    """Like :func:`replacing` for files that belong together: all of them are replaced, or none.
+
+    A kill between two of their renames leaves the first of them without the others: name that first which nobody reads
+    without the last.
+
+    Args:
+        targets: The files to write.
+        folder: Whether each is a folder.
+
+    Yields:
+        Their temporary paths.
+
+    Raises:
+        OSError: If one cannot be written; what was there is as it was.
+    """
+    for target in targets:
+        check_target(target)
+    finals = [Path(os.path.realpath(target)) for target in targets]
+    for place in {final.parent for final in finals}:
+        remove_leftovers(place)
+    temporaries = tuple(_temporary(final.parent) for final in finals)
+    try:
+        for temporary, final in zip(temporaries, finals, strict=True):
+            if folder:
+                temporary.mkdir()
+            else:  # while it is written, nobody may read it who may not read what it replaces
+                _create(temporary, 0o600 if final.exists() else 0o666)
+        yield temporaries
+        for temporary, final in zip(temporaries, finals, strict=True):
+            if folder:
+                for item in (*temporary.rglob("*"), temporary):
+                    _sync(item)
+            else:
+                _sync(temporary)  # the name must not get ahead of the content if the machine dies
+                if final.exists():
+                    _like(temporary, final.stat())
+        _take_names(temporaries, finals)
+        for place in {final.parent for final in finals}:
+            _sync(place)
     except (OSError, RuntimeError) as error:
-        if _of_another_file(error, temporary):
+        if all(_of_another_file(error, temporary) for temporary in temporaries):
             raise
-        what = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        raise OSError(f"cannot write {target}: {what}; nothing was left behind") from error
+        raise OSError(f"cannot write {targets[0]}: {_reason(error)}; nothing was left behind") from error
     finally:
-        _remove(temporary)
+        for temporary in temporaries:
+            _remove(temporary)
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    """What went wrong, in the system's words as far as a library passes them on."""
+    if isinstance(error, shutil.Error) and error.args and error.args[0]:
+        return re.sub(r"^\[Errno \d+\] |: '.*$", "", str(error.args[0][0][2]))
+    text = getattr(error, "strerror", None) or str(error)
+    within = re.search(r"error message = '([^']+)'", text)  # of HDF5
+    return within[1] if within else (text.splitlines() or [type(error).__name__])[0]
+
+
+def _take_names(temporaries: Sequence[Path], finals: Sequence[Path]) -> None:
+    """Rename each; if one cannot be, those before it get back what they were."""
+    done: list[tuple[Path, Path | None]] = []
+    try:
+        for temporary, final in zip(temporaries, finals, strict=True):
+            before = None
+            if final is not finals[-1] and final.exists():
+                before = _temporary(final.parent)
+                try:
+                    os.link(final, before)
+                except OSError:  # a file system without links
+                    shutil.copy2(final, before)
+                done.append((final, before))
+            temporary.replace(final)
+            if before is None:
+                done.append((final, None))
+    except BaseException:
+        for final, before in done:
+            if before is None:
+                final.unlink(missing_ok=True)
+            else:
+                before.replace(final)
+        raise
+    for _, before in done:
+        if before is not None:
+            before.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -210,8 +210,8 @@ def test_cave_folder(tmp_path):
     assert np.array_equal(found["cube"], original)
     assert np.array_equal(read_cube(tmp_path / "clean.mat").wavelengths, cube.wavelengths)
     assert names(tmp_path) == ["beads_ms", "clean", "clean.mat"]
-    with pytest.raises(ValueError, match="leave out --axes"):
-        read_cube(tmp_path / "beads_ms", axes="bhw")
+    with pytest.raises(ValueError, match="no 2-D variable"):
+        read_cube(tmp_path / "beads_ms", size=(8, 9))
     with pytest.raises(IsADirectoryError, match="it is a folder"):
         write_cube(tmp_path / "clean", cube)
 

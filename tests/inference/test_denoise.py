@@ -697,7 +697,7 @@ def test_file_reports_the_tiles_it_fell_back_to(noisy_file, tmp_path):
 def test_file_errors_come_before_the_work(noisy_file, tmp_path):
     network = Identity(12)
     before = noisy_file.read_bytes()
-    with pytest.raises(ValueError, match="is the noisy file itself"):
+    with pytest.raises(ValueError, match="is the source itself"):
         denoise_file(noisy_file, noisy_file, network)
     with pytest.raises(OSError, match="missing"):
         denoise_file(noisy_file, tmp_path / "no" / "clean.mat", network)

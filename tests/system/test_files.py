@@ -259,7 +259,8 @@ class TestReading:
             (b"<!DOCTYPE html><html><title>Virus scan warning</title></html>", "web page"),
             (b"\xef\xbb\xbf\n <HTML lang='en'>", "web page"),
             (b"PK\x03\x04" + bytes(200), "unpack it"),
-            (b"\x93NUMPY\x01\x00" + bytes(200), "scipy.io.savemat"),
+            (b"\x1f\x8b\x08" + bytes(200), "gunzip"),
+            (b"", "is empty"),
         ],
     )
     def test_a_file_of_another_kind_has_its_own_remedy(self, tmp_path, content, says):

@@ -16,6 +16,7 @@ import functools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,14 +33,17 @@ import h5py
 import numpy as np
 
 from hsidenoise.data.formats.mat5 import MATLAB_NAMES, MOST_DEFLATED
-from hsidenoise.data.layout import ELSEWHERE, RefusedError, Variable, check_room, printable
+from hsidenoise.data.layout import ELSEWHERE, RefusedError, Variable, axes_of, check_room, printable
 
 _CLASS_TYPES = {name: np.dtype(code) for code, name in MATLAB_NAMES.items()}
 _DEFLATE, _SHUFFLE = 1, 2  # registered numbers of the filters that are undone here
+_LONG = 1 << 16  # bytes of an attribute; longer ones are data
 _DEEPEST = 32  # groups in groups, and links to links
 _SECONDS, _BYTES_A_SECOND = 60, 1 << 22  # patience with the process that reads or writes: so long, and for the size
 _LOOK = 1  # seconds of computing that a first look may take at one data set
-_HEAP, _SCANNED = b"GCOL", 1 << 26  # where lists of parts lie; a larger file is not searched for it but looked at
+_HEAPS, _SCANNED = (b"GCOL", b"#refs#"), 1 << 26  # where lists of parts and cells lie; a larger file is not searched
+_MOST_CELLS = 1000
+_CELL, _ELEMENT = re.compile(r"(.*)\{(\d{1,9})\}"), re.compile(r"\((\d{1,9})\)[./](\w+)")
 
 
 def list_hdf5(path: Path, *, allow_external: bool = False) -> list[Variable]:
@@ -52,8 +57,10 @@ def list_hdf5(path: Path, *, allow_external: bool = False) -> list[Variable]:
         return list(links.variables())
 
 
-def load_hdf5(path: Path, name: str, *, allow_external: bool = False) -> np.ndarray:
-    """Load one data set, in MATLAB's axis order if that wrote it.
+def load_hdf5(
+    path: Path, name: str, part: tuple[slice, ...] | None = None, *, allow_external: bool = False
+) -> np.ndarray:
+    """Load one data set or a part of it, in MATLAB's axis order if that wrote it.
 
     Raises:
         OSError, RuntimeError, KeyError, ValueError: If the file is damaged, or what it promises is neither in the file
@@ -67,10 +74,17 @@ def load_hdf5(path: Path, name: str, *, allow_external: bool = False) -> np.ndar
         variable = links.variable(name, node)
         if variable.note.startswith(ELSEWHERE):
             raise RefusedError(f"'{printable(name)}' lies {variable.note}")
-        stored = _load(node, links)
+        region = None
+        if part is not None and node.shape is not None:
+            turned = part if variable.foreign else part[::-1]
+            region = [slice(*each.indices(size)[:2]) for each, size in zip(turned, node.shape, strict=True)]
+        stored = _load(node, links, region)
         if stored is None:
-            stored = np.empty(node.shape, node.dtype)
-            _in_child({"do": "read", "path": str(path), "name": name, "allow": allow_external}, read=stored)
+            shape = node.shape if region is None else tuple(each.stop - each.start for each in region)
+            stored = np.empty(shape, node.dtype)
+            bounds = None if region is None else [(each.start, each.stop) for each in region]
+            request = {"do": "read", "path": str(path), "name": name, "allow": allow_external, "part": bounds}
+            _in_child(request, read=stored)
     if variable.dtype is not None and variable.dtype.kind in "iuf" and variable.dtype != stored.dtype:
         stored = stored.astype(variable.dtype)
     return stored if variable.foreign else stored.T
@@ -106,7 +120,7 @@ def replace_hdf5(source: Path, target: Path, name: str, array: np.ndarray) -> No
 def _look(path: Path, allow_external: bool) -> None:
     """Have another process open everything in a file first, where it could end or stop the one that does."""
     status = path.stat()
-    if status.st_size > _SCANNED or _HEAP in path.read_bytes():
+    if status.st_size > _SCANNED or any(mark in path.read_bytes() for mark in _HEAPS):
         _look_once(str(path.absolute()), (status.st_ino, status.st_mtime_ns, status.st_size), allow_external)
 
 
@@ -147,12 +161,16 @@ class _Links:
         """
         if depth > _DEEPEST:
             raise KeyError("a link that leads to itself")
+        name = _ELEMENT.sub(r"/\2{\1}", name)  # MATLAB's s(2).x is x of s, number 2
         node = self.file["/"] if start is None or name.startswith("/") else start
         if name.startswith("/") and start is not None:
             node = start.file["/"]
         for part in filter(lambda part: part not in ("", "."), name.split("/")):
             if not isinstance(node, h5py.Group):
                 raise KeyError(f"no '{printable(name)}'")
+            if part not in node and (cell := _CELL.fullmatch(part)):
+                node = _of_cell(self.find(cell[1], node, depth + 1), int(cell[2]))
+                continue
             link = node.get(part, getlink=True)
             if isinstance(link, h5py.SoftLink):
                 node = self.find(link.path, node, depth + 1)
@@ -200,10 +218,13 @@ class _Links:
                 yield Variable(full, (), None, "broken link, not read")
                 continue
             if isinstance(node, h5py.Dataset):
-                yield self.variable(full, node)
+                yield from self._with_cells(full, node, "")
             elif isinstance(node, h5py.Group):
                 kind = _attribute(node, "MATLAB_class")
-                if "MATLAB_sparse" in node.attrs or kind:
+                if kind == "struct" and node.file.filename == self.file.filename:
+                    yield Variable(full, (), None, "struct array")
+                    yield from self._fields(node, full, full, 0)
+                elif "MATLAB_sparse" in node.attrs or kind:
                     kind = "sparse" if "MATLAB_sparse" in node.attrs else kind
                     yield Variable(full, (), None, f"{printable(kind)} array, not read")
                 elif node.file.filename != self.file.filename:
@@ -212,6 +233,36 @@ class _Links:
                     yield from self._below(node, f"{full}/", seen, later)
                 else:
                     later.append((f"{full}/", node))
+
+    def _fields(self, group: Any, name: str, inside: str, depth: int) -> Iterator[Variable]:
+        """What the fields of a MATLAB struct hold."""
+        for field in group if depth < _DEEPEST else ():
+            full = f"{name}/{field}"
+            with contextlib.suppress(KeyError, TypeError, RefusedError):
+                node = self.find(field, group)
+                if isinstance(node, h5py.Dataset):
+                    yield from self._with_cells(full, node, inside, depth + 1)
+                elif _attribute(node, "MATLAB_class") == "struct":
+                    yield from self._fields(node, full, inside, depth + 1)
+
+    def _with_cells(self, name: str, node: Any, inside: str, depth: int = 0) -> Iterator[Variable]:
+        """A data set and, if it is a MATLAB cell or the field of an array of structs, what is in it."""
+        if h5py.check_ref_dtype(node.dtype) is not h5py.Reference or not (node.shape and node.size <= _MOST_CELLS):
+            yield replace(self.variable(name, node), inside=inside)
+            return
+        cell = _attribute(node, "MATLAB_class") == "cell"
+        if cell:
+            shape = tuple(int(size) for size in reversed(node.shape))
+            yield Variable(name, shape, None, "cell array", inside=inside)
+        of, _, field = name.rpartition("/")
+        for number in range(1, node.size + 1 if depth < _DEEPEST else 0):
+            full = f"{name}{{{number}}}" if cell else f"{of}({number}).{field}"
+            with contextlib.suppress(KeyError, TypeError, ValueError, RuntimeError):
+                one = _of_cell(node, number)
+                if isinstance(one, h5py.Dataset):
+                    yield from self._with_cells(full, one, inside or name, depth + 1)
+                elif _attribute(one, "MATLAB_class") == "struct":
+                    yield from self._fields(one, full, inside or name, depth + 1)
 
     def variable(self, name: str, node: Any) -> Variable:
         """Describe a data set; what is not allowed to be read has no type."""
@@ -224,6 +275,8 @@ class _Links:
             return Variable(name, shape, None, "numbers of an unknown type, not read")
         if _attribute(node, "MATLAB_empty") and node.size is not None and node.size <= 32 and dtype.kind in "iu":
             shape = tuple(int(size) for size in np.ravel(node[()]))  # it holds the sizes, not the numbers
+        if _attribute(node, "NAME").startswith("This is a netCDF dimension"):
+            return Variable(name, shape, None, "name of a dimension", foreign)
         if (places := _places(node)) and not self.allow_external:
             return Variable(name, shape, None, _elsewhere(places), foreign=foreign)
         if dtype.names in (("real", "imag"), ("r", "i")):
@@ -235,7 +288,64 @@ class _Links:
         note = "complex numbers" if dtype.kind == "c" else "" if kind else "no MATLAB class"
         if kind and dtype.kind != "c" and dtype.newbyteorder("=") != _CLASS_TYPES[kind]:
             note, dtype = f"{kind} in MATLAB, stored as {dtype}", _CLASS_TYPES[kind]
-        return Variable(name, shape, dtype, note, foreign)
+        return Variable(name, shape, dtype, note, foreign, _letters(node) if foreign and len(shape) == 3 else "")
+
+    def about(self, name: str) -> dict[str, Any]:
+        """What the attributes of the file, of a data set and of its grid mapping say; those of the latter go before."""
+        node = self.find(name)
+        found = _attributes(self.file) | _attributes(node)
+        if isinstance(mapping := found.get("grid_mapping"), str):
+            with contextlib.suppress(KeyError, RefusedError):
+                found |= _attributes(self.find(mapping, node.parent))
+        return found
+
+
+def _of_cell(node: Any, number: int) -> Any:
+    """What a reference of a MATLAB cell leads to, counted from 1 down the columns.
+
+    Raises:
+        KeyError: If there is none.
+    """
+    references = isinstance(node, h5py.Dataset) and h5py.check_ref_dtype(node.dtype) is h5py.Reference
+    if not references or not 0 < number <= (node.size or 0) <= _MOST_CELLS:
+        raise KeyError(f"no cell {number}")
+    reference = np.ravel(node[()])[number - 1]
+    if not reference:
+        raise KeyError(f"cell {number} is empty")
+    return node.file[reference]
+
+
+def _letters(node: Any) -> str:
+    """What the names of the dimensions of a data set say of its axes; empty if they do not."""
+    names = [each.label or (each[0].name.rpartition("/")[2] if len(each) else "") for each in node.dims]
+    return axes_of(names)
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    """The attributes of a group or data set that are text, numbers, or short lists of them."""
+    found: dict[str, Any] = {}
+    for name in node.attrs:
+        identity = node.attrs.get_id(name)
+        kind = identity.dtype
+        text = h5py.check_string_dtype(kind) is not None
+        if not (text or kind.kind in "iufSU") or math.prod(identity.shape or ()) * kind.itemsize > _LONG:
+            continue
+        with contextlib.suppress(UnicodeDecodeError):
+            value = np.asarray(node.attrs[name])
+            items = [each.decode() if isinstance(each, bytes) else each for each in value.ravel().tolist()]
+            found[name] = items[0] if value.ndim == 0 or len(items) == 1 else items
+    return found
+
+
+def about_hdf5(path: Path, name: str, *, allow_external: bool = False) -> dict[str, Any]:
+    """The attributes of a file and of one of its data sets, as text, numbers and lists.
+
+    Raises:
+        OSError, RuntimeError, KeyError, ValueError: If the file is damaged.
+    """
+    _look(path, allow_external)
+    with _Links(path, allow_external) as links:
+        return links.about(name)
 
 
 def _elsewhere(places: list[str]) -> str:
@@ -290,28 +400,31 @@ def _check_places(node: Any) -> None:
         raise ValueError("its parts in other files do not fill it")
 
 
-def _load(node: Any, links: _Links) -> np.ndarray | None:
-    """A data set as it is stored; None where only the library can read it."""
+def _load(node: Any, links: _Links, region: list[slice] | None) -> np.ndarray | None:
+    """A data set or a region of it as it is stored; None where only the library can read it."""
     shape, plist = node.shape, node.id.get_create_plist()
     if shape is None:
         raise ValueError(f"'{printable(node.name or '')}' holds nothing")
     needed = math.prod(shape) * node.dtype.itemsize
+    region = [slice(0, size) for size in shape] if region is None else region
+    wanted = tuple(each.stop - each.start for each in region)
     if _places(node):
         _check_places(node)
-        check_room(f"'{printable(node.name or '')}'", shape, node.dtype)
+        check_room(f"'{printable(node.name or '')}'", wanted, node.dtype)
         return None
     held = Path(node.file.filename).stat().st_size
     stored = node.id.get_storage_size()
     if needed and (stored > held or needed > MOST_DEFLATED * stored):
         raise ValueError(f"'{printable(node.name or '')}' promises {needed:,} bytes and holds {min(stored, held):,}")
-    check_room(f"'{printable(node.name or '')}'", shape, node.dtype)
+    check_room(f"'{printable(node.name or '')}'", wanted, node.dtype)
     if plist.get_layout() == h5py.h5d.CONTIGUOUS:
         offset = node.id.get_offset()
         if needed and (stored != needed or offset is None or offset + needed > held):
             raise ValueError(f"'{printable(node.name or '')}' ends beyond the end of the file")
-        return np.asarray(node[()])
+        return np.asarray(node[tuple(region)])
     if plist.get_layout() != h5py.h5d.CHUNKED:  # compact: up to 64 kB inside the header
-        return np.asarray(node[()])
+        return np.asarray(node[tuple(region)])
+    _have_filters(node)
     chunks = _chunks(node, held)
     filters = [plist.get_filter(index)[0] for index in range(plist.get_nfilters())]
     # the numbers lie in the file as numpy has them in memory, unless their type says otherwise
@@ -319,15 +432,34 @@ def _load(node: Any, links: _Links) -> np.ndarray | None:
     if not plain or not set(filters) <= {_DEFLATE, _SHUFFLE}:
         return None
     whole = len(chunks) == math.prod(-(-size // step) for size, step in zip(shape, node.chunks, strict=True))
-    array = np.empty(shape, node.dtype) if whole else np.full(shape, node.fillvalue, node.dtype)
+    array = np.empty(wanted, node.dtype) if whole else np.full(wanted, node.fillvalue, node.dtype)
     with Path(node.file.filename).open("rb") as file:
         for chunk in chunks:
-            start = chunk.chunk_offset
+            axes = list(zip(chunk.chunk_offset, node.chunks, region, strict=True))
+            common = [(max(low, of.start), min(low + step, of.stop)) for low, step, of in axes]
+            if any(start >= stop for start, stop in common):
+                continue
             numbers = _unpack(file, chunk, filters, node)
-            place = tuple(slice(low, low + step) for low, step in zip(start, node.chunks, strict=True))
-            part = array[place]
-            part[...] = numbers[tuple(slice(size) for size in part.shape)]
+            place = tuple(slice(a - of.start, b - of.start) for (a, b), of in zip(common, region, strict=True))
+            inside = zip(common, chunk.chunk_offset, strict=True)
+            array[place] = numbers[tuple(slice(a - low, b - low) for (a, b), low in inside)]
     return array
+
+
+def _have_filters(node: Any) -> None:
+    """See to it that what the data set is compressed with can be undone."""
+    plist = node.id.get_create_plist()
+    codes = [plist.get_filter(index)[0] for index in range(plist.get_nfilters())]
+    if all(h5py.h5z.filter_avail(code) for code in codes):
+        return
+    with contextlib.suppress(ImportError):
+        import hdf5plugin  # noqa: F401 - registers its filters
+    for code in codes:
+        if not h5py.h5z.filter_avail(code):
+            raise RefusedError(
+                f"'{printable(node.name or '')}' is compressed with the HDF5 filter {code}; that takes a library that "
+                "is not installed: pip install 'hsidenoise[hdf5]'"
+            )
 
 
 def _chunks(node: Any, held: int) -> list[Any]:
@@ -419,11 +551,15 @@ def _child() -> None:
             _be_done_soon()
             # what is wrong there in other ways is said by who asked
             with contextlib.suppress(Exception), _Links(Path(request["path"]), request["allow"]) as links:
-                for _ in links.variables():
+                for item in links.variables():
+                    if len(item.shape) == 3 and item.foreign:
+                        links.about(item.name)
                     _be_done_soon()
         elif request["do"] == "read":
             with _Links(Path(request["path"]), request["allow"]) as links:
-                stored = np.ascontiguousarray(links.find(request["name"])[()])
+                _have_filters(links.find(request["name"]))
+                part = () if request["part"] is None else tuple(slice(*bounds) for bounds in request["part"])
+                stored = np.ascontiguousarray(links.find(request["name"])[part])
             sys.stdout.buffer.write(_bytes(stored))
             sys.stdout.buffer.flush()
         else:
@@ -444,18 +580,21 @@ def _be_done_soon() -> None:
 
 def _write(links: _Links, name: str, array: np.ndarray) -> None:
     """Put numbers into a data set that the file owns, or a plain data set in the place of another."""
-    folder, _, leaf = name.rpartition("/")
+    folder, _, leaf = _ELEMENT.sub(r"/\2{\1}", name).rpartition("/")
     parent = links.find(folder or "/")
     attributes: list[tuple[str, Any, Any]] = []
     with contextlib.suppress(KeyError):
         node = links.find(name)
         if node.file == links.file and not _places(node) and node.dtype == array.dtype:
+            _have_filters(node)
             node[...] = array
             return
         for key in node.attrs:
             kind = node.attrs.get_id(key).dtype
             if not kind.hasobject or h5py.check_string_dtype(kind):  # a reference would lead nowhere
                 attributes.append((key, node.attrs[key], kind))
+    if leaf.endswith("}") or "(" in name:
+        raise OSError(f"'{printable(name)}' is of another type in the file, which cannot be changed inside of a cell")
     if parent.file != links.file:
         raise OSError(f"'{printable(name)}' lies in a group of another file")
     del parent[leaf]

@@ -10,36 +10,21 @@ References:
 """
 
 import struct
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 import scipy.io
 
+from hsidenoise.data.formats.base import Format, Part, Wavelengths, arrays_of, beside, reading
 from hsidenoise.data.formats.hdf5 import list_hdf5, load_hdf5, replace_hdf5, storage_options
 from hsidenoise.data.formats.mat5 import HEADER, MATLAB_NAMES, Element, elements, elements_v4, load, splice
-from hsidenoise.data.layout import RefusedError, Variable, printable
+from hsidenoise.data.layout import Layout, Variable, find_wavelengths, printable
+from hsidenoise.data.metadata import Metadata
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_DAMAGE = (OSError, EOFError, zlib.error, struct.error, KeyError, TypeError, ValueError, RuntimeError, IndexError)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """One clear line for the many exceptions that a cut or damaged file causes in scipy and h5py."""
-    try:
-        yield
-    except RefusedError as error:
-        raise ValueError(f"{path}: {error}") from error
-    except MemoryError as error:
-        raise ValueError(f"{path}: what is in it takes more than the memory at hand; cut it before") from error
-    except _DAMAGE as error:
-        what = printable((str(error).splitlines() or [type(error).__name__])[0])
-        message = f"cannot read {path}: the file is truncated or damaged ({what}); copy or download it again"
-        raise ValueError(message) from error
+_V5_LIMIT = 2**31 - 1  # bytes of one variable that a v5 file can hold
 
 
 def mat_format(path: Path) -> str:
@@ -96,7 +81,7 @@ def list_mat(path: Path, *, allow_external: bool = False) -> list[Variable]:
         ValueError: If it is not a MATLAB file, truncated or damaged.
     """
     kind = mat_format(path)
-    with _reading(path):
+    with reading(path):
         if kind == "mat73":
             return list_hdf5(path, allow_external=allow_external)
         return [element.variable for element in _elements(path, kind)]
@@ -106,12 +91,13 @@ def _elements(path: Path, kind: str) -> list[Element]:
     return elements_v4(path) if kind == "mat4" else elements(path)
 
 
-def load_variable(path: Path, name: str, *, allow_external: bool = False) -> np.ndarray:
-    """Load one variable, and nothing else, in MATLAB's axis order.
+def load_variable(path: Path, name: str, part: Part | None = None, *, allow_external: bool = False) -> np.ndarray:
+    """Load one variable, and nothing else, in the axis order that `list_mat` gives.
 
     Args:
         path: A file of format v4, v5 or v7.3.
         name: A name that `list_mat` gives.
+        part: What of it; None for all. Of v4 and v5 the variable is read as a whole first.
         allow_external: Whether it may be read from another file, if a v7.3 file says it is there.
 
     Raises:
@@ -120,10 +106,11 @@ def load_variable(path: Path, name: str, *, allow_external: bool = False) -> np.
             than the memory at hand.
     """
     kind = mat_format(path)
-    with _reading(path):
+    with reading(path):
         if kind == "mat73":
-            return load_hdf5(path, name, allow_external=allow_external)
-        return load(path, [item for item in _elements(path, kind) if item.variable.name == name][-1])
+            return load_hdf5(path, name, part, allow_external=allow_external)
+        whole = load(path, [item for item in _elements(path, kind) if item.variable.name == name][-1])
+        return whole if part is None else whole[part]
 
 
 def replace_variable(source: Path, target: Path, name: str, array: np.ndarray) -> None:
@@ -160,7 +147,7 @@ def write_mat(path: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = Fals
     Args:
         path: The file, overwritten.
         arrays: Name to array in MATLAB's axis order; vectors become columns.
-        hdf5: v7.3 instead of v5, for variables over 2 GB.
+        hdf5: v7.3 instead of v5; so it is for variables over 2 GB.
 
     Raises:
         OSError: If the file cannot be written.
@@ -169,6 +156,10 @@ def write_mat(path: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = Fals
     content: dict[str, np.ndarray] = {}
     for name, value in arrays.items():
         array = np.asarray(value)
+        hdf5 = hdf5 or array.nbytes > _V5_LIMIT
+        if array.dtype.kind == "U":
+            content[name] = array
+            continue
         if array.dtype != np.bool_ and array.dtype.str[1:] not in MATLAB_NAMES:
             raise ValueError(
                 f"cannot write '{printable(name)}' of type {array.dtype} into a .mat file; give it as float32"
@@ -179,9 +170,69 @@ def write_mat(path: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = Fals
         return
     with h5py.File(path, "w", userblock_size=512) as file:
         for name, array in content.items():
-            stored = array.T.astype(np.uint8) if array.dtype == np.bool_ else array.T
+            kind = "logical" if array.dtype == np.bool_ else "char" if array.dtype.kind == "U" else ""
+            if kind == "char":
+                rows = np.atleast_1d(array)
+                array = np.array(
+                    [[ord(letter) for letter in row.ljust(rows.dtype.itemsize // 4)] for row in rows], "u2"
+                )
+            stored = array.T.astype(np.uint8) if kind == "logical" else array.T
             dataset = file.create_dataset(name, data=stored, **storage_options(stored.shape, stored.size))
-            kind = "logical" if array.dtype == np.bool_ else MATLAB_NAMES[array.dtype.str[1:]]
-            dataset.attrs["MATLAB_class"] = np.bytes_(kind)
+            dataset.attrs["MATLAB_class"] = np.bytes_(kind or MATLAB_NAMES[array.dtype.str[1:]])
+            if kind in ("logical", "char"):
+                dataset.attrs["MATLAB_int_decode"] = np.int32(array.dtype.itemsize)
     with path.open("r+b") as stream:
         stream.write(b"MATLAB 7.3 MAT-file, Platform: Python, HDF5 schema 1.00 .".ljust(116) + bytes(8) + b"\0\2IM")
+
+
+class _Mat(Format):
+    name, kinds, suffixes = "MATLAB", ("mat4", "mat5", "mat73"), (".mat",)
+    holds = frozenset({"wavelengths", "fwhm", "band_names", "good_bands", "nodata", "crs", "transform"})
+    types = frozenset(MATLAB_NAMES)
+
+    def recognises(self, path: Path) -> bool:
+        try:
+            mat_format(path)
+        except ValueError as error:
+            return "truncated" in str(error)  # said when it is read
+        return True
+
+    def kind(self, path: Path) -> str:
+        return mat_format(path)
+
+    def list_variables(self, path: Path, *, allow_external: bool = False) -> list[Variable]:
+        return list_mat(path, allow_external=allow_external)
+
+    def load_variable(
+        self, path: Path, name: str, part: Part | None = None, *, allow_external: bool = False
+    ) -> np.ndarray:
+        return load_variable(path, name, part, allow_external=allow_external)
+
+    def read_metadata(
+        self, path: Path, layout: Layout, variables: Sequence[Variable], *, allow_external: bool = False
+    ) -> tuple[Wavelengths, Metadata]:
+        def load(name: str) -> np.ndarray:
+            return load_variable(path, name, allow_external=allow_external)
+
+        return find_wavelengths(variables, load, layout.bands), beside(variables, load, layout.bands)
+
+    def write_like(
+        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str
+    ) -> None:
+        replace_variable(source, targets[0], layout.key, stored)
+
+    def write_new(
+        self,
+        targets: Sequence[Path],
+        values: np.ndarray,
+        wavelengths: Wavelengths,
+        metadata: Metadata,
+        name: str,
+        suffix: str,
+        *,
+        large: bool = False,
+    ) -> None:
+        write_mat(targets[0], arrays_of(values, wavelengths, metadata, name), hdf5=large)
+
+
+FORMAT = _Mat()

@@ -11,7 +11,8 @@ References:
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +33,7 @@ _V4_STORAGE = ("f8", "f4", "i4", "i2", "u2", "u1")
 _MOST_BYTES = 2**32 - 1024  # of one variable, whose length is a 32-bit number
 _CLASSES = {1: "cell", 2: "struct", 3: "object", 4: "char", 5: "sparse", 16: "function", 17: "object"}
 _OPAQUE = 17
+_CELL, _STRUCT, _DEEPEST = 1, 2, 16
 _MATRIX, _COMPRESSED = 14, 15  # types of the elements at the top level
 _COMPLEX, _LOGICAL = 0x0800, 0x0200  # array flags
 
@@ -49,6 +51,8 @@ class Element:
     data: int = 0  # where its numbers (of v5 with their tag) begin, from the start of the element, unpacked
     length: int = 0  # of the element, unpacked
     stored: str = ""  # type of the stored numbers of v4
+    at: int = 0  # where it begins in the unpacked variable that it is inside of
+    around: tuple[int, ...] = ()  # where those begin that it is inside of, the variable first
 
 
 def elements(path: Path) -> list[Element]:
@@ -69,7 +73,7 @@ def elements(path: Path) -> list[Element]:
                 )
             found.append(_element(file, tag, (start, stop), order, compressed=kind == _COMPRESSED))
             start = stop
-    return [element for element in found if element.variable.name]
+    return [each for element in found if element.variable.name for each in _with_inside(path, element)]
 
 
 def elements_v4(path: Path) -> list[Element]:
@@ -117,17 +121,7 @@ def load(path: Path, element: Element) -> np.ndarray:
     if variable.dtype is None:
         raise TypeError(f"'{variable.label}' holds no numbers")
     check_room(f"'{variable.label}'", variable.shape, variable.dtype)
-    with path.open("rb") as file:
-        if element.compressed:
-            file.seek(element.start + 8)
-            packed = zlib.decompressobj()
-            content = packed.decompress(file.read(element.stop - element.start - 8), element.length + 1)
-            if len(content) != element.length or not packed.eof:
-                raise ValueError(f"'{variable.label}' is not as long as it should be")
-            view = memoryview(content)[element.data :]
-        else:
-            file.seek(element.start + element.data)
-            view = memoryview(file.read(element.stop - element.start - element.data))
+    view = memoryview(_unpacked(path, element))[element.at + element.data :]
     parts = []
     for _ in range(2 if variable.dtype.kind == "c" else 1):
         if element.stored:  # v4: numbers without a tag
@@ -140,20 +134,100 @@ def load(path: Path, element: Element) -> np.ndarray:
     return parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]
 
 
+def _unpacked(path: Path, element: Element) -> bytes:
+    """The bytes of a variable as a whole, unpacked."""
+    with path.open("rb") as file:
+        file.seek(element.start)
+        content = file.read(element.stop - element.start)
+    if not element.compressed:
+        return content
+    packed = zlib.decompressobj()
+    _, promised = struct.unpack(f"{element.order}II", packed.decompress(content[8:], 8))
+    if promised + 8 > MOST_DEFLATED * len(content):
+        raise ValueError(f"'{element.variable.label}' promises more than the file holds")
+    check_room(f"'{element.variable.label}'", (promised + 8,), np.dtype(np.uint8))
+    packed = zlib.decompressobj()
+    content = packed.decompress(content[8:], promised + 9)
+    if len(content) != promised + 8 or not packed.eof:
+        raise ValueError(f"'{element.variable.label}' is not as long as it should be")
+    return content
+
+
+def _with_inside(path: Path, element: Element) -> Iterator[Element]:
+    """A variable and, if it is a struct or a cell, all that is inside of it; not if it is damaged there."""
+    if element.flags & 0xFF not in (_CELL, _STRUCT) or element.stored:
+        yield element
+        return
+    try:
+        inside = list(_inside(_unpacked(path, element), element, 0, ()))
+        note = element.variable.note.removesuffix(", not read")
+    except (ValueError, struct.error, zlib.error, LookupError, MemoryError):
+        inside, note = [], element.variable.note
+    yield replace(element, variable=replace(element.variable, note=note))
+    yield from inside
+
+
+def _inside(content: bytes, element: Element, at: int, around: tuple[int, ...]) -> Iterator[Element]:
+    """What is inside of the struct or cell that begins at a place of an unpacked variable."""
+    order, parent = element.order, element.variable
+    if len(around) > _DEEPEST:
+        return
+    end = at + 8 + struct.unpack_from(f"{order}I", content, at + 4)[0]
+    _, flags, position = _part(content, at + 8, order)
+    _, shape, position = _part(content, position, order)
+    _, _, position = _part(content, position, order)
+    count = math.prod(int(size) for size in np.frombuffer(shape, f"{order}i4"))
+    fields = [""]
+    if flags[0 if order == "<" else 3] == _STRUCT:
+        _, size, position = _part(content, position, order)
+        length = int.from_bytes(size, "little" if order == "<" else "big")
+        _, names, position = _part(content, position, order)
+        fields = [bytes(names[i : i + length]).split(b"\0")[0].decode() for i in range(0, len(names), length)]
+    if end > len(content) or count * len(fields) * 8 > end - position:
+        raise ValueError("a struct or cell promises more than it holds")
+    for number in range(1, count + 1):
+        for field in fields:
+            of = f"({number})" if field and count > 1 else f"{{{number}}}" if not field else ""
+            kind, size = struct.unpack_from(f"{order}II", content, position)
+            if kind != _MATRIX or position + 8 + size > end:
+                raise ValueError("a struct or cell is damaged")
+            head = content[position : min(position + 1024, position + 8 + size)]
+            name = f"{parent.name}{of}.{field}" if field else f"{parent.name}{of}"
+            if len(head) >= 24:
+                found = _described(head, (element.start, element.stop), order, element.compressed, size + 8, name)
+                variable = replace(found.variable, inside=parent.inside or parent.name)
+                found = replace(found, variable=variable, at=position, around=(*around, at))
+                if found.flags & 0xFF in (_CELL, _STRUCT):
+                    shown = replace(variable, note=variable.note.removesuffix(", not read"))
+                    yield replace(found, variable=shown)
+                    yield from _inside(content, found, position, (*around, at))
+                else:
+                    yield found
+            position += 8 + size
+
+
 def _element(file: BinaryIO, tag: bytes, span: tuple[int, int], order: str, *, compressed: bool) -> Element:
     """Read the header of one matrix; a kilobyte holds it, however large the matrix is."""
     head = file.read(min(span[1] - span[0] - 8, 4096))
     head = zlib.decompressobj().decompress(head, 1024) if compressed else tag + head[:1024]
     if len(head) < 24:  # an empty element: an unnamed []
         return Element(Variable("", (), None), *span, compressed, 0, order)
+    there = MOST_DEFLATED * (span[1] - span[0]) if compressed else span[1] - span[0]
+    return _described(head, span, order, compressed, there)
+
+
+def _described(
+    head: bytes, span: tuple[int, int], order: str, compressed: bool, there: int, known: str = ""
+) -> Element:
+    """What the header of a matrix says; ``there``: bytes that it can have; ``known``: its name, if it has none."""
     (flags,) = struct.unpack_from(f"{order}I", head, 16)
     kind, position, shape = flags & 0xFF, 24, b""
     if kind != _OPAQUE:
         _, shape, position = _part(head, position, order)
     _, name, position = _part(head, position, order)
     sizes = tuple(int(size) for size in np.frombuffer(shape, f"{order}i4"))
-    text = name.decode("utf-8", "replace")
-    if len(text) > 128 or not (text.isprintable() and len(sizes) <= 32 and min(sizes, default=0) >= 0):
+    text = known or bytes(name).decode("utf-8", "replace")
+    if (len(text) > 128 and not known) or not (text.isprintable() and len(sizes) <= 32 and min(sizes, default=0) >= 0):
         raise ValueError("a variable's name or sizes make no sense")
     if kind not in _NUMBERS:
         variable = Variable(text, sizes, None, f"{_CLASSES.get(kind, 'unknown')} array, not read")
@@ -163,7 +237,6 @@ def _element(file: BinaryIO, tag: bytes, span: tuple[int, int], order: str, *, c
         storage, count = storage & 0xFFFF, storage >> 16
     dtype, stored = np.dtype(_NUMBERS[kind]), np.dtype(_STORAGE[storage])
     length = 8 + struct.unpack_from(f"{order}I", head, 4)[0]
-    there = MOST_DEFLATED * (span[1] - span[0]) if compressed else span[1] - span[0]
     if count != math.prod(sizes) * stored.itemsize or position + count > length or length > there:
         raise ValueError(f"'{text}' of {times(sizes)} promises more or less than the file holds")
     note = f"{MATLAB_NAMES[_NUMBERS[kind]]} in MATLAB, stored as {stored}" if stored != dtype else ""
@@ -207,9 +280,19 @@ def splice(source: Path, target: Path, element: Element, array: np.ndarray) -> N
             _MATRIX,
             part(6, struct.pack(f"{order}II", element.flags, 0))
             + part(5, np.array(array.shape, f"{order}i4").tobytes())
-            + part(1, name.encode())
+            + part(1, b"" if element.around else name.encode())
             + part(code, data),
         )
+    if element.around:
+        content = bytearray(_unpacked(source, element))
+        longer = len(matrix) - element.length
+        for place in element.around:
+            (length,) = struct.unpack_from(f"{order}I", content, place + 4)
+            if length + longer >= 2**32:
+                raise OSError(f"'{name}' makes the variable that it is in larger than this version of .mat holds")
+            struct.pack_into(f"{order}I", content, place + 4, length + longer)
+        content[element.at : element.at + element.length] = matrix
+        matrix = bytes(content)
     if element.compressed:
         packed = zlib.compress(matrix)
         matrix = struct.pack(f"{order}II", _COMPRESSED, len(packed)) + packed

@@ -9,13 +9,16 @@ import itertools
 import re
 import struct
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import skimage.io
 from jaxtyping import Shaped
 
-from hsidenoise.data.layout import RefusedError, check_room, printable
+from hsidenoise.data.formats.base import Format, Part, Wavelengths
+from hsidenoise.data.layout import Layout, RefusedError, Variable, check_room, printable
+from hsidenoise.data.metadata import Metadata
 
 #: Centre wavelengths of CAVE's 31 bands in nm.
 CAVE_WAVELENGTHS = tuple(float(nm) for nm in range(400, 701, 10))
@@ -45,16 +48,7 @@ def find_bands(folder: Path, scene: str | None = None) -> tuple[str, list[Path]]
         >>> scene, len(files), files[-1].name
         ('beads_ms', 10, 'beads_ms_10.png')
     """
-    places = {place: _scenes(place) for place in [folder, *sorted(filter(Path.is_dir, folder.iterdir()))]}
-    places = {place: scenes for place, scenes in places.items() if scenes}
-    if folder in places:
-        places = {folder: places[folder]}
-    if not places:
-        raise ValueError(f"{folder} is a folder without band images (like scene_01.png); name a file or such a folder")
-    if len(places) > 1:
-        names = ", ".join(printable(place.name) for place in list(places)[:12])
-        raise ValueError(f"{folder} holds several scenes ({names}); give the folder of one")
-    scenes = next(iter(places.values()))
+    scenes = _scenes_in(folder)
     if scene is None and len(scenes) > 1:
         raise ValueError(
             f"{folder} holds several scenes ({', '.join(map(printable, sorted(scenes)))}); choose one with --key"
@@ -70,6 +64,20 @@ def find_bands(folder: Path, scene: str | None = None) -> tuple[str, list[Path]]
     if missing <= max(bands):
         raise ValueError(f"band {missing} of scene '{printable(scene)}' is missing in {folder}")
     return scene, [bands[number] for number in sorted(bands)]
+
+
+def _scenes_in(folder: Path) -> dict[str, dict[int, Path]]:
+    """The scenes of a folder, or of the one folder in it that has some: number to file."""
+    places = {place: _scenes(place) for place in [folder, *sorted(filter(Path.is_dir, folder.iterdir()))]}
+    places = {place: scenes for place, scenes in places.items() if scenes}
+    if folder in places:
+        places = {folder: places[folder]}
+    if not places:
+        raise ValueError(f"{folder} is a folder without band images (like scene_01.png); name a file or such a folder")
+    if len(places) > 1:
+        names = ", ".join(printable(place.name) for place in list(places)[:12])
+        raise ValueError(f"{folder} holds several scenes ({names}); give the folder of one")
+    return next(iter(places.values()))
 
 
 def _scenes(folder: Path) -> dict[str, dict[int, Path]]:
@@ -159,3 +167,52 @@ def save_bands(folder: Path, scene: str, cube: Shaped[np.ndarray, "bands height 
     for number in range(1, cube.shape[2] + 1):
         name = f"{scene}_{number:02d}.png" if scene else f"{number:02d}.png"
         skimage.io.imsave(folder / name, np.ascontiguousarray(cube[..., number - 1]), check_contrast=False)
+
+
+class _Png(Format):
+    name, kinds, suffixes, folder = "PNG folder", ("png",), (), True
+    types = frozenset({"u1", "u2"})
+
+    def recognises(self, path: Path) -> bool:
+        return path.is_dir()
+
+    def list_variables(self, path: Path, *, allow_external: bool = False) -> list[Variable]:
+        found = []
+        for scene in _scenes_in(path):
+            _, files = find_bands(path, scene)
+            first = load_bands(files[:1])
+            shape = (*first.shape[:2], len(files))
+            found.append(Variable(scene, shape, first.dtype, f"{len(files)} band images", axes="hwb"))
+        return found
+
+    def load_variable(
+        self, path: Path, name: str, part: Part | None = None, *, allow_external: bool = False
+    ) -> np.ndarray:
+        _, files = find_bands(path, name)
+        return load_bands(files) if part is None else load_bands(files[part[2]])[part[:2]]
+
+    def read_metadata(
+        self, path: Path, layout: Layout, variables: Sequence[Variable], *, allow_external: bool = False
+    ) -> tuple[Wavelengths, Metadata]:
+        return np.array(CAVE_WAVELENGTHS) if layout.bands == len(CAVE_WAVELENGTHS) else None, Metadata()
+
+    def write_like(
+        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str
+    ) -> None:
+        save_bands(targets[0], layout.key, stored)
+
+    def write_new(
+        self,
+        targets: Sequence[Path],
+        values: np.ndarray,
+        wavelengths: Wavelengths,
+        metadata: Metadata,
+        name: str,
+        suffix: str,
+        *,
+        large: bool = False,
+    ) -> None:
+        save_bands(targets[0], name, values.transpose(1, 2, 0))
+
+
+FORMAT = _Png()

@@ -1,0 +1,273 @@
+"""What a format of files can do: the protocol between :mod:`hsidenoise.data.io` and each module of a format.
+
+Arrays enter and leave in the axes that the writer of the file sees: MATLAB's order for what MATLAB wrote, NumPy's for
+all else. A part of a variable can be read without the rest, so that a cube need not be in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float64, Shaped
+
+from hsidenoise.data.layout import Layout, RefusedError, Variable, printable
+from hsidenoise.data.metadata import Metadata
+
+_DAMAGE: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    KeyError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    IndexError,
+    OverflowError,
+)
+_DAMAGE += (zlib.error, struct.error, zipfile.BadZipFile)
+
+#: One slice of step 1 for each axis of a variable.
+Part = tuple[slice, ...]
+Wavelengths = Float64[np.ndarray, " bands"] | None
+
+
+class Format(ABC):
+    """A format of files. A subclass lives in the module of its format, which has its one object, ``FORMAT``.
+
+    Attributes:
+        name: What people call it.
+        kinds: What :attr:`Layout.format` says of its files; a cube of one of them is written back like its source.
+        suffixes: Endings of names that ask for it, in lower case.
+        holds: Names of fields of :class:`Metadata`, and ``wavelengths``, that a new file keeps.
+        types: Types of numbers that a new file can hold, as ``"f4"``; None for all.
+        folder: Whether it is a folder.
+    """
+
+    name: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
+    suffixes: ClassVar[tuple[str, ...]]
+    holds: ClassVar[frozenset[str]] = frozenset()
+    types: ClassVar[frozenset[str] | None] = None
+    folder: ClassVar[bool] = False
+
+    def ready(self) -> None:
+        """Find out whether the libraries that it takes are there.
+
+        Raises:
+            ImportError: If one is not; the message names the extra.
+        """
+        return
+
+    @abstractmethod
+    def recognises(self, path: Path) -> bool:
+        """Whether a file or folder is of this format, by its content."""
+
+    def kind(self, path: Path) -> str:
+        """What the layout of a file's variables is called, one of :attr:`kinds`."""
+        return self.kinds[0]
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """The files that a source consists of."""
+        return (path,)
+
+    def targets(self, path: Path, source: Path | None) -> tuple[Path, ...]:
+        """The files that will be written for a name; ``source`` is of this format, and what the cube was read from."""
+        return (path,)
+
+    @abstractmethod
+    def list_variables(self, path: Path, *, allow_external: bool = False) -> list[Variable]:
+        """What a file holds, without loading it."""
+
+    @abstractmethod
+    def load_variable(
+        self, path: Path, name: str, part: Part | None = None, *, allow_external: bool = False
+    ) -> Shaped[np.ndarray, "*axes"]:
+        """One variable, or a part of it."""
+
+    @abstractmethod
+    def read_metadata(
+        self, path: Path, layout: Layout, variables: Sequence[Variable], *, allow_external: bool = False
+    ) -> tuple[Wavelengths, Metadata]:
+        """Wavelengths in nm, and all else that the file says of a cube in it."""
+
+    @abstractmethod
+    def write_like(
+        self, source: Path, targets: Sequence[Path], layout: Layout, stored: Shaped[np.ndarray, "*axes"], suffix: str
+    ) -> None:
+        """Write a copy of a source with the numbers of one variable replaced; all else is kept."""
+
+    @abstractmethod
+    def write_new(
+        self,
+        targets: Sequence[Path],
+        values: Shaped[np.ndarray, "bands height width"],
+        wavelengths: Wavelengths,
+        metadata: Metadata,
+        name: str,
+        suffix: str,
+        *,
+        large: bool = False,
+    ) -> None:
+        """Write a new file with a cube in its stored type and what :attr:`holds` says.
+
+        Args:
+            targets: Temporary files (or a folder) to fill, one for each of :meth:`targets`.
+            values: The cube.
+            wavelengths: In nm.
+            metadata: What is known of it.
+            name: Name of its variable, where the format has names.
+            suffix: How the name of the target ends, in lower case.
+            large: Whether to take the version for large files, where the format has one.
+        """
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """One clear line for the many exceptions that a cut or damaged file causes in a library."""
+    try:
+        yield
+    except RefusedError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise ValueError(f"{path}: what is in it takes more than the memory at hand; cut it before") from error
+    except _DAMAGE as error:
+        what = printable((str(error).splitlines() or [type(error).__name__])[0])
+        message = f"cannot read {path}: the file is truncated or damaged ({what}); copy or download it again"
+        raise ValueError(message) from error
+
+
+def missing_extra(what: str, extra: str) -> ImportError:
+    """What to say where a library of an extra is not installed."""
+    return ImportError(f"{what} takes a library that is not installed: pip install 'hsidenoise[{extra}]'")
+
+
+def arrays_of(
+    values: Shaped[np.ndarray, "bands height width"], wavelengths: Wavelengths, metadata: Metadata, name: str
+) -> dict[str, np.ndarray]:
+    """A cube as (height, width, bands), and what is known of it, as arrays with names that :func:`beside` knows."""
+    found: dict[str, np.ndarray] = {name: values.transpose(1, 2, 0)}
+    facts = {
+        "wavelength": wavelengths,
+        "fwhm": metadata.fwhm,
+        "good_bands": metadata.good_bands,
+        "band_names": None if metadata.band_names is None else np.array(metadata.band_names),
+        "nodata": None if metadata.nodata is None else np.array([metadata.nodata]),
+        "crs": None if metadata.crs is None else np.array([metadata.crs]),
+        "transform": None if metadata.transform is None else np.array(metadata.transform),
+    }
+    return found | {key: value for key, value in facts.items() if value is not None and key != name}
+
+
+_FWHM = ("fwhm",)
+_GOOD = ("goodbands", "goodwavelengths", "bbl")
+
+
+def beside(variables: Sequence[Variable], load: Callable[[str], np.ndarray], bands: int) -> Metadata:
+    """What vectors and numbers with a telling name say, beside a cube in its file.
+
+    Args:
+        variables: What the file holds.
+        load: Gives a variable by name; called for small ones only.
+        bands: Number of bands of the cube.
+    """
+    found: dict[str, np.ndarray] = {}
+    for item in variables:
+        name = item.leaf.lower().replace("_", "")
+        length = int(np.prod(item.shape, dtype=np.int64))
+        if item.dtype is not None and item.dtype.kind in "iufb" and name not in found:
+            small = length == bands and name in (*_FWHM, *_GOOD)
+            if small or (length == 1 and name == "nodata") or (length == 6 and name == "transform"):
+                found[name] = np.ravel(load(item.name))
+    width = found.get("fwhm")
+    if width is not None:
+        width = width.astype(np.float64)
+        width = width * 1000 if 0 < width.max() < 0.2 else width  # micrometres: no band is that narrow in nm
+    good = next((found[name] for name in _GOOD if name in found), None)
+    return Metadata(
+        fwhm=width,
+        good_bands=None if good is None else good != 0,
+        nodata=float(found["nodata"][0]) if "nodata" in found else None,
+        transform=tuple(map(float, found["transform"])) if "transform" in found else None,
+    )
+
+
+def merged(first: Metadata, second: Metadata) -> Metadata:
+    """What the first says, and where it says nothing what the second does."""
+    return replace(first, **{name: getattr(second, name) for name in second.said if name not in first.said})
+
+
+@dataclass(frozen=True)
+class Described:
+    """A cube with named dimensions, as NetCDF and zarr files have it.
+
+    Attributes:
+        dimensions: Names of its axes.
+        coordinates: Values of a dimension, and their attributes.
+        vectors: One value for each band.
+        of_cube: Attributes of the cube.
+        attributes: Attributes of the file.
+        mapping: Attributes of the grid mapping, empty without one.
+    """
+
+    dimensions: tuple[str, str, str]
+    coordinates: dict[str, tuple[np.ndarray, dict[str, str]]]
+    vectors: dict[str, np.ndarray]
+    of_cube: dict[str, Any]
+    attributes: dict[str, Any]
+    mapping: dict[str, str]
+
+
+def described(
+    values: Shaped[np.ndarray, "bands height width"], wavelengths: Wavelengths, metadata: Metadata
+) -> Described:
+    """What is known of a cube, by the conventions that xarray and rioxarray read."""
+    spectral = "band" if wavelengths is None else "wavelength"
+    coordinates: dict[str, tuple[np.ndarray, dict[str, str]]] = {}
+    if wavelengths is not None:
+        about = {"units": "nm", "standard_name": "radiation_wavelength"}
+        coordinates[spectral] = (np.asarray(wavelengths, np.float64), about)
+    vectors: dict[str, np.ndarray] = {}
+    if metadata.fwhm is not None:
+        vectors["fwhm"] = metadata.fwhm
+    if metadata.good_bands is not None:
+        vectors["good_bands"] = metadata.good_bands.astype(np.uint8)
+    of_cube: dict[str, Any] = {}
+    if metadata.band_names is not None:
+        of_cube["band_names"] = list(metadata.band_names)
+    if metadata.nodata is not None:
+        fits = values.dtype.kind == "f" or float(metadata.nodata) == np.array(metadata.nodata).astype(values.dtype)
+        of_cube["_FillValue" if fits else "nodata"] = values.dtype.type(metadata.nodata) if fits else metadata.nodata
+    mapping: dict[str, str] = {}
+    if metadata.crs is not None or metadata.transform is not None:
+        of_cube["grid_mapping"] = "spatial_ref"
+        if metadata.crs is not None:
+            mapping |= {"crs_wkt": metadata.crs, "spatial_ref": metadata.crs}
+        if metadata.transform is not None:
+            a, b, x, d, e, y = metadata.transform
+            mapping["GeoTransform"] = " ".join(f"{each:.17g}" for each in (x, a, b, y, d, e))
+            if b == d == 0:
+                coordinates["x"] = (x + a * (np.arange(values.shape[2]) + 0.5), {"axis": "X"})
+                coordinates["y"] = (y + e * (np.arange(values.shape[1]) + 0.5), {"axis": "Y"})
+    taken = {*of_cube, "Conventions"}
+    attributes = {
+        re.sub(r"[^\w .-]", "_", key): value for key, value in metadata.attributes.items() if key not in taken
+    }
+    attributes["Conventions"] = "CF-1.8"
+    return Described((spectral, "y", "x"), coordinates, vectors, of_cube, attributes, mapping)
+
+
+def chunks_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """Chunks of a (bands, height, width) array: whole spectra of a tile, so that a tile is read without the rest."""
+    return (shape[0], min(shape[1], _CHUNK), min(shape[2], _CHUNK))
+
+
+_CHUNK = 64  # pixels; 224 bands of float32 make 3.7 MB

@@ -1,0 +1,202 @@
+"""GeoTIFF, by rasterio (extra ``geo``): values with coordinate system, position, nodata value and descriptions.
+
+References:
+    OGC GeoTIFF 1.1, 19-008r4. GDAL, "GTiff" driver and "IMAGERY" metadata domain (wavelengths).
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hsidenoise.data.formats.base import Format, Part, Wavelengths, missing_extra, reading
+from hsidenoise.data.layout import Layout, Variable, check_room, leaf
+from hsidenoise.data.metadata import Metadata
+
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_NM = {"nm": 1.0, "nanometers": 1.0, "um": 1e3, "µm": 1e3, "micrometers": 1e3}
+_STALE = "STATISTICS_"  # of values that are others now
+_WRITTEN = {"wavelength", "wavelength_units", "fwhm", "good_band"}
+
+
+@contextmanager
+def _rasterio() -> Iterator[Any]:
+    try:
+        import rasterio
+        from rasterio.errors import NotGeoreferencedWarning
+    except ImportError as error:
+        raise missing_extra("GeoTIFF", "geo") from error
+    with warnings.catch_warnings(), rasterio.Env(GDAL_PAM_ENABLED=False, GTIFF_IMPLICIT_JPEG_OVR=False):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield rasterio
+
+
+class _GeoTiff(Format):
+    name, kinds, suffixes = "GeoTIFF", ("geotiff",), (".tif", ".tiff")
+    holds = frozenset({"wavelengths", "fwhm", "band_names", "good_bands", "nodata", "crs", "transform", "attributes"})
+    types = frozenset({"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"})
+
+    def ready(self) -> None:
+        with _rasterio():
+            pass
+
+    def recognises(self, path: Path) -> bool:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(4) in _MAGIC
+
+    def list_variables(self, path: Path, *, allow_external: bool = False) -> list[Variable]:
+        with _rasterio() as rasterio, reading(path), rasterio.open(path, driver="GTiff") as file:
+            if len(set(file.dtypes)) > 1:
+                raise ValueError(f"bands of several types: {', '.join(sorted(set(file.dtypes)))}")
+            dtype = np.dtype(file.dtypes[0])
+            shape = (file.count, file.height, file.width)
+            return [Variable(leaf(path.stem), shape, dtype, _note(file), foreign=True, axes="bhw")]
+
+    def load_variable(
+        self, path: Path, name: str, part: Part | None = None, *, allow_external: bool = False
+    ) -> np.ndarray:
+        (variable,) = self.list_variables(path)
+        whole = tuple(slice(0, size) for size in variable.shape)
+        bounds = [each.indices(size)[:2] for each, size in zip(part or whole, variable.shape, strict=True)]
+        with _rasterio() as rasterio, reading(path), rasterio.open(path, driver="GTiff") as file:
+            check_room(f"'{variable.label}'", [stop - start for start, stop in bounds], np.dtype(file.dtypes[0]))
+            bands = [band + 1 for band in range(*bounds[0])]
+            return np.asarray(file.read(bands, window=tuple(bounds[1:])))
+
+    def read_metadata(
+        self, path: Path, layout: Layout, variables: Sequence[Variable], *, allow_external: bool = False
+    ) -> tuple[Wavelengths, Metadata]:
+        with _rasterio() as rasterio, reading(path), rasterio.open(path, driver="GTiff") as file:
+            tags = [file.tags(band) for band in file.indexes]
+            imagery = [file.tags(band, ns="IMAGERY") for band in file.indexes]
+            micro = _numbers(imagery, "CENTRAL_WAVELENGTH_UM", 1e3), _numbers(imagery, "FWHM_UM", 1e3)
+            unit = _NM.get(str(tags[0].get("wavelength_units", "nm")).lower(), 1.0) if tags else 1.0
+            plain = _numbers(tags, "wavelength", unit), _numbers(tags, "fwhm", unit)
+            good = _numbers(tags, "good_band", 1.0)
+            named = any(file.descriptions)
+            return micro[0] if plain[0] is None else plain[0], Metadata(
+                fwhm=micro[1] if plain[1] is None else plain[1],
+                band_names=tuple(each or "" for each in file.descriptions) if named else None,
+                good_bands=None if good is None else good != 0,
+                nodata=None if file.nodata is None else float(file.nodata),
+                crs=file.crs.to_wkt() if file.crs else None,
+                transform=None if file.transform.is_identity else tuple(file.transform)[:6],
+                attributes={key: value for key, value in file.tags().items() if key != "AREA_OR_POINT"},
+            )
+
+    def write_like(
+        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str
+    ) -> None:
+        with _rasterio() as rasterio, rasterio.open(source, driver="GTiff") as old:
+            profile = dict(old.profile) | {"driver": "GTiff", "BIGTIFF": "IF_SAFER"}
+            if old.photometric is not None:
+                profile["photometric"] = old.photometric.value
+            with rasterio.open(targets[0], "w", **profile) as new:
+                _put(new, stored)
+                for space in ("", *(each for each in old.tag_namespaces() if each in ("RPC", "IMD", "IMAGERY"))):
+                    new.update_tags(ns=space or None, **old.tags(ns=space or None))
+                for band in old.indexes:
+                    for space in ("", *(each for each in old.tag_namespaces(band) if each == "IMAGERY")):
+                        tags = old.tags(band, ns=space or None)
+                        kept = {key: value for key, value in tags.items() if not key.startswith(_STALE)}
+                        new.update_tags(band, ns=space or None, **kept)
+                    if old.descriptions[band - 1]:
+                        new.set_band_description(band, old.descriptions[band - 1])
+                    if old.units[band - 1]:
+                        new.set_band_unit(band, old.units[band - 1])
+                new.scales, new.offsets, new.colorinterp = old.scales, old.offsets, old.colorinterp
+                if old.gcps[0]:
+                    new.gcps = old.gcps
+        _check(targets[0], stored)
+
+    def write_new(
+        self,
+        targets: Sequence[Path],
+        values: np.ndarray,
+        wavelengths: Wavelengths,
+        metadata: Metadata,
+        name: str,
+        suffix: str,
+        *,
+        large: bool = False,
+    ) -> None:
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+        bands, height, width = values.shape
+        with _rasterio() as rasterio:
+            transform = None if metadata.transform is None else rasterio.Affine(*metadata.transform)
+            profile = {"driver": "GTiff", "dtype": values.dtype.name, "count": bands, "height": height, "width": width}
+            profile |= {"crs": metadata.crs, "transform": transform, "nodata": _nodata(metadata, values.dtype)}
+            profile |= {"compress": "deflate", "interleave": "band", "BIGTIFF": "IF_SAFER"}
+            with rasterio.open(targets[0], "w", **profile) as file:
+                _put(file, values)
+                file.update_tags(**{re.sub(r"[=\0]", "_", key): str(each) for key, each in metadata.attributes.items()})
+                for index in range(bands):
+                    tags: dict[str, str] = {}
+                    if wavelengths is not None:
+                        tags |= {"wavelength": f"{wavelengths[index]:.12g}", "wavelength_units": "Nanometers"}
+                        micro = {"CENTRAL_WAVELENGTH_UM": f"{wavelengths[index] / 1000:.12g}"}
+                        if metadata.fwhm is not None:
+                            micro["FWHM_UM"] = f"{metadata.fwhm[index] / 1000:.12g}"
+                        file.update_tags(index + 1, ns="IMAGERY", **micro)
+                    if metadata.fwhm is not None:
+                        tags["fwhm"] = f"{metadata.fwhm[index]:.12g}"
+                    if metadata.good_bands is not None:
+                        tags["good_band"] = str(int(metadata.good_bands[index]))
+                    file.update_tags(index + 1, **tags)
+                    if metadata.band_names is not None:
+                        file.set_band_description(index + 1, metadata.band_names[index])
+                    elif wavelengths is not None:
+                        file.set_band_description(index + 1, f"{wavelengths[index]:.6g} nm")
+        _check(targets[0], values)
+
+
+def _note(file: Any) -> str:
+    blocks = "x".join(map(str, file.block_shapes[0]))
+    return f"blocks of {blocks}" + (f", {file.compression.value}" if file.compression else "")
+
+
+def _numbers(tags: Sequence[dict[str, str]], name: str, scale: float) -> Any:
+    """A number of each band; None if a band has none."""
+    try:
+        return np.array([float(each[name]) * scale for each in tags])
+    except (KeyError, ValueError):
+        return None
+
+
+def _nodata(metadata: Metadata, dtype: np.dtype[Any]) -> float | None:
+    if metadata.nodata is None or dtype.kind == "f":
+        return metadata.nodata
+    limits = np.iinfo(dtype)
+    fits = limits.min <= metadata.nodata <= limits.max and float(metadata.nodata).is_integer()
+    return metadata.nodata if fits else None
+
+
+def _put(file: Any, stored: np.ndarray) -> None:
+    for band, plane in enumerate(stored, start=1):
+        file.write(np.ascontiguousarray(plane), band)
+
+
+def _check(path: Path, stored: np.ndarray) -> None:
+    """Read back what was written: on a full disk the library closes a file without a word."""
+    with _rasterio() as rasterio:
+        try:
+            with rasterio.open(path, driver="GTiff") as file:
+                same = all(
+                    np.array_equal(file.read(band), plane, equal_nan=plane.dtype.kind == "f")
+                    for band, plane in enumerate(stored, start=1)
+                )
+        except rasterio.errors.RasterioError as error:
+            raise OSError("the file could not be written whole; is the disk full?") from error
+    if not same:
+        raise OSError("the file could not be written whole; is the disk full?")
+
+
+FORMAT = _GeoTiff()

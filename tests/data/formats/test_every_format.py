@@ -1,0 +1,135 @@
+"""What holds for every format: values and type arrive, a full disk leaves nothing, what was lost is said."""
+
+import os
+
+import numpy as np
+import pytest
+from command_line import call, child, refused
+
+from hsidenoise.data.io import FORMATS, Cube, convert, list_variables, read_cube, write_cube
+from hsidenoise.data.metadata import Metadata
+
+SUFFIXES = [suffix for form in FORMATS for suffix in form.suffixes]
+FULL_DISK = """
+import resource, sys, warnings
+from pathlib import Path
+from hsidenoise.data.io import read_cube, write_cube
+warnings.simplefilter("ignore")
+folder = Path(sys.argv[1])
+axes = {".npy": "hwb", ".npz": "hwb", ".mat": "hwb"}
+paths = [path for path in folder.glob("a.*") if path.suffix != ".hdr"]
+cubes = {path: read_cube(path, axes=axes.get(path.suffix)) for path in paths}
+new = cubes[folder / "a.npy"]
+resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))
+for source, cube in [*cubes.items(), *((path, new) for path in cubes)]:
+    try:
+        write_cube(folder / f"out{source.suffix}", cube)
+        print("written", source)
+    except OSError as error:
+        print(error)
+"""
+
+
+def values_of(dtype="i2"):
+    return np.random.default_rng(0).integers(0, 90, (5, 60, 70)).astype(dtype)
+
+
+def everything(folder):
+    """The same cube in one file of each format."""
+    np.save(folder / "a.npy", values_of().transpose(1, 2, 0))
+    for suffix in (".mat", ".npz", ".img", ".tif", ".nc", ".zarr"):
+        convert(folder / "a.npy", folder / f"a{suffix}")
+    return sorted(path for path in folder.iterdir() if path.suffix != ".hdr")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("dtype", ["i2", "f8"])
+@pytest.mark.filterwarnings("ignore:.* has no place for")
+def test_values_and_type_arrive_in_every_format(tmp_path, suffix, dtype):
+    np.savez(tmp_path / "a.npz", cube=values_of(dtype).transpose(1, 2, 0), wavelength=np.linspace(400, 800, 5))
+    convert(tmp_path / "a.npz", tmp_path / f"b{suffix}")
+    cube = read_cube(tmp_path / f"b{suffix}", exact=True)
+    assert np.array_equal(cube.values, values_of(dtype))
+    assert cube.layout.dtype == np.dtype(dtype)
+    assert len(list_variables(tmp_path / f"b{suffix}")) >= 1
+    if suffix != ".npy":
+        assert cube.wavelengths.tolist() == [400, 500, 600, 700, 800]
+
+
+def test_a_full_disk_leaves_nothing_in_any_format(tmp_path):
+    files = everything(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = child("-c", FULL_DISK, tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 * len(files), done.stdout
+    for line in lines:
+        assert line.endswith(("File too large; nothing was left behind", "disk full?; nothing was left behind")), line
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_no_permission_in_any_format(tmp_path):
+    files = everything(tmp_path)
+    (tmp_path / "closed").mkdir(mode=0o555)
+    for path in files:
+        assert refused(call("convert", path.name, f"closed/b{path.suffix}", cwd=tmp_path, code=2))
+
+
+def test_what_a_format_has_no_place_for_is_said(tmp_path):
+    about = Metadata(
+        np.full(5, 9.0), tuple("abcde"), np.ones(5, bool), -1.0, "LOCAL_CS[]", (1.0, 0, 0, 0, 1.0, 0), {"a": "b"}
+    )
+    cube = Cube(values_of("f4"), np.linspace(400.0, 800, 5), None, None, about)
+    with pytest.warns(
+        UserWarning, match="no place for wavelengths, FWHM, band names, bad-band list, nodata value, coor"
+    ):
+        write_cube(tmp_path / "a.npy", cube)
+    with pytest.warns(UserWarning, match="MATLAB has no place for other header fields: left out"):
+        write_cube(tmp_path / "a.mat", cube)
+    assert read_cube(tmp_path / "a.mat").metadata.transform == about.transform
+
+
+def test_types_that_a_format_has_not(tmp_path):
+    np.save(tmp_path / "half.npy", values_of("f2"))
+    np.save(tmp_path / "byte.npy", values_of("i1"))
+    for source, suffix in (("half", ".mat"), ("half", ".img"), ("half", ".tif"), ("byte", ".hdr")):
+        said = call("convert", f"{source}.npy", f"b{suffix}", "--axes", "bhw", cwd=tmp_path, code=2)
+        assert refused(said)
+        assert "has no numbers of type" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["byte.npy", "half.npy"]
+
+
+def test_the_target_is_looked_at_before_the_work(tmp_path):
+    files = everything(tmp_path)
+    for path in files:
+        for target in ("b.jpg", "none/b.mat", "-"):
+            assert refused(call("denoise", path.name, "-o", target, cwd=tmp_path, code=2))
+        assert "would be lost" in call("convert", path.name, path.name, cwd=tmp_path, code=2) or path.is_dir()
+
+
+def test_numbers_that_no_float_holds_are_converted_as_they_are(tmp_path):
+    values = np.array([2**63 - 1, -(2**63), 2**53 + 1, 7] * 15).reshape(3, 4, 5)
+    np.save(tmp_path / "a.npy", values)
+    for suffix in (".mat", ".img", ".tif", ".h5", ".zarr"):
+        call("convert", "a.npy", f"b{suffix}", "--axes", "bhw", cwd=tmp_path)
+        call(
+            "convert",
+            f"b{suffix}",
+            f"c{suffix[1:]}.npy",
+            *(["--axes", "hwb"] if suffix == ".mat" else []),
+            cwd=tmp_path,
+        )
+        assert np.array_equal(np.load(tmp_path / f"c{suffix[1:]}.npy"), values.transpose(1, 2, 0))
+
+
+@pytest.mark.filterwarnings("ignore:.* has no place for")
+def test_values_that_are_not_finite_are_converted_as_they_are(tmp_path):
+    values = values_of("f4")
+    values[0, 0, :3] = np.nan, np.inf, -np.inf
+    np.save(tmp_path / "a.npy", values)
+    for suffix in (".mat", ".img", ".tif", ".nc", ".zarr"):
+        convert_in = ["--axes", "bhw"]
+        call("convert", "a.npy", f"b{suffix}", *convert_in, cwd=tmp_path)
+        again = read_cube(tmp_path / f"b{suffix}", exact=True, axes="hwb" if suffix == ".mat" else None)
+        assert np.array_equal(again.values, values, equal_nan=True)
