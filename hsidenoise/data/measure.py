@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hsidenoise.data.io import Cube, read_cube
+from hsidenoise.data.io import Cube, locate, read_cube
 from hsidenoise.data.layout import printable
 from hsidenoise.data.noisy_sets import CLEAN_KEY, NOISY_KEY, clean_beside, key_if_there
 from hsidenoise.data.options import EvaluateOptions, ReadOptions
@@ -208,8 +208,8 @@ def sizes_of(cube: Cube) -> str:
 
 
 def _read(path: Path, reading: ReadOptions, usual: str) -> Cube:
-    chosen = reading.by_name()
-    return read_cube(path, **{**chosen, "key": chosen["key"] or key_if_there(path, usual)}, exact=True)
+    path, key = locate(path, reading.key)
+    return read_cube(path, **(reading.by_name() | {"key": key or key_if_there(path, usual)}), exact=True)
 
 
 def _beyond_scores(

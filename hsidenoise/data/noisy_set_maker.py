@@ -21,7 +21,7 @@ from jaxtyping import Float32, Float64
 from tqdm.auto import tqdm
 
 from hsidenoise.data.datasets import DATASETS, Split, find_split, scene_name
-from hsidenoise.data.io import ABOUT, Cube, check_arrays_target, check_values, read_cube, write_arrays
+from hsidenoise.data.io import ABOUT, Cube, check_arrays_target, check_values, locate, read_cube, write_arrays
 from hsidenoise.data.layout import printable, times
 from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, key_if_there, pair_files, published_arrays
 from hsidenoise.data.options import CorruptOptions, NoisySetOptions, ReadOptions
@@ -97,13 +97,14 @@ def corrupt_file(
         OSError: If a file cannot be read or written.
     """
     case, reading = noise_case(options.noise), reading or ReadOptions()
-    source, target = Path(source), Path(target)
+    source, key = locate(source, reading.key)
+    target = Path(target)
     check_source(source)
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target}: is the clean cube itself; name another output")
     check_arrays_target(target)
-    chosen = reading.by_name()
-    cube = read_cube(source, **{**chosen, "key": chosen["key"] or key_if_there(source, CLEAN_KEY)}, exact=True)
+    chosen = reading.by_name() | {"key": key or key_if_there(source, CLEAN_KEY)}
+    cube = read_cube(source, **chosen, exact=True)
     check_values(cube.values, str(source) if cube.layout is None else f"{source}: '{printable(cube.layout.key)}'")
     clean = _cropped(cube.values, options.crop, source)
     low, high = float(clean.min()), float(clean.max())

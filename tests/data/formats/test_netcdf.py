@@ -79,6 +79,8 @@ def test_prisma_by_path(tmp_path):
         assert found.metadata.good_bands.tolist() == [True] * 4 + [False]
         assert found.metadata.fwhm.tolist() == [9, 9, 9, 9, 0]
     assert found.metadata.attributes["L2ScaleVnirMax"] == 0.7
+    printed = call("evaluate", f"prs.he5:{where}", f"prs.he5:{where.replace('VNIR', 'SWIR')}", cwd=tmp_path)
+    assert "SWIR_Cube" in printed
     call("convert", f"prs.he5:{where.replace('VNIR', 'SWIR')}", "out.he5", cwd=tmp_path)
     with h5py.File(tmp_path / "out.he5") as out, h5py.File(tmp_path / "prs.he5") as source:
         assert np.array_equal(out[where], source[where])
