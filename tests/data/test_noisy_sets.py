@@ -109,8 +109,6 @@ class TestRead:
             file["gt"], file["input"], file["sigma"] = clean, clean + 0.5, np.full((4, 1), 30.0)
             for name in file if marked else ():
                 file[name].attrs["MATLAB_class"] = np.bytes_(b"double")
-        with (tmp_path / "a.mat").open("r+b") as file:
-            file.write(b"MATLAB 7.3 MAT-file")
         pair = read_pair(tmp_path / "a.mat")
         seen = clean.transpose(0, 2, 1) if marked else clean  # what no MATLAB wrote is in the order of NumPy
         np.testing.assert_array_equal(pair.clean, seen.astype(np.float32))
