@@ -168,6 +168,8 @@ def _read(
     try:
         layout = find_layout(variables, load, format=form.kind(path), key=key, axes=axes, size=size)
     except ValueError as error:
+        if str(path) in str(error):  # said of the file while a variable was loaded
+            raise
         raise ValueError(f"{path}: {error}") from error
     stored = layout.to_bands_first(load(layout.key))
     return stored, layout, *form.read_metadata(path, layout, variables, allow_external=allow_external)
