@@ -152,7 +152,7 @@ def make_place(place: Path) -> dict[str, Verb]:
     noisy = np.kron(smooth, np.ones((8, 8, 1)))
     write_arrays(work / "noisy.mat", {"cube": (noisy + rng.normal(0, 40, noisy.shape)).astype(np.float32)})
     torch.manual_seed(0)
-    save_weights(work / "w.safetensors", create_model("hcanet-bra", bands=5, **NETWORK), name="hcanet-bra")
+    save_weights(work / "w.safetensors", create_model("hcanet-bra", planes=3, **NETWORK), name="hcanet-bra")
     config = {
         "title": "Trees",
         "data": {"root": "cubes"},

@@ -10,7 +10,7 @@ from hsidenoise import denoise_file
 from hsidenoise.data.io import write_arrays
 
 write_arrays("noisy.mat", {"cube": np.random.default_rng(0).random((20, 24, 31), dtype=np.float32)})
-denoise_file("noisy.mat", "denoised.mat", "hcanet-bra-small")
+denoise_file("noisy.mat", "denoised.mat", "hcanet-bra")
 print(*sorted({"lightning", "matplotlib", "tensorboard", "torchmetrics", "rich", "onnx"} & set(sys.modules)))
 """
 

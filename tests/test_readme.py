@@ -116,8 +116,7 @@ def test_the_scores_of_the_front_page():
 def test_the_scores_of_all_weights():
     rows, names, lines = scores((ROOT / "hsidenoise" / "models" / "README.md").read_text(encoding="utf-8"))
     assert set(names) == {"noisy", *WEIGHTS}
-    label = {"hcanet": "HCANet", "hcanet-bra": "HCANet-BRA", "hcanet-bra-small": "HCANet-BRA small", "noisy": "noisy"}
-    label["hcanet-bra"] = "HCANet-BRA"
+    label = {"hcanet": "HCANet", "hcanet-bra": "HCANet-BRA", "noisy": "noisy"}
     assert {case for case, *_ in lines} == {case for _, case in rows}
     for case, *cells in lines:
         for name, cell in zip(names, cells, strict=True):

@@ -4,11 +4,7 @@ import csv
 import json
 
 import pytest
-import yaml
 from command_line import ROOT, run_script
-
-from hsidenoise.models import create_model
-from hsidenoise.models.weights import save_weights
 
 
 def script(name, *arguments):
@@ -54,39 +50,4 @@ def test_a_method_of_ones_own_in_a_table(tmp_path):
     with (tmp_path / "own_method" / "table.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     psnr = {row["method"]: float(row["psnr"]) for row in rows if row["case"] == "mixture"}
-    assert psnr["noisy"] < psnr["my median"] < psnr["HCANet-BRA small"]
-
-
-def test_learning_curves_go_on_where_the_run_before_stopped(tmp_path):
-    network = create_model("hcanet-bra", bands=6, dim=8, num_blocks=(1, 0, 0), heads=(1, 2, 4))
-    for name, minutes, model, logs in (
-        ("first", "6.0", {}, [["999,", "499,30", "999,31.5"], ["1499,32", "1999,33.25"]]),  # stopped once, and resumed
-        ("second", "10.0", {"pilot_filter_weight": 0.5, "passes": 3}, [["1999,35"]]),
-    ):
-        run = tmp_path / name
-        for version, lines in enumerate(logs):
-            (run / "csv" / f"version_{version}").mkdir(parents=True)
-            text = "\n".join(["step,val/psnr", *lines]) + "\n"
-            (run / "csv" / f"version_{version}" / "metrics.csv").write_text(text)
-        (run / "config.yaml").write_text(yaml.safe_dump({"model": model}))
-        save_weights(
-            run / "weights.safetensors", network, name="hcanet-bra", metadata={"minutes": minutes, "steps": "1000"}
-        )
-    out = tmp_path / "curves"
-    script(
-        "draw_learning_curves", out, f"own={tmp_path / 'first'},{tmp_path / 'second'}", f"brief={tmp_path / 'first'}"
-    )
-    with out.with_suffix(".csv").open(newline="") as file:
-        rows = [tuple(row.values()) for row in csv.DictReader(file)]
-    assert rows[:5] == [
-        ("own", "1", "1", "500", "3.0", "30.00"),
-        ("own", "1", "1", "1000", "6.0", "31.50"),
-        ("own", "1", "1", "1500", "9.0", "32.00"),
-        ("own", "1", "1", "2000", "12.0", "33.25"),
-        ("own", "2", "3", "2000", "32.0", "35.00"),
-    ]
-    assert {row[0] for row in rows[5:]} == {"brief"}
-    drawn = out.with_suffix(".png").read_bytes()
-    out.with_suffix(".png").unlink()
-    script("draw_learning_curves", out, "--from-csv")
-    assert out.with_suffix(".png").read_bytes() == drawn
+    assert psnr["noisy"] < psnr["my median"] < psnr["HCANet-BRA"]

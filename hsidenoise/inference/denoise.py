@@ -116,7 +116,8 @@ def denoise(
     about a third.
 
     Precision: with the default weights, bfloat16 is off by up to 1.1e-4 of the range in the mean, 4e-3 at most, and its
-    PSNR by 0.002 dB (the scenes of `cave/validation`, centre 128 x 128, gaussian-5, gaussian-50 and mixture). ``auto`` takes it on NVIDIA GPUs since Ampere and on CPUs with AMX.
+    PSNR by 0.002 dB (the scenes of `cave/validation`, centre 128 x 128, gaussian-5, gaussian-50 and mixture). ``auto``
+    takes it on NVIDIA GPUs since Ampere and on CPUs with AMX.
 
     More of single options: :func:`hsidenoise.signal.scaling.fit_scaling` (``normalize``),
     :class:`hsidenoise.models.compiled.Compiled` (how long ``compile`` takes, and when it pays),

@@ -54,7 +54,7 @@ BLOCK, STRIDE = 16, 4
 38.69 / 0.128; half the stride gains some 0.07 dB at four times the cost."""
 
 COARSE = 8
-"""Stride of all steps but the last. With hcanet-bra-small, mean of five cases: 38.10 dB after one step of stride 4,
+"""Stride of all steps but the last. With hcanet-bra, mean of five cases: 38.10 dB after one step of stride 4,
 38.57 after one of 8 and one of 4, 38.61 after two of 4, which costs twice as much."""
 
 _WEIGHT_FLOOR = 0.5  # on the energy of a block's gains: keeps the weight of an empty block finite
@@ -107,25 +107,6 @@ def pilot_filter(
         strip, guide = (torch.from_numpy(cube[:, rows]).to(place) for cube in (noisy, pilot))
         result[:, first:last] = _filter_rows(strip, guide, found, last - first, stride).cpu().numpy()
     return result
-
-
-def pilot_filter_batch(
-    noisy: Float[Tensor, "batch bands height width"],
-    pilot: Float[Tensor, "batch bands height width"],
-    *,
-    stride: int = STRIDE,
-) -> Float[Tensor, "batch bands height width"]:
-    """Make the pilot filter with a gradient to the pilot, to train a network for what comes after it.
-
-    What is estimated on the way (noise, subspace, outliers) counts as constant.
-    """
-    results = []
-    for one, guide in zip(noisy.float(), pilot.float(), strict=True):
-        found = _find(one.detach().cpu().numpy(), guide.detach().cpu().numpy(), one.device)
-        height = one.shape[1]
-        rows = _mirrored(-BLOCK, height + BLOCK + -height % stride, height)
-        results.append(_filter_rows(one[:, rows], guide[:, rows], found, height, stride))
-    return torch.stack(results)
 
 
 class _Found(NamedTuple):

@@ -56,8 +56,7 @@ __all__ = ["DenoisingTask", "TrainCLI", "main", "run_folder"]
 
 #: Options of older configurations: what they are called, and what is added to their value. None: they are gone.
 _OLD = {
-    "model.second_step_weight": ("pilot_filter_weight", 0),
-    "model.passes": ("pilot_rounds", -1),
+    **dict.fromkeys(("model.second_step_weight", "model.pilot_filter_weight", "model.passes", "model.pilot_rounds")),
     "data.noise_on": None,
 }
 

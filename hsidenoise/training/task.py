@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from functools import lru_cache
+from inspect import signature
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -18,9 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hsidenoise.metrics.functional import evaluate_batch
 from hsidenoise.models.compiled import CompiledStep, CompileWhen
-from hsidenoise.models.registry import create_model
+from hsidenoise.models.registry import MODELS, create_model
 from hsidenoise.models.weights import ASKED, start_from
-from hsidenoise.signal.pilot_filter import pilot_filter_batch, strides
 from hsidenoise.training.losses import DataTerm, DenoisingLoss, Form
 from hsidenoise.training.pairs import Batch
 
@@ -39,7 +39,7 @@ class DenoisingTask(pl.LightningModule):
 
     Args:
         model: Name of a network in ``hsidenoise.models.MODELS``.
-        bands: Bands of the network; a pair (that of the data) for one that takes any number.
+        bands: Bands of the data; a pair where patches have different numbers, for a network that takes any.
         model_config: Further arguments of the network; its own defaults for what is left out.
         learning_rate: Peak of the schedule, > 0.
         weight_decay: Of AdamW; not applied to biases, norms and other vectors.
@@ -50,11 +50,8 @@ class DenoisingTask(pl.LightningModule):
         gradient_weight: Weight of the gradient regulariser in the loss.
         loss_form: ``cube`` (per cube) or ``released`` (over the batch), see ``hsidenoise.training.losses``.
         angle_weight: Weight of the spectral angle in the loss.
-        pilot_filter_weight: Share of the loss that is taken behind the pilot filter
-            (:mod:`hsidenoise.signal.pilot_filter`), 0 to 1; above 0, validation scores what that step gives.
-        pilot_rounds: Rounds of the pilot filter behind which that share is taken, at least 1. The weights file asks
-            :func:`hsidenoise.denoise` for as many.
-        tile: Side of the tiles that it shall take with them where none is asked for, pixels. None: its own default.
+        tile: Side in pixels of the tiles that :func:`hsidenoise.denoise` takes with these weights where none is asked
+            for. None: its own default.
         data_term: ``l1``, ``charbonnier`` or ``mse``.
         channels_last: Whether the network runs on channels-last memory (several times faster on CPUs).
         initial_weights: Weights to start from, as ``hsidenoise.load_model`` takes them. None: random.
@@ -80,8 +77,6 @@ class DenoisingTask(pl.LightningModule):
         loss_form: Form = "cube",
         data_term: DataTerm = "l1",
         angle_weight: float = 0.0,
-        pilot_filter_weight: float = 0.0,
-        pilot_rounds: int = 1,
         tile: int | None = None,
         channels_last: bool = True,
         initial_weights: str | None = None,
@@ -92,14 +87,9 @@ class DenoisingTask(pl.LightningModule):
             raise ValueError(
                 "learning_rate must be above 0, weight_decay and warmup_steps at least 0, final_share in [0, 1]"
             )
-        if not 0 <= pilot_filter_weight <= 1:
-            raise ValueError(f"pilot_filter_weight={pilot_filter_weight:g} must be in [0, 1]")
-        rounds, tiles = ASKED["pilot_rounds"], ASKED["tile"]
-        if pilot_rounds < 1 or pilot_rounds not in rounds or (tile is not None and tile not in tiles):
-            raise ValueError(
-                f"pilot_rounds={pilot_rounds} must be from 1 to {rounds.stop - 1}, and tile={tile} from {tiles.start} "
-                f"to {tiles.stop - 1}"
-            )
+        tiles = ASKED["tile"]
+        if tile is not None and tile not in tiles:
+            raise ValueError(f"tile={tile} must be from {tiles.start} to {tiles.stop - 1}")
         self.save_hyperparameters()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         network = self.create_network()
@@ -116,9 +106,13 @@ class DenoisingTask(pl.LightningModule):
 
     def create_network(self) -> nn.Module:
         """Build the network that ``model``, ``bands`` and ``model_config`` name; a subclass may bring its own."""
-        bands = self.hparams["bands"]
-        own = {"bands": bands} if isinstance(bands, int) else {}
-        return create_model(self.hparams["model"], **own, **(self.hparams["model_config"] or {}))
+        name, bands = self.hparams["model"], self.hparams["bands"]
+        own = {}
+        if name in MODELS and "bands" in signature(MODELS[name]).parameters:
+            if not isinstance(bands, int):
+                raise ValueError(f"'{name}' is for one number of bands, the data for {bands[0]} to {bands[1]}")
+            own = {"bands": bands}
+        return create_model(name, **own, **(self.hparams["model_config"] or {}))
 
     def forward(self, noisy: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch bands height width"]:
         """Denoise a batch.
@@ -131,12 +125,6 @@ class DenoisingTask(pl.LightningModule):
         """
         denoised: Tensor = self.network(noisy.to(memory_format=self.memory_format))
         return denoised.float()
-
-    def _behind(self, noisy: Tensor, denoised: Tensor) -> Tensor:
-        """What the pilot filter makes of the network's answer."""
-        for stride in strides(self.hparams["pilot_rounds"]):
-            denoised = pilot_filter_batch(noisy, denoised, stride=stride)
-        return denoised
 
     def on_train_start(self) -> None:
         """Let the run's own options hold: a checkpoint restores those that it was made with."""
@@ -171,12 +159,8 @@ class DenoisingTask(pl.LightningModule):
         )
 
         def loss_of(denoised: Tensor) -> Tensor:
-            share = self.hparams["pilot_filter_weight"]
             with torch.autocast(denoised.device.type, enabled=False):
                 loss: Tensor = self.loss(denoised.float(), clean)
-                if share:
-                    again: Tensor = self.loss(self._behind(noisy, denoised), clean)
-                    loss = torch.lerp(loss, again, share)
             return loss
 
         if self.step.pending:
@@ -237,8 +221,6 @@ class DenoisingTask(pl.LightningModule):
         """Score each cube of a batch under its noise case; give the estimates to callbacks."""
         denoised: Tensor = self(batch["noisy"])
         with torch.autocast(denoised.device.type, enabled=False):
-            if self.hparams["pilot_filter_weight"]:
-                denoised = self._behind(batch["noisy"], denoised)
             scores = evaluate_batch(denoised, batch["clean"])
         for i, case in enumerate(batch["case"]):
             weight = float(batch["weight"][i])

@@ -132,8 +132,7 @@ class WeightsFile(pl.Callback):
             key: json.dumps(sorted({*json.loads(described.get(key, "[]")), *json.loads(origin.get(key, "[]"))}))
             for key in (TRAINING_SCENES, VALIDATION_SCENES)
         }
-        rounds = options.get("pilot_rounds") if options.get("pilot_filter_weight") else None
-        wishes = {"tile": options.get("tile"), "pilot_rounds": rounds}
+        wishes = {"tile": options.get("tile")}
         return {
             **described,
             **origin,
@@ -153,7 +152,6 @@ class WeightsFile(pl.Callback):
             "optimiser": f"AdamW, betas {tuple(options.get('betas', ()))}, weight decay {options.get('weight_decay')}",
             "gradient_clip": str(trainer.gradient_clip_val),
             "loss": f"{options.get('data_term')} + {options.get('gradient_weight')} x gradient",
-            "loss_behind_pilot_filter": str(options.get("pilot_filter_weight")),
             "loss_form": str(options.get("loss_form")),
             "ema_decay": "none" if average is None else str(average.decay),
             "commit": commit(),

@@ -24,7 +24,7 @@ methods:
   - noisy
   - svd-tv-robust
   - {method: "own_method_in_a_table:median", label: my median}
-  - {method: "weights:hcanet-bra-small", label: HCANet-BRA small}
+  - {method: "weights:hcanet-bra", label: HCANet-BRA}
 """
 
 

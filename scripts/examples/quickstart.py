@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
     clean = (cube.values - low) / (high - low)
     noisy = corrupt(clean, "mixture", seed=0).noisy
 
-    denoised = denoise(noisy)  # the default weights; denoise(noisy, "hcanet-bra-small") takes a third of the time
+    denoised = denoise(noisy)  # the default weights; run_baseline("planes", noisy): the filters alone
     print("noisy   ", evaluate(noisy, clean))
     print("denoised", evaluate(denoised, clean))
 

@@ -61,7 +61,7 @@ def weights(tmp_path):
 
 def make_weights(path, seed):
     torch.manual_seed(seed)
-    network = create_model("hcanet-bra", bands=5, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
+    network = create_model("hcanet-bra", planes=3, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
     save_weights(path, network, name="hcanet-bra")
     return f"weights:{path}"
 
@@ -123,7 +123,7 @@ from hsidenoise.benchmark.cells import version_of
 from hsidenoise.inference.method import make_method
 
 def versions():
-    return [version_of(make_method(name)) for name in ("weights:hcanet-bra-small", "svd-dct", "noisy")]
+    return [version_of(make_method(name)) for name in ("weights:hcanet-bra", "svd-dct", "noisy")]
 
 before = versions()
 assert len(set(before)) == 3
@@ -353,7 +353,7 @@ class TestPairs:
 
 def test_operations_of_a_network_and_of_none(weights):
     parameters, per_pixel = make_method(weights).cost()
-    network = create_model("hcanet-bra", bands=5, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
+    network = create_model("hcanet-bra", planes=3, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
     assert parameters == sum(weight.numel() for weight in network.parameters())
     assert per_pixel > parameters / 4
     assert all(make_method(name).cost() is None for name in ("noisy", "svd-tv", "weights:a.ONNX"))

@@ -60,7 +60,7 @@ def smooth(width):
 
 def make_weights(path, seed=0, **header):
     torch.manual_seed(seed)
-    network = create_model("hcanet-bra", bands=5, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
+    network = create_model("hcanet-bra", planes=3, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
     save_weights(path, network, name="hcanet-bra", metadata={key: json.dumps(value) for key, value in header.items()})
 
 

@@ -83,7 +83,7 @@ def cube(*shape: int, seed: int = 0) -> np.ndarray:
 def test_identity_gives_back_any_cube(shape, bands, tile, share, unit):
     noisy = cube(*shape) * unit
     before = noisy.copy()
-    denoised = denoise(noisy, Identity(bands), tile=tile, overlap=int(share * tile), join=False)
+    denoised = denoise(noisy, Identity(bands), tile=tile, overlap=int(share * tile))
     assert denoised.shape == shape
     assert denoised.dtype == np.float32
     assert np.abs(denoised - noisy).max() <= 1e-6 * np.abs(noisy).max()
@@ -94,7 +94,7 @@ def test_identity_gives_back_any_cube(shape, bands, tile, share, unit):
 def test_network_always_sees_its_own_number_of_bands(bands):
     network = Identity(31)
     noisy = cube(bands, 12, 9)
-    assert denoise(noisy, network, join=False) == pytest.approx(noisy, abs=2e-6)
+    assert denoise(noisy, network) == pytest.approx(noisy, abs=2e-6)
     assert {shape[0] for shape in network.seen} == {31}
     # 21 fresh bands for each window after the first
     assert len(network.seen) == 1 + max(0, int(np.ceil((bands - 31) / 21)))
@@ -187,9 +187,9 @@ def test_bands_of_far_levels_are_denoised_as_without_them_and_named(offsets, nam
     rows, columns = np.mgrid[:24, :28]
     clean = np.stack([np.sin(rows / 7) * np.cos(columns / 9) * (0.5 + 0.05 * band) for band in range(9)])
     noisy = clean + np.random.default_rng(0).normal(0, 0.05, clean.shape)
-    usual = np.sqrt(np.mean((denoise(noisy, "hcanet-bra-small") - clean) ** 2, axis=(1, 2)))
+    usual = np.sqrt(np.mean((denoise(noisy, "hcanet-bra") - clean) ** 2, axis=(1, 2)))
     with pytest.warns(RuntimeWarning, match=f"^{named}.*without that offset"):
-        far = denoise(noisy + offsets[:, None, None], "hcanet-bra-small") - offsets[:, None, None]
+        far = denoise(noisy + offsets[:, None, None], "hcanet-bra") - offsets[:, None, None]
     assert np.sqrt(np.mean((far - clean) ** 2, axis=(1, 2))).max() < 1.5 * usual.max() < 0.05
 
 
@@ -234,8 +234,8 @@ def test_units_do_not_matter(structured_cube, exponent, shift, seed, case):
 @pytest.mark.parametrize("case", ["gaussian-50", "mixture"])
 def test_units_do_not_matter_to_the_shipped_weights(real_crop, case, scale, shift):
     noisy = corrupt(real_crop, case, seed=0).noisy.astype(np.float64)
-    plain = denoise(noisy, "hcanet-bra-small")
-    again = (denoise(scale * noisy + shift, "hcanet-bra-small") - shift) / scale
+    plain = denoise(noisy, "hcanet-bra")
+    again = (denoise(scale * noisy + shift, "hcanet-bra") - shift) / scale
     assert np.abs(again - plain).max() < 1e-4 * np.ptp(noisy)
 
 
@@ -246,7 +246,7 @@ def test_bands_of_noise_alone_harm_no_others(real_crop, rng):
     errors = []
     for sigma in (0, 3, 50):
         noisy[lost] += rng.normal(0, sigma, noisy[lost].shape).astype(np.float32)
-        denoised = denoise(noisy, "hcanet-bra-small")
+        denoised = denoise(noisy, "hcanet-bra")
         errors.append(np.sqrt(np.square((denoised - real_crop)[others]).mean()))
     assert max(errors) < 1.15 * errors[0]
 
@@ -254,13 +254,13 @@ def test_bands_of_noise_alone_harm_no_others(real_crop, rng):
 @pytest.mark.parametrize("value", [1e6, -9999.0, 1e20, 3e38])
 def test_what_is_no_measurement_is_named_kept_and_harms_nothing(real_crop, value):
     noisy = corrupt(real_crop, "gaussian-30", seed=0).noisy
-    plain = denoise(noisy, "hcanet-bra-small")
+    plain = denoise(noisy, "hcanet-bra")
     hot = noisy.copy()
     hot[:, 20, 30] = value
     with pytest.warns(
         RuntimeWarning, match=r"in 1 pixel of bands 0-30: no measurement, it seems; kept from the network"
     ):
-        denoised = denoise(hot, "hcanet-bra-small")
+        denoised = denoise(hot, "hcanet-bra")
     assert (denoised[:, 20, 30] == hot[:, 20, 30]).all()
     others = np.ones(noisy.shape[1:], dtype=bool)
     others[20, 30] = False
@@ -274,15 +274,15 @@ def test_large_values_are_no_crash(real_crop, values, normalize):
     for number, value in enumerate(values):
         noisy[:, 5 + 9 * number, 30] = value
     with pytest.warns(RuntimeWarning, match="no measurement, it seems"):
-        assert np.isfinite(denoise(noisy, "hcanet-bra-small", normalize=normalize)).all()
+        assert np.isfinite(denoise(noisy, "hcanet-bra", normalize=normalize)).all()
 
 
 def test_odd_memory_layouts_and_read_only_arrays():
     noisy = cube(6, 20, 30)
     for view in (noisy[::-1, :, ::2], np.asfortranarray(noisy), noisy.transpose(0, 2, 1)):
-        assert denoise(view, Identity(4), tile=16, join=False) == pytest.approx(view, abs=2e-6)
+        assert denoise(view, Identity(4), tile=16) == pytest.approx(view, abs=2e-6)
     noisy.setflags(write=False)
-    assert denoise(noisy, Identity(4), tile=16, join=False) == pytest.approx(noisy, abs=2e-6)
+    assert denoise(noisy, Identity(4), tile=16) == pytest.approx(noisy, abs=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8])
@@ -428,32 +428,10 @@ def test_progress_goes_to_standard_error_when_asked_for(capsys):
 @pytest.mark.parametrize("batch", [1, 2, 5, 100])
 def test_the_result_does_not_depend_on_the_batch(batch):
     torch.manual_seed(0)
-    network = create_model("hcanet-bra", bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4))
+    network = create_model("hcanet", bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4))
     noisy = cube(13, 50, 70)
     wanted = denoise(noisy, network, tile=32, overlap=8, batch=3)
     assert denoise(noisy, network, tile=32, overlap=8, batch=batch) == pytest.approx(wanted, abs=1e-5)
-
-
-def test_windows_of_bands_are_joined_unless_told_not_to():
-    rng = np.random.default_rng(0)
-    clean = rng.random((40, 3)) @ rng.random((3, 36 * 30)) / 3
-    clean = clean.reshape(40, 36, 30)
-    noisy = clean + rng.normal(0, 0.2, clean.shape)
-
-    class ThreePlanes(nn.Module):
-        """Leaves noise in three planes of each window, and a tenth of the rest."""
-
-        bands = 25
-
-        def forward(self, noisy: torch.Tensor) -> torch.Tensor:
-            left, energy, right = torch.linalg.svd(noisy.flatten(2), full_matrices=False)
-            energy[:, 3:] *= 0.1
-            return ((left * energy[:, None]) @ right).reshape(noisy.shape)
-
-    blended, joined = (denoise(noisy, ThreePlanes(), join=join) for join in (False, True))
-    assert np.square(joined - clean).mean() < 0.95 * np.square(blended - clean).mean()
-    few = noisy[:20]  # one window has nothing to join
-    assert np.array_equal(denoise(few, ThreePlanes(), join=False), denoise(few, ThreePlanes()))
 
 
 def test_tiles_go_through_in_batches_of_nearly_one_size():
@@ -672,7 +650,7 @@ def test_file_through_the_identity_comes_back_the_same(noisy_file, tmp_path):
 
 def test_weights_from_a_file(noisy_file, tmp_path):
     torch.manual_seed(0)
-    network = create_model("hcanet-bra", bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 1, 1))
+    network = create_model("hcanet", bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 1, 1))
     weights = tmp_path / "own.safetensors"
     save_weights(weights, network, name="hcanet-bra", metadata={"data": "none"})
     done = denoise_file(noisy_file, tmp_path / "clean.mat", weights, device="cpu")
@@ -723,7 +701,7 @@ def test_a_gpu_gives_what_the_cpu_gives():
 
 def test_weights_may_ask_for_a_tile(tmp_path, rng):
     """The header of a weights file names the side of a tile that suits it; what the caller asks for comes first."""
-    network = create_model("hcanet-bra", bands=4, dim=8, num_blocks=(0, 0, 1), num_refinement_blocks=0)
+    network = create_model("hcanet-bra", planes=3, dim=8, num_blocks=(0, 0, 1), num_refinement_blocks=0)
     path = tmp_path / "weights.safetensors"
     save_weights(path, network, name="hcanet-bra", metadata={"tile": "160"})
     sides = []

@@ -72,26 +72,6 @@ def test_other_sizes_are_refused(count, unchecked):
         denoise(CUBE, Sharpen(), ensemble=count)
 
 
-def test_the_estimate_is_computed_once_and_the_result_is_that_of_mirrored_cubes(monkeypatch):
-    torch.manual_seed(0)
-    network = create_model("hcanet-bra", bands=7, dim=8, num_blocks=(1, 0, 0), heads=(1, 2, 4), wiener_rounds=2).eval()
-    calls = []
-
-    def counted(noisy: torch.Tensor) -> object:
-        calls.append(noisy.shape)
-        return estimate(noisy)
-
-    estimate = network.estimate
-    monkeypatch.setattr(network, "estimate", counted)
-    with torch.no_grad():
-        together = Ensemble(network, 8)(torch.from_numpy(CUBE)[None])[0].numpy()
-    monkeypatch.undo()
-    assert calls == [(1, 7, 20, 30)]
-    wanted = mean_over(network, CUBE, 2, 1, 0)
-    assert together == pytest.approx(wanted, abs=1e-3)
-    assert np.abs(mean_over(network, CUBE) - wanted).max() > 1e-2
-
-
 def test_a_network_without_an_estimate_and_fewer_bands_than_it_has():
     torch.manual_seed(0)
     network = create_model("hcanet", bands=9, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0, heads=(1, 2, 2))

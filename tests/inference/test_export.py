@@ -57,12 +57,6 @@ def hcanet(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def wiener(tmp_path_factory):
-    network = small("hcanet-bra", heads=(1, 2, 2), region_size=4, wiener_rounds=2, wiener_overlap=0.25)
-    return exported(network, "hcanet-bra", tmp_path_factory.mktemp("wiener"))
-
-
-@pytest.fixture(scope="module")
 def planes(tmp_path_factory):
     network = small("hcanet-bra", heads=(1, 2, 2), region_size=4, planes=3)
     return exported(network, "hcanet-bra", tmp_path_factory.mktemp("planes"))
@@ -93,57 +87,38 @@ def test_hcanet_bra_of_any_number_of_bands(planes, shape):
     assert {item.name for item in asked._session.get_inputs()} == {"planes", "doubts", "spread"}
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("bands", [1, 2, 5, 6])
-def test_hcanet_bra_of_any_batch_height_width_and_bands(wiener, size, bands):
-    network, path, _ = wiener
-    batch, height, width = size
-    assert differs(network, path, batch, bands, height, width) < 1e-5
-
-
-@pytest.mark.slow
-def test_hcanet_bra_without_the_estimate(tmp_path):
-    network = small("hcanet-bra", heads=(1, 2, 2), region_size=4, skip="identity")
-    network, path, printed = exported(network, "hcanet-bra", tmp_path)
-    assert printed.startswith("input    noisy (batch, bands, height, width)\noutput ")
-    for bands, (batch, height, width) in zip((1, 2, 3, 4, 5, 6), SIZES, strict=True):
-        assert differs(network, path, batch, bands, height, width) < 1e-5
-
-
 @pytest.mark.slow
 def test_shipped_weights(tmp_path):
-    export("--weights", "hcanet-bra-small", "-o", tmp_path / "shipped.onnx")
-    assert differs(load_model("hcanet-bra-small"), tmp_path / "shipped.onnx", 1, 20, 45, 70) < 1e-4
-    assert json.loads(OnnxNetwork(tmp_path / "shipped.onnx").metadata["weights"]) == read_header("hcanet-bra-small")
+    export("--weights", "hcanet-bra", "-o", tmp_path / "shipped.onnx")
+    assert differs(load_model("hcanet-bra"), tmp_path / "shipped.onnx", 1, 20, 45, 70) < 1e-4
+    assert json.loads(OnnxNetwork(tmp_path / "shipped.onnx").metadata["weights"]) == read_header("hcanet-bra")
 
 
-def test_the_command_says_what_it_wrote(hcanet, wiener):
+def test_the_command_says_what_it_wrote(hcanet, planes):
     _, path, printed = hcanet
     assert "input    noisy (batch, 6, height, width)\noutput   denoised (batch, 6, height, width)\n" in printed
     assert re.search(r"checked  against PyTorch at 1 x 6 x 37 x 50, .*: off by \d\.\de-0[6-9] of the largest", printed)
     assert re.search(rf"wrote    {re.escape(str(path))}: hcanet, 0\.\d MiB, ONNX operator set 20\n$", printed)
-    _, path, printed = wiener
-    for name in ("repaired", "plain", "robust", "column"):
-        assert f"input    {name} (batch, bands, height, width)\n" in printed
-    assert "input    sigma (batch, bands)\noutput   denoised (batch, bands, height, width)\n" in printed
-    assert "load_model(...).estimate(noisy)" in printed
+    _, path, printed = planes
+    for name, axes in (("planes", "12, height, width"), ("doubts", "2, height, width"), ("spread", "3")):
+        assert f"input    {name} (batch, {axes})\n" in printed
     assert sorted(file.name for file in path.parent.iterdir()) == ["network.onnx", "weights.safetensors"]
 
 
-def test_the_file_says_what_it_is(wiener):
-    network, path, _ = wiener
+def test_the_file_says_what_it_is(planes):
+    network, path, _ = planes
     facts = {item.key: item.value for item in onnx.load(path).metadata_props}
     assert facts["model"] == "hcanet-bra"
     assert json.loads(facts["config"]) == network.config
     assert facts["version"] == __version__
-    assert "spectral_wiener(noisy, rounds=2, overlap=0.25)" in facts["inputs"]
+    assert "estimate_planes of cubes, planes=3" in facts["inputs"]
     assert json.loads(facts["weights"])["seed"] == "0"
     assert (OnnxNetwork(path).tile, OnnxNetwork(path).pilot_rounds) == (network.tile, network.pilot_rounds)
 
 
-def test_the_file_needs_nothing_of_this_package(wiener):
-    """Standard operators only, and the five inputs by name."""
-    network, path, _ = wiener
+def test_the_file_needs_nothing_of_this_package(planes):
+    """Standard operators only, and the three inputs by name."""
+    network, path, _ = planes
     file = onnx.load(path)
     onnx.checker.check_model(file, full_check=True)
     assert {node.domain for node in file.graph.node} == {""}
@@ -151,13 +126,15 @@ def test_the_file_needs_nothing_of_this_package(wiener):
     noisy = torch.rand(1, 6, 19, 22, generator=torch.Generator().manual_seed(1))
     estimate = network.estimate(noisy)._asdict()
     session = onnxruntime.InferenceSession(path)
-    (found,) = session.run(["denoised"], {k: v.numpy() for k, v in estimate.items()})
+    given = {name: estimate[name].numpy() for name in ("planes", "doubts", "spread")}
+    (found,) = session.run(["denoised"], given)
     with torch.no_grad():
-        assert found == pytest.approx(network(noisy).numpy(), abs=1e-5)
+        wanted = network.correct(*(estimate[name] for name in given))
+    assert found == pytest.approx(wanted.numpy(), abs=1e-5)
 
 
-def test_denoise_takes_the_network_and_the_file(wiener, rng):
-    network, path, _ = wiener
+def test_denoise_takes_the_network_and_the_file(planes, rng):
+    network, path, _ = planes
     for bands in (4, 6, 9):
         noisy = rng.random((bands, 40, 50))
         wanted = denoise(noisy, network, tile=32)

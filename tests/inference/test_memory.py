@@ -25,7 +25,7 @@ def test_a_tile_that_fits_stays_and_one_that_does_not_is_halved():
 
 
 def test_wider_networks_take_more():
-    narrow, wide = (create_model("hcanet-bra", bands=6, dim=dim, num_blocks=(0, 0, 1)) for dim in (16, 48))
+    narrow, wide = (create_model("hcanet-bra", planes=3, dim=dim, num_blocks=(0, 0, 1)) for dim in (16, 48))
     assert 2 * tile_memory(narrow, 6, 96, 96) < tile_memory(wide, 6, 96, 96) < 4 * tile_memory(narrow, 6, 96, 96)
     assert tile_memory(nn.Identity(), 31, 10, 20) > 0
 

@@ -21,7 +21,7 @@ def seen(path):
 
 
 def test_scenes_of_a_weights_file(tmp_path):
-    network = create_model("hcanet-bra", bands=5, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
+    network = create_model("hcanet-bra", planes=3, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
     save_weights(tmp_path / "a.safetensors", network, name="hcanet-bra", metadata=HEADER)
     assert seen(tmp_path / "a.safetensors") == (("ash", "oak"), ("elm",))
 

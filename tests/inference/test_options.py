@@ -45,8 +45,8 @@ def test_together_by_name_or_both(noisy):
 
 def test_weights_may_be_an_option(noisy):
     one = {"tile": 32, "pilot_rounds": 0}
-    wanted = denoise(noisy, "hcanet-bra-small", **one)
-    assert np.array_equal(denoise(noisy, weights="hcanet-bra-small", **one), wanted)
+    wanted = denoise(noisy, "hcanet-bra", **one)
+    assert np.array_equal(denoise(noisy, weights="hcanet-bra", **one), wanted)
 
 
 def test_what_is_not_an_option_is_refused(noisy, tmp_path):

@@ -9,7 +9,6 @@ from torch import nn
 
 from hsidenoise.models import create_model
 from hsidenoise.models.compiled import CompiledStep
-from hsidenoise.signal.spectral_wiener import spectral_wiener
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,27 +23,27 @@ import sys, warnings
 import torch
 from hsidenoise import create_model
 from hsidenoise.models.compiled import CompiledStep
-from hsidenoise.signal.spectral_wiener import spectral_wiener
 torch.set_num_threads(1)
 torch.manual_seed(0)
 warnings.simplefilter("error", RuntimeWarning)
 noisy = torch.rand(2, 5, 12, 16)
-for skip in ("wiener", "identity"):
-    network = create_model("hcanet-bra", bands=5, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0, skip=skip)
-    expected = network(noisy)
+config = {"dim": 8, "num_blocks": (1, 0, 0), "num_refinement_blocks": 0}
+for network in (create_model("hcanet-bra", planes=3, **config), create_model("hcanet", bands=5, **config)):
+    estimate = network.estimate(noisy) if hasattr(network, "estimate") else None
+    expected = network(noisy) if estimate is None else network.refine(*estimate)
     expected.square().mean().backward()
     gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     network.zero_grad()
     step = CompiledStep(network, "on", backend=sys.argv[1])
-    for estimate in (None, spectral_wiener(noisy)):
-        denoised = step(noisy, estimate)
+    for given in (None, estimate):
+        denoised = step(noisy, given)
         torch.testing.assert_close(denoised, expected, rtol=1e-3, atol=1e-5)
     denoised.square().mean().backward()
     for name, p in network.named_parameters():
         if p.grad is not None:
             torch.testing.assert_close(p.grad, gradients.pop(name), rtol=1e-2, atol=1e-5)
     assert step.compiled and not gradients
-    assert step(torch.rand(1, 4, 12, 16)).shape == (1, 4, 12, 16)  # fewer bands
+    assert estimate is None or step(torch.rand(1, 4, 12, 16)).shape == (1, 4, 12, 16)  # fewer bands
     measured = CompiledStep(network, "auto", backend=sys.argv[1], passes=2)
     measured.measure(lambda denoised: denoised.square().mean(), noisy)
     assert measured.seconds.keys() == {"plain", "compiled"}
@@ -60,23 +59,21 @@ def test_compiled_gives_what_the_network_gives(backend):
 
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
 def test_the_estimate_has_the_settings_of_the_network(backend, monkeypatch):
-    """Windows that overlap are a matter of cubes larger than one."""
-    options = {"num_blocks": (1, 0, 0), "num_refinement_blocks": 0, "wiener_rounds": 1, "wiener_overlap": 0.0}
-    network = create_model("hcanet-bra", bands=5, dim=8, **options)
+    network = create_model("hcanet-bra", planes=2, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
     monkeypatch.setattr(torch, "compile", lambda part, backend: part)  # what is compiled sees the same estimate
     noisy = torch.rand(1, 5, 70, 66)
     step = CompiledStep(network, "off" if backend is None else "on")
-    assert torch.equal(step(noisy), network(noisy))
+    assert torch.equal(step(noisy), network.refine(*network.estimate(noisy)))
 
 
 def test_an_estimate_that_comes_with_the_batch_is_used():
-    network = create_model("hcanet-bra", bands=5, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
+    network = create_model("hcanet-bra", planes=3, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
     noisy = torch.rand(2, 5, 12, 16)
-    estimate = spectral_wiener(noisy)
+    estimate = network.estimate(noisy)
     step = CompiledStep(network)
-    assert torch.equal(step(noisy, estimate), network(noisy))
-    shifted = estimate._replace(robust=estimate.robust + 1, plain=estimate.plain + 1)
-    assert (step(noisy, shifted) - network(noisy)).mean() > 0.5
+    assert torch.equal(step(noisy, estimate), step(noisy))
+    shifted = estimate._replace(denoised=estimate.denoised + 1)
+    assert (step(noisy, shifted) - step(noisy)).mean() > 0.5
 
 
 def test_a_network_without_a_start_ignores_the_estimate():

@@ -7,12 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.models.registry import MODELS, HCANet, HCANetBRA, create_model
 
 SMALL = {
     "hcanet": {"bands": 6, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)},
-    "hcanet-bra": {"bands": 6, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)},
     "hcanet-bra": {"planes": 3, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)},
 }
 
@@ -25,7 +23,7 @@ def in_training(network, noisy):
 
 
 def test_the_table_names_all_networks():
-    assert dict(MODELS) == {"hcanet": HCANet, "hcanet-bra": HCANetBRA, "hcanet-bra": HCANetBRA}
+    assert dict(MODELS) == {"hcanet": HCANet, "hcanet-bra": HCANetBRA}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -175,7 +175,7 @@ def every_writer(folder):
     write_text(folder / "table.csv", "a,b\n")
     write_arrays(folder / "cube.mat", {"cube": np.ones((2, 3, 4))})
     save_figure(Figure(figsize=(1, 1)), folder / "picture.png")
-    network = create_model("hcanet-bra", bands=5, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
+    network = create_model("hcanet-bra", planes=3, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
     save_weights(folder / "w.safetensors", network, name="hcanet-bra")
     AtomicCheckpoints().save_checkpoint({"step": 1}, folder / "last.ckpt")
     return [folder / name for name in ("table.csv", "cube.mat", "picture.png", "w.safetensors", "last.ckpt")]

@@ -22,7 +22,7 @@ from hsidenoise.models.weights import load_model, read_header
 from hsidenoise.training.run import TrainCLI, main
 from hsidenoise.training.task import DenoisingTask
 
-NETWORK = "{dim: 8, num_blocks: [1, 0, 0], num_refinement_blocks: 0, skip: identity}"
+NETWORK = "{dim: 8, num_blocks: [1, 0, 0], num_refinement_blocks: 0}"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,8 @@ def straight(root, tmp_path_factory):
 def arguments(root, output, *more):
     """A run of milliseconds a step: batches of 2, five to an epoch."""
     return [
-        *("--data.root", str(root), "--output", str(output), "--model.model_config", NETWORK, "--data.bands", "5"),
+        *("--data.root", str(root), "--output", str(output), "--data.bands", "5"),
+        *("--model.model", "hcanet", "--model.model_config", NETWORK),
         *("--data.patch_size", "12", "--data.batch_size", "2", "--data.patches_per_epoch", "10", "--data.workers", "0"),
         *("--data.scales", "[1]", "--data.noise", "[gaussian-50, mixture]", "--data.validation_noise", "[mixture]"),
         *("--data.validation_crop", "12", "--model.warmup_steps", "3", "--trainer.accelerator", "cpu"),
@@ -226,7 +227,7 @@ def test_another_learning_rate_holds_from_the_resume_on_and_is_told(root, tmp_pa
 
 def test_a_network_that_is_another_is_refused(root, tmp_path):
     main(arguments(root, tmp_path / "run", "--trainer.max_steps", "1"))
-    other = ("--model.model_config", "{dim: 12, num_blocks: [1, 0, 0], skip: identity}", "--resume", "last")
+    other = ("--model.model_config", "{dim: 12, num_blocks: [1, 0, 0]}", "--resume", "last")
     with pytest.raises(ValueError, match=r"last\.ckpt: of another network \(model\.model_config .*12.*initial_weights"):
         main(arguments(root, tmp_path / "run", *other))
 

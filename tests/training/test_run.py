@@ -3,7 +3,6 @@ import math
 import re
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import h5py
@@ -24,14 +23,13 @@ from hsidenoise.data.io import write_arrays
 from hsidenoise.metrics.functional import evaluate
 from hsidenoise.models.weights import load_model, read_header, sha256
 from hsidenoise.noise.cases import noise_case
-from hsidenoise.signal.pilot_filter import COARSE, pilot_filter_batch
 from hsidenoise.training import run as training
 from hsidenoise.training.callbacks import AverageWeights
 from hsidenoise.training.datamodule import CubeDataModule
 from hsidenoise.training.run import DenoisingTask, main
 
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "scripts" / "recipes").glob("*.yaml")])
-TINY = ["--model.model_config", "{dim: 16, num_blocks: [1, 1, 1]}"]
+TINY = ["--model.model", "hcanet", "--model.model_config", "{dim: 16, num_blocks: [1, 1, 1]}"]
 
 
 def smooth_cube(rng, height, width, bands):
@@ -232,18 +230,18 @@ def test_a_missing_folder_leaves_nothing_behind(root, tmp_path):
 
 
 def test_options_of_older_files_and_command_lines_are_taken_with_a_hint(root, tmp_path, capsys):
-    (tmp_path / "old.yaml").write_text("{model: {second_step_weight: 0.25, passes: 3}, data: {noise_on: workers}}")
+    old = "{model: {second_step_weight: 0.25, pilot_rounds: 3}, data: {noise_on: workers}}"
+    (tmp_path / "old.yaml").write_text(old)
     end = ("--trainer.max_steps", "1", "--trainer.limit_val_batches", "0")
     main(["--config", str(tmp_path / "old.yaml"), *arguments(root, tmp_path / "run", *end)])
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (written["model"]["pilot_filter_weight"], written["model"]["pilot_rounds"]) == (0.25, 2)
+    assert not {"second_step_weight", "pilot_rounds"} & set(written["model"])
     said = capsys.readouterr().err
-    assert "hint: model.second_step_weight is model.pilot_filter_weight 0.25\n" in said
-    assert "hint: model.passes is model.pilot_rounds 2\n" in said
+    assert "hint: model.second_step_weight is gone" in said
+    assert "hint: model.pilot_rounds is gone" in said
     assert "hint: --data.noise_on is gone" in said
     given = ["--model.passes=2", "--model.second_step_weight", "0.5", "--data.noise_on", "device", "--data.bands", "6"]
-    present = ["--model.pilot_rounds", "1", "--model.pilot_filter_weight", "0.5", "--data.bands", "6"]
-    assert training._present(given) == present
+    assert training._present(given) == ["--data.bands", "6"]
 
 
 def test_a_configuration_of_the_package_is_found_by_name():
@@ -263,21 +261,21 @@ def test_initial_weights_are_where_the_run_starts(root, tmp_path):
     main(arguments(root, tmp_path / "first", "--trainer.max_epochs", "1"))
     weights = tmp_path / "first" / "weights.safetensors"
     config = {"dim": 16, "num_blocks": [1, 1, 1]}
-    task = DenoisingTask(bands=6, model_config=config, initial_weights=str(weights))
+    task = DenoisingTask("hcanet", bands=6, model_config=config, initial_weights=str(weights))
     assert all(torch.equal(task.network.state_dict()[name], value) for name, value in load_file(weights).items())
     initial = ("--model.initial_weights", str(weights), "--seed_everything", "7")
-    assert not {"tile", "pilot_rounds"} & set(read_header(weights))
-    wishes = ("--model.pilot_filter_weight", "0.5", "--model.pilot_rounds", "2", "--model.tile", "160")
+    assert "tile" not in read_header(weights)
+    wishes = ("--model.tile", "160")
     main(arguments(root, tmp_path / "second", "--trainer.max_steps", "1", *initial, *wishes))
     header = read_header(tmp_path / "second" / "weights.safetensors")
-    assert (header["pilot_rounds"], header["tile"], header["loss_behind_pilot_filter"]) == ("2", "160", "0.5")
+    assert header["tile"] == "160"
     assert header["initial_weights"] == str(weights)
     assert header["initial_weights_sha256"] == sha256(weights)
     assert header["steps_before"] == read_header(weights)["steps"]
     assert int(header["steps_total"]) == 1 + int(header["steps_before"])
     assert header["seed"] == "7"
     with pytest.raises(ValueError, match="make model and model_config the same"):
-        DenoisingTask(bands=6, model_config={"dim": 8, "num_blocks": [1, 1, 1]}, initial_weights=str(weights))
+        DenoisingTask("hcanet", bands=6, model_config={"dim": 8, "num_blocks": [1, 1, 1]}, initial_weights=str(weights))
 
 
 @pytest.mark.parametrize("option", [("--data.estimate", "true"), ("--data.train_crop", "20")])
@@ -357,11 +355,7 @@ def test_the_estimate_of_the_workers_is_that_of_the_network_in_training(root, tm
                 torch.testing.assert_close(made, own, rtol=1e-3, atol=1e-4)
             return super().training_step(batch, batch_idx)
 
-    # of patches of 16: the overlap counts
-    monkeypatch.setattr(
-        import_module("hsidenoise.signal.spectral_wiener"), "WINDOW", 8
-    )  # of patches of 16: the overlap counts
-    config = {"dim": 8, "num_blocks": [1, 0, 0], "wiener_rounds": 1, "wiener_overlap": 0.0}
+    config = {"dim": 8, "num_blocks": [1, 0, 0], "planes": 2}
     options = {"max_steps": 2, "limit_val_batches": 0}
     trainer = quiet_trainer(tmp_path, **options)
     trainer.fit(Looking(bands=6, model_config=config), small_data(root, estimate=True))
@@ -578,9 +572,10 @@ def test_the_gpu_script_wants_minutes_and_output():
         ("model: !!int ''", "does not fit its tag"),
         ("model: !!python/object/apply:os.system ['true']", "could not determine a constructor for the tag"),
         ("model: {model_config: {dim: 20000}}", "dim is 20000"),
-        ("model: {model_config: {wiener_rounds: 1000000000}}", "wiener_rounds is 1000000000"),
+        ("model: {model_config: {planes: 1000000000}}", "planes is 1000000000"),
+        ("{model: {model: hcanet}, data: {bands: [1, 9]}}", "'hcanet' is for one number of bands"),
         ("model: {model_config: {heads: x}}", "heads is 'x'"),
-        ("model: {tile: 1}", "tile=1 from 16"),
+        ("model: {tile: 1}", "tile=1 must be from 16"),
         ("model: {learning_rate: .nan}", "learning_rate must be above 0"),
         ("data: {bands: 100000000}", "bands is 100000000"),
         ("data: {patch_size: 100000000}", "data.patch_size is 100000000"),
@@ -606,36 +601,6 @@ def test_a_wild_configuration_is_one_line(tmp_path, capsys, text, message):
     assert message in lines[0]
     assert len(lines[0]) < 400
     assert not (tmp_path / "o").exists()
-
-
-def test_the_loss_behind_the_pilot_filter(rng):
-    torch.manual_seed(0)
-    task = DenoisingTask(bands=6, model_config={"dim": 16, "num_blocks": [1, 1, 1]}, pilot_filter_weight=0.25)
-    clean = torch.from_numpy(smooth_cube(rng, 24, 20, 6)).permute(2, 0, 1)[None].contiguous()
-    clean = (clean - clean.min()) / (clean.max() - clean.min())
-    noisy = clean + 0.1 * torch.randn_like(clean)
-    task.log = lambda *_, **__: None
-    task.step.use(False)
-    batch = {"noisy": noisy, "clean": clean, "case": ["gaussian-50"], "weight": torch.ones(1)}
-    loss = task.training_step(batch, 0)
-    alone = task(noisy)
-    again = pilot_filter_batch(noisy, alone)
-    torch.testing.assert_close(loss, 0.75 * task.loss(alone, clean) + 0.25 * task.loss(again, clean))
-    loss.backward()
-    assert all(weight.grad is not None for weight in task.network.parameters())
-    task.on_validation_epoch_start()
-    with torch.no_grad():
-        torch.testing.assert_close(task.validation_step(batch, 0), again.detach())
-    task.hparams["pilot_rounds"] = 2
-    loss = task.training_step(batch, 0)
-    third = pilot_filter_batch(noisy, pilot_filter_batch(noisy, task(noisy), stride=COARSE))
-    torch.testing.assert_close(loss, 0.75 * task.loss(alone, clean) + 0.25 * task.loss(third, clean))
-    with torch.no_grad():
-        torch.testing.assert_close(task.validation_step(batch, 0), third.detach())
-    with pytest.raises(ValueError, match=r"pilot_filter_weight=1\.5 must be in \[0, 1\]"):
-        DenoisingTask(pilot_filter_weight=1.5)
-    with pytest.raises(ValueError, match=r"pilot_rounds=0 must be from 1 to 15, and tile=None from 16 to 4096"):
-        DenoisingTask(pilot_rounds=0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hsidenoise.training.weights_file import origin_of
 
 @pytest.fixture
 def network():
-    return create_model("hcanet-bra", bands=5, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
+    return create_model("hcanet-bra", planes=3, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
 
 
 def test_scenes_are_read_from_the_list_or_from_older_words():
