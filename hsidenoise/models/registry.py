@@ -64,7 +64,7 @@ def create_model(name: str, **config: Any) -> nn.Module:
         ValueError: If the name or an argument is unknown, or :func:`check_config` refuses an argument.
 
     Example:
-        >>> create_model("hcanet", bands=8, dim=8, num_blocks=[1, 1, 1, 1], heads=[1, 1, 1, 1]).bands
+        >>> create_model("hcanet", bands=8, dim=8, num_blocks=[1, 1, 1], heads=[1, 1, 1]).bands
         8
     """
     if name not in MODELS:

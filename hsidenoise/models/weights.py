@@ -60,11 +60,11 @@ def save_weights(path: str | Path, model: nn.Module, *, name: str, metadata: Map
     Example:
         >>> from hsidenoise.models import create_model
         >>> import tempfile
-        >>> network = create_model("hcanet-bra", bands=5, dim=16, num_blocks=(1, 1, 1))
+        >>> network = create_model("hcanet-bra", planes=5, dim=16, num_blocks=(1, 1, 1))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = f"{folder}/small.safetensors"
         ...     save_weights(file, network, name="hcanet-bra", metadata={"seed": "0"})
-        ...     load_model(file).bands
+        ...     load_model(file).planes
         5
     """
     path = Path(path)
