@@ -7,7 +7,7 @@ Files of this field do not say. Each decision here follows a stated rule, ends u
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -414,7 +414,10 @@ def _find_spectrum(
             index, because, guessed = matching[0], f"as long as '{vector.label}'", False
             break
     else:
-        index, because, guessed = _by_values(variable, variables, load, sizes)
+        # of a pair, the clean cube may say more: one answer for both
+        same = [item for item in variables if item != variable and item.shape == variable.shape and item.is_number]
+        arrays = (load(item.name).reshape(sizes) for item in (variable, *same[:1]))
+        index, because, guessed = find_spectrum(sizes, arrays, lines=not variable.foreign)
     letters = _LETTERS[index]
     if guessed:
         warnings.warn(
@@ -425,22 +428,31 @@ def _find_spectrum(
     return letters, f"axes {shown} = {letters}: axis {index + 1} is the spectrum, {because}"
 
 
-def _by_values(
-    variable: Variable, variables: Sequence[Variable], load: Callable[[str], np.ndarray], sizes: list[int]
-) -> tuple[int, str, bool]:
-    """Index of the spectrum, why, and whether it is a guess."""
-    index, because, sure = _by_sizes(sizes, lines=not variable.foreign)
+def find_spectrum(sizes: Sequence[int], arrays: Iterable[np.ndarray], *, lines: bool) -> tuple[int, str, bool]:
+    """Which axis is the spectrum, by values and sizes.
+
+    Args:
+        sizes: Of three axes.
+        arrays: One array, or several of these sizes and with the same meaning: where the first is not clear, the next
+            speaks too.
+        lines: Whether an axis of one is an image of one line, else one band.
+
+    Returns:
+        Index of the axis, why, and whether it is a guess.
+
+    Example:
+        >>> find_spectrum((512, 512, 31), [np.zeros((512, 512, 31))], lines=False)
+        (2, 'the other two are equal', False)
+    """
+    index, because, sure = _by_sizes(sizes, lines=lines)
     if min(sizes) < 2 or math.prod(sizes) < _FEW:
         return index, because, not sure
-    scores = axis_scores(load(variable.name).reshape(sizes))
-    if _lead(scores) < CLEAR:  # a pair, of which the clean one may say more: one answer for both
-        same = [item for item in variables if item.shape == variable.shape and item.is_number and item != variable]
-        for item in same[:1]:
-            if not item.note.startswith(ELSEWHERE):
-                scores = scores + axis_scores(load(item.name).reshape(sizes))
+    scores = np.zeros(3)
+    for array in arrays:
+        scores = scores + axis_scores(array)
+        if _lead(scores) >= CLEAR:
+            return int(scores.argmax()), "by its values", False
     best, lead = int(scores.argmax()), _lead(scores)
-    if lead >= CLEAR:
-        return best, "by its values", False
     if sure:
         return index, because, best != index and lead > 0
     return (best, "its values hint at it", True) if lead >= _HINT else (index, because, True)

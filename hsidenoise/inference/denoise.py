@@ -17,6 +17,7 @@ from jaxtyping import Float, Shaped
 from torch import nn
 
 from hsidenoise.data.options import ReadOptions
+from hsidenoise.inference.arrays import as_cube
 from hsidenoise.inference.memory import by, enough_memory, fitting_tile, in_fitting_tiles
 from hsidenoise.inference.network import Ensemble, Model, OnnxNetwork, choose_model, mirrorings, name_of, traits_of
 from hsidenoise.inference.options import DenoiseOptions
@@ -85,11 +86,13 @@ class _Run:
 
 @takes_options(DenoiseOptions)
 def denoise(
-    noisy: Shaped[np.ndarray, "*axes"] | Shaped[torch.Tensor, "*axes"],
+    noisy: Any,
     model: Model | None = None,
     options: DenoiseOptions | None = None,
+    *,
+    axes: str | None = None,
     **changes: Any,
-) -> Float[np.ndarray, "bands height width"]:
+) -> Any:
     """Denoise a cube of any size and any number of bands.
 
     The cube is scaled to about [0, 1] as a whole, cut into overlapping tiles, and the network's answers are blended
@@ -100,12 +103,16 @@ def denoise(
     A tile that does not fit the device's memory is tried again at half the size, with a warning, down to 32 pixels.
 
     Args:
-        noisy: Cube of shape (bands, height, width), in any unit and of any integer or floating dtype. Not written to.
+        noisy: Cube of shape (bands, height, width), in any unit and of any integer or floating dtype: a NumPy array,
+            masked array, torch tensor, xarray DataArray or :class:`hsidenoise.Cube`. Not written to.
         model: A network with an attribute ``bands``, or what the option ``weights`` names. A network is used where it
             is: its training mode is restored, and if ``device`` moves it, it is moved back. Any other function of a
             (bands, height, width) float32 array to one like it, such as a classical method, gets the scaled cube as a
             whole; of the options, ``normalize`` alone is for it.
         options: The options together; the defaults if None.
+        axes: What the axes are, such as ``"hwb"`` for (height, width, bands). None: bands first, with a warning if the
+            values say clearly otherwise; of a DataArray, what its dimensions are called (band or wavelength, y or lat,
+            x or lon, and the like).
         **changes: Options by name:
 
     Tiles: without ``tile``, the sizes near 96, or near what the weights ask for, that cover height and width with
@@ -124,9 +131,9 @@ def denoise(
     :class:`hsidenoise.inference.network.Ensemble`, :func:`hsidenoise.signal.pilot_filter.pilot_filter`.
 
     Returns:
-        The denoised cube, in the unit of ``noisy``: float64 if ``noisy`` is float64 or has integers of 32 bits or more,
-        else float32. The network computes in float32 on values from which the offset is subtracted, so that an offset
-        costs no digits.
+        The denoised cube, of the kind of ``noisy`` (its axes, coordinates, attributes, mask, device) and in its unit:
+        float64 if ``noisy`` is float64 or has integers of 32 bits or more, else float32. The network computes in
+        float32 on values from which the offset is subtracted, so that an offset costs no digits.
 
     Warns:
         RuntimeWarning: If values are no measurement (:func:`hsidenoise.signal.mask.find_extremes`). The network does
@@ -147,7 +154,8 @@ def denoise(
         ((40, 30, 20), dtype('float64'), True)
     """
     options = _options(options, changes, "denoise")
-    return _denoise(_as_cube(noisy), model, options).values
+    given = as_cube(noisy, axes)
+    return given.back(_denoise(_as_cube(given.values), model, options).values)
 
 
 @takes_options(DenoiseOptions, ReadOptions)
@@ -229,15 +237,8 @@ def _options(
     return with_changes(options or DenoiseOptions(), changes, function, others)
 
 
-def _as_cube(noisy: Shaped[np.ndarray, "*axes"] | Shaped[torch.Tensor, "*axes"]) -> np.ndarray:
-    """The array behind what a caller gave, refused unless it is a cube of real numbers."""
-    if isinstance(noisy, torch.Tensor):
-        noisy = noisy.detach().cpu()
-        values = (noisy.float() if noisy.dtype == torch.bfloat16 else noisy).resolve_neg().numpy()
-    else:
-        values = np.asarray(noisy)
-    if values.ndim != 3:
-        raise ValueError(f"a cube has three axes (bands, height, width), this array has shape {values.shape}")
+def _as_cube(values: Shaped[np.ndarray, "bands height width"]) -> np.ndarray:
+    """The same, refused unless it is a cube of real numbers."""
     if values.dtype.kind not in "iuf":
         raise ValueError(f"a cube holds integers or floating-point numbers, this array holds {values.dtype}")
     if values.size == 0:

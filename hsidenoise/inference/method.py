@@ -173,7 +173,9 @@ class Network(Method):
         self, noisy: np.ndarray, sigma: float | np.ndarray | None = None, device: str | None = None
     ) -> Float[np.ndarray, "bands height width"]:
         """Denoise a cube without scaling it, unless the options say so."""
-        return denoise(noisy, _network(self.file, device), **{"normalize": "none"} | dict(self.options))
+        options = {"normalize": "none"} | dict(self.options)
+        found: np.ndarray = denoise(noisy, _network(self.file, device), axes="bhw", **options)
+        return found
 
     def identity(self) -> str:
         """Hashes of code and weights."""

@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -28,6 +29,7 @@ DETECTORS = "detectors of a pushbroom sensor, Carfantan and Idier 2010, doi:10.1
 MAFNET = "the MAFNet training code that HCANet's authors point to"
 
 _SCALE = 255.0  # papers write sigma for 8-bit images
+_OUTSIDE = 0.01  # of [0, 1], that a scaled cube may be
 _ROUNDING = 1e-9  # of a share of the bands
 
 
@@ -405,6 +407,9 @@ def corrupt(
     Returns:
         The noisy cube (float32, not clipped) with the sigma of each band and the bands that were hit.
 
+    Warns:
+        UserWarning: If the values are not in [0, 1], for which the cases are defined.
+
     Raises:
         ValueError: If the case is unknown or the cube is not a real (bands, height, width) array.
 
@@ -414,4 +419,12 @@ def corrupt(
         True
     """
     rule = noise_case(case) if isinstance(case, str) else case
+    if clean.size and clean.dtype.kind in "uif":
+        low, high = float(clean.min()), float(clean.max())
+        if low < -_OUTSIDE or high > 1 + _OUTSIDE:
+            warnings.warn(
+                f"the values of the cube lie in {low:.4g} .. {high:.4g}; the noise cases are for cubes in [0, 1]: "
+                "scale it first, such as by its smallest and largest value",
+                stacklevel=2,
+            )
     return rule.add(clean, rng if rng is not None else np.random.default_rng(seed))

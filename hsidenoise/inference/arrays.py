@@ -1,0 +1,201 @@
+"""Arrays as a caller has them, to cubes (bands, height, width) and back: NumPy, masked arrays, torch, xarray, cubes.
+
+What is given back is of the kind that was given: the same axes, dimensions, coordinates, attributes, mask, device.
+xarray is never imported here: whoever has a DataArray has imported it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Shaped
+
+from hsidenoise.data.io import Cube
+from hsidenoise.data.layout import find_spectrum, times
+
+_NAMES = {
+    "b": ("band", "wavelength", "wl", "wvl", "spectr", "lambda", "channel", "feature", "frequency"),
+    "h": ("y", "lat", "row", "line", "north", "height", "downtrack", "alongtrack"),
+    "w": ("x", "lon", "col", "sample", "east", "width", "crosstrack", "acrosstrack", "pixel"),
+}
+"""What names of dimensions begin with, `_` left out; x, y and b stand alone."""
+
+_NODATA = ("_FillValue", "missing_value", "nodata")
+
+
+@dataclass(frozen=True)
+class Given:
+    """An array as a cube.
+
+    Attributes:
+        values: (bands, height, width), a view where there can be one.
+        mask: True where a value holds data, where the array says so.
+        nodata: The value that stands for no data, where the array says so.
+        letters: The axes that were given, longer than one or not.
+        back: Makes of a (bands, height, width) array what the caller gets.
+    """
+
+    values: Shaped[np.ndarray, "bands height width"]
+    mask: Bool[np.ndarray, "bands height width"] | None
+    nodata: float | None
+    letters: str
+    back: Callable[[np.ndarray], Any]
+
+    def same_way(self, array: Any) -> Any:
+        """A mask or noise level that may have the axes of the array: those of a cube, then."""
+        found = np.asarray(getattr(array, "values", array))
+        return found.transpose(_order(self.letters)) if found.ndim == 3 else found
+
+
+def as_cube(given: Any, axes: str | None = None) -> Given:
+    """Take an array for a cube.
+
+    Args:
+        given: A NumPy array, masked array, torch tensor, xarray DataArray or :class:`~hsidenoise.data.io.Cube`, of
+            three axes (of a DataArray, others of length 1 are left out).
+        axes: What they are, such as ``"hwb"`` for (height, width, bands). None: (bands, height, width), or what the
+            dimensions of a DataArray are called.
+
+    Returns:
+        The cube and the way back.
+
+    Warns:
+        UserWarning: If ``axes`` is None and the values say clearly that the bands are another axis.
+
+    Raises:
+        ValueError: If it is no array of three axes, ``axes`` does not name them, or the dimensions of a DataArray have
+            names that say nothing.
+
+    Example:
+        >>> rows_first = np.zeros((40, 50, 7), np.float32)
+        >>> given = as_cube(rows_first, "hwb")
+        >>> given.values.shape, given.back(given.values).shape
+        ((7, 40, 50), (40, 50, 7))
+    """
+    if isinstance(given, Cube):
+        if axes not in (None, "bhw"):
+            raise ValueError(f"a Cube has the axes bhw already, not '{axes}'; leave out axes")
+        return Given(
+            given.values,
+            getattr(given, "mask", None),
+            None,
+            "bhw",
+            lambda values: dataclasses.replace(given, values=values),
+        )
+    library = sys.modules.get("xarray")
+    if library is not None and isinstance(given, library.DataArray):
+        return _of_xarray(given, axes)
+    if library is not None and isinstance(given, library.Dataset):
+        raise ValueError(f"a Dataset holds several arrays; give one of {', '.join(map(str, given.data_vars))}")
+    wrap: Callable[[np.ndarray], Any] = np.asarray
+    mask: np.ndarray | None = None
+    if isinstance(given, torch.Tensor):
+        place = given.device
+        plain = given.detach().cpu()
+        array = (plain.float() if plain.dtype == torch.bfloat16 else plain).resolve_neg().resolve_conj().numpy()
+
+        def wrap(values: np.ndarray) -> Any:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(place)
+
+    elif isinstance(given, np.ma.MaskedArray):
+        array, mask = given.data, ~np.ma.getmaskarray(given)
+
+        def wrap(values: np.ndarray) -> Any:
+            return np.ma.MaskedArray(values, mask=given.mask, fill_value=given.fill_value)
+
+    else:
+        array = np.asarray(given)
+    return _with_axes(array, mask, axes, wrap)
+
+
+def _with_axes(
+    array: np.ndarray, mask: np.ndarray | None, axes: str | None, wrap: Callable[[np.ndarray], Any]
+) -> Given:
+    if array.ndim != 3:
+        raise ValueError(f"a cube has three axes (bands, height, width), this array has shape {array.shape}")
+    if axes is None:
+        _check_first(array)
+    letters = _checked("bhw" if axes is None else axes)
+    order = _order(letters)
+    way_back = [order.index(axis) for axis in range(3)]
+    return Given(
+        array.transpose(order),
+        None if mask is None else mask.transpose(order),
+        None,
+        letters,
+        lambda values: wrap(values.transpose(way_back)),
+    )
+
+
+def _check_first(array: np.ndarray) -> None:
+    """Warn where the bands do not come first."""
+    if array.dtype.kind not in "iuf" or min(array.shape) < 2:
+        return
+    index, _, guessed = find_spectrum(array.shape, [array], lines=False)
+    if index and not guessed:
+        letters = ("bhw", "hbw", "hwb")[index]
+        warnings.warn(
+            f"the array of {times(array.shape)} is taken for {array.shape[0]} bands of {times(array.shape[1:])}, but "
+            f'its values say axis {index + 1} is the spectrum: give axes="{letters}", or axes="bhw" to be sure',
+            UserWarning,
+            stacklevel=5,  # of whoever called the public function
+        )
+
+
+def _of_xarray(given: Any, axes: str | None) -> Given:
+    longer = [at for at, size in enumerate(given.shape) if size > 1 or given.ndim == 3]  # without a time of one
+    names = [str(given.dims[at]) for at in longer]
+    if len(names) != 3:
+        raise ValueError(f"a cube has three dimensions, this DataArray has {', '.join(map(str, given.dims))}")
+    letters = _letters(names) if axes is None else _checked(axes)
+    if not letters:
+        raise ValueError(
+            f"which of the dimensions {', '.join(names)} is the spectrum? Rename them band, y, x, or give axes like bhw"
+        )
+    array = np.asarray(given.values)
+    found = _with_axes(
+        array.reshape([array.shape[at] for at in longer]),
+        None,
+        letters,
+        lambda values: given.copy(data=values.reshape(array.shape)),
+    )
+    says = {**given.encoding, **given.attrs}
+    nodata = next((says[name] for name in _NODATA if says.get(name) is not None), None)
+    number = None if nodata is None else float(np.ravel(nodata)[0])
+    return dataclasses.replace(found, nodata=None if number is None or np.isnan(number) else number)
+
+
+def _letter(name: str) -> str:
+    """h, w or b for the name of a dimension; empty if it says nothing."""
+    plain = name.lower().replace("_", "").replace("-", "")
+    for letter, starts in _NAMES.items():
+        if any(plain == start or (len(start) > 1 and plain.startswith(start)) for start in starts) or plain == letter:
+            return letter
+    return ""
+
+
+def _letters(names: Sequence[str]) -> str:
+    """Letters of three dimensions; one that says nothing is what is missing."""
+    letters = [_letter(name) for name in names]
+    missing = sorted(set("bhw") - set(letters))
+    if len(letters) == 3 and letters.count("") == 1 and len(missing) == 1:
+        letters[letters.index("")] = missing[0]
+    return "".join(letters) if sorted(letters) == ["b", "h", "w"] else ""
+
+
+def _checked(axes: str) -> str:
+    letters = axes.lower()
+    if sorted(letters) != ["b", "h", "w"]:
+        raise ValueError(f"axes '{axes}' does not name three axes; give h, w and b once each, such as hwb")
+    return letters
+
+
+def _order(letters: str) -> list[int]:
+    return [letters.index(letter) for letter in "bhw"]

@@ -1,0 +1,129 @@
+"""Arrays of every kind, in and out; the filters of the planes in place of a network."""
+
+import numpy as np
+import pytest
+import torch
+
+from hsidenoise import Cube, denoise
+from hsidenoise.classical.methods import BASELINES
+from hsidenoise.inference.arrays import as_cube
+from hsidenoise.noise.cases import corrupt
+
+PLANES = BASELINES["planes"]
+xarray = pytest.importorskip("xarray")
+
+
+@pytest.fixture(scope="module")
+def noisy(real_crop):
+    return corrupt(real_crop, "gaussian-30").noisy
+
+
+@pytest.fixture(scope="module")
+def wanted(noisy):
+    result = denoise(noisy, PLANES)
+    result.setflags(write=False)
+    return result
+
+
+def test_axes_of_arrays(noisy, wanted):
+    for axes in ("hwb", "wbh", "BHW"):
+        order = ["bhw".index(axis) for axis in axes.lower()]
+        given = np.ascontiguousarray(noisy.transpose(order))
+        found = denoise(given, PLANES, axes=axes)
+        assert type(found) is np.ndarray
+        np.testing.assert_array_equal(found, wanted.transpose(order))
+    for wrong in ("hw", "hwc", "hhb", ""):
+        with pytest.raises(ValueError, match="h, w and b once each"):
+            denoise(noisy, PLANES, axes=wrong)
+
+
+def test_bands_that_do_not_come_first_are_said(noisy):
+    last = noisy.transpose(1, 2, 0)
+    with pytest.warns(UserWarning, match=r'values say axis 3 is the spectrum: give axes="hwb"'):
+        denoise(last, PLANES)
+    denoise(last, PLANES, axes="bhw")  # told so: without a word
+
+
+def test_tensors_come_back_as_tensors_on_their_device(noisy, wanted, device):
+    given = torch.from_numpy(noisy).to(device)
+    found = denoise(given.requires_grad_(), PLANES)
+    assert isinstance(found, torch.Tensor)
+    assert (found.device, found.dtype, found.requires_grad) == (given.device, torch.float32, False)
+    np.testing.assert_array_equal(found.cpu().numpy(), wanted)
+    last = denoise(given.detach().permute(1, 2, 0), PLANES, axes="hwb")
+    np.testing.assert_array_equal(last.cpu().numpy(), wanted.transpose(1, 2, 0))
+
+
+def test_a_cube_comes_back_as_a_cube(noisy, wanted):
+    cube = Cube(noisy, np.linspace(400, 700, len(noisy)))
+    found = denoise(cube, PLANES)
+    assert isinstance(found, Cube)
+    assert found.wavelengths is cube.wavelengths
+    np.testing.assert_array_equal(found.values, wanted)
+    with pytest.raises(ValueError, match="has the axes bhw already"):
+        denoise(cube, PLANES, axes="hwb")
+
+
+def test_masked_arrays_come_back_masked(noisy):
+    given = np.ma.MaskedArray(noisy, mask=np.zeros(noisy.shape, bool), fill_value=-1)
+    given[:, :4] = np.ma.masked
+    found = denoise(given, PLANES)
+    assert isinstance(found, np.ma.MaskedArray)
+    assert found.fill_value == -1
+    np.testing.assert_array_equal(found.mask, given.mask)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("y", "x", "band"),
+        ("lat", "lon", "wavelength"),
+        ("rows", "cols", "spectral_band"),
+        ("line", "sample", "channels"),
+        ("Northing", "Easting", "what"),
+    ],
+)
+def test_dimensions_of_a_data_array_go_by_name(noisy, wanted, names):
+    y, x, band = names
+    given = xarray.DataArray(
+        noisy.transpose(1, 2, 0),
+        dims=names,
+        coords={y: np.arange(noisy.shape[1]), band: np.linspace(400, 700, len(noisy)), "time": 3},
+        attrs={"units": "W"},
+        name="radiance",
+    )
+    found = denoise(given, PLANES)
+    assert found.dims == names
+    assert (found.name, found.attrs) == ("radiance", {"units": "W"})
+    assert set(found.coords) == set(given.coords)
+    np.testing.assert_array_equal(found.values, wanted.transpose(1, 2, 0))
+    with_time = denoise(given.expand_dims("time").transpose(y, "time", x, band), PLANES)
+    assert with_time.dims == (y, "time", x, band)
+    np.testing.assert_array_equal(with_time.values[:, 0], found.values)
+
+
+def test_dimensions_without_telling_names(noisy):
+    given = xarray.DataArray(noisy, dims=("dim_0", "dim_1", "dim_2"))
+    with pytest.raises(ValueError, match="which of the dimensions dim_0, dim_1, dim_2 is the spectrum"):
+        denoise(given, PLANES)
+    assert denoise(given, PLANES, axes="bhw").dims == given.dims
+    with pytest.raises(ValueError, match="give one of a"):
+        denoise(xarray.Dataset({"a": given}), PLANES)
+    with pytest.raises(ValueError, match="three dimensions"):
+        denoise(given[0], PLANES)
+
+
+def test_rioxarray_keeps_its_place_on_earth(noisy, wanted):
+    pytest.importorskip("rioxarray")
+    given = xarray.DataArray(noisy, dims=("band", "y", "x"), coords={"y": np.arange(48.0)[::-1], "x": np.arange(64.0)})
+    given = given.rio.write_crs("EPSG:32633").rio.write_nodata(-9999.0)
+    assert as_cube(given).nodata == -9999
+    found = denoise(given, PLANES)
+    assert (found.rio.crs, found.rio.nodata) == (given.rio.crs, -9999)
+    assert found.coords.equals(given.coords)
+    np.testing.assert_array_equal(found.values, wanted)
+
+
+def test_corrupt_warns_of_values_beyond_its_range(real_crop):
+    with pytest.warns(UserWarning, match=r"lie in 0 .. 4095; the noise cases are for cubes in \[0, 1\]"):
+        corrupt(real_crop * 4095, "gaussian-30")
