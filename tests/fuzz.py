@@ -60,6 +60,11 @@ def _read_cube(path: Path) -> None:
     write_cube(path.with_name("out.mat"), cube)
 
 
+def _read_envi(path: Path) -> None:
+    """What is done with a pair of files."""
+    _read_cube(path / "a.hdr")
+
+
 def _read_weights(path: Path) -> None:
     """What `denoise --weights` does with a file before the tiles of a large cube, which a small one has too."""
     import numpy as np
@@ -117,6 +122,11 @@ READERS: dict[str, Callable[[Path], None]] = {
     "v5": _read_cube,
     "v73": _read_cube,
     "png": _read_cube,
+    "npy": _read_cube,
+    "envi": _read_envi,
+    "tiff": _read_cube,
+    "netcdf": _read_cube,
+    "zarr": _read_cube,
     "weights": _read_weights,
     "table": _read_table,
     "train": _read_training,
@@ -188,7 +198,7 @@ def put(files: Files, folder: Path) -> Path:
     for name, content in files.items():
         target = folder / name
         with contextlib.suppress(OSError, ValueError):  # a name that no file can have
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
     (name,) = files if len(files) == 1 else ("",)
     return folder if "/" in name or name.lower().endswith(".png") else folder / name

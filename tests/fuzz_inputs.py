@@ -8,6 +8,7 @@ import json
 import random
 import struct
 import tempfile
+import warnings
 import zlib
 from collections.abc import Callable
 from functools import cache
@@ -167,6 +168,61 @@ def _png() -> list[Files]:
     named = [{f"s_{number:02d}.png": data for number, data in enumerate(bands, 1)} for bands in folders]
     dated = {**named[0], "s_20240131123456.png": folders[0][0]}  # nobody should count up to that
     return [*named, {f"s_ms/{name}": data for name, data in named[0].items()}, dated]
+
+
+def _written(*suffixes: str) -> Callable[[], list[Files]]:
+    """The files that a cube in a format consists of."""
+
+    def make() -> list[Files]:
+        import numpy as np
+
+        from hsidenoise.data.io import Cube, write_cube
+        from hsidenoise.data.metadata import Metadata
+
+        about = Metadata(np.full(5, 9.0), tuple("abcde"), np.ones(5, bool), 0.0, None, (2.0, 0.0, 9.0, 0.0, -2.0, 9.0))
+        cube = Cube(_cube("f4").transpose(2, 0, 1), np.linspace(400.0, 800, 5), None, None, about)
+        found = []
+        for suffix in suffixes:
+            with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                write_cube(Path(name, f"a{suffix}"), cube)
+                root = Path(name, "a.zarr") if suffix == ".zarr" else Path(name)
+                files = {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+                found.append(dict(sorted(files.items())))
+        return found
+
+    return make
+
+
+def _mutate_header(rng: random.Random, data: bytes, other: bytes) -> bytes:
+    """A line of an ENVI header: a number, its name, that it is there, how often."""
+    if not data.startswith(b"ENVI"):
+        return _mutate_bytes(rng, data, other)
+    lines = data.decode("utf-8", "replace").splitlines()
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(lines))
+        name, _, value = lines[at].partition(" = ")
+        strange = (
+            "-1",
+            "",
+            "{",
+            "}",
+            "9" * 40,
+            "1e9",
+            "nan",
+            "{1, 2}",
+            "{" + "1," * 9000,
+            "\0",
+            "5",
+            f"{value}}}",
+            "xyz",
+        )
+        lines[at : at + 1] = rng.choice(
+            ([], [f"{name} = {rng.choice(strange)}"], [lines[at]] * 2, [f"{value} = {name}"])
+        )
+        if not lines:
+            break
+    return "\n".join(lines).encode("utf-8", "replace")
 
 
 def _header(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -456,6 +512,11 @@ INPUTS: dict[str, tuple[Callable[[], list[Files]], Callable[..., bytes] | None]]
     "v5": (_v5, _mutate_v5),
     "v73": (_v73, None),
     "png": (_png, _mutate_png),
+    "npy": (_written(".npy", ".npz"), None),
+    "envi": (_written(".hdr", ".bil"), _mutate_header),
+    "tiff": (_written(".tif"), None),
+    "netcdf": (_written(".nc", ".h5"), None),
+    "zarr": (_written(".zarr"), None),
     "weights": (_weights, _mutate_weights),
     "table": (_tables, _mutate_yaml),
     "train": (_trainings, _mutate_yaml),

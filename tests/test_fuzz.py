@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 
-SLOW = ["v73", "weights"]  # each read starts a process, or denoises
+SLOW = ["v73", "netcdf", "zarr", "weights"]  # each read starts a process, or is many files, or denoises
 
 
 @pytest.mark.parametrize(("readers", "count"), [([name for name in INPUTS if name not in SLOW], 300), (SLOW, 60)])

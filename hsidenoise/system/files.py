@@ -85,7 +85,7 @@ def check_source(path: str | Path) -> None:
     if not whole:
         raise ValueError(f"cannot read {path}: it is empty (0 bytes); copy or download it again")
     head = whole.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if head.startswith(b"pk\x03\x04") and whole[30 : 30 + whole[26]].endswith(b".npy"):
+    if head.startswith(b"pk\x03\x04") and whole[30 : 30 + int.from_bytes(whole[26:28], "little")].endswith(b".npy"):
         return
     for start, remedy in _FOREIGN:
         if head.startswith(start):

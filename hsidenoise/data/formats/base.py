@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -33,7 +34,7 @@ _DAMAGE: tuple[type[Exception], ...] = (
     IndexError,
     OverflowError,
 )
-_DAMAGE += (zlib.error, struct.error, zipfile.BadZipFile)
+_DAMAGE += (AttributeError, SyntaxError, tokenize.TokenError, zlib.error, struct.error, zipfile.BadZipFile)
 
 #: One slice of step 1 for each axis of a variable.
 Part = tuple[slice, ...]
