@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hsidenoise.system import offer
 
 if TYPE_CHECKING:
-    from hsidenoise.data.io import Cube, read_cube, write_cube
+    from hsidenoise.data.io import Cube, convert, read_cube, write_cube
     from hsidenoise.inference.denoise import denoise, denoise_file
     from hsidenoise.inference.options import DenoiseOptions
     from hsidenoise.metrics.functional import evaluate
@@ -39,6 +39,7 @@ __all__ = [
     "DenoiseOptions",
     "DenoisingTask",
     "__version__",
+    "convert",
     "corrupt",
     "create_model",
     "denoise",
@@ -59,6 +60,7 @@ offer(
         "DenoiseOptions": "inference.options",
         "DenoisingTask": "training.task",
         "NOISE_CASES": "noise.cases",
+        "convert": "data.io",
         "corrupt": "noise.cases",
         "create_model": "models.registry",
         "denoise": "inference.denoise",

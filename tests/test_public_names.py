@@ -8,15 +8,15 @@ from types import ModuleType
 import pytest
 
 NAMES = {
-    "hsidenoise": "Cube read_cube write_cube denoise denoise_file create_model load_model NOISE_CASES corrupt evaluate "
-    "DenoisingTask CubeDataModule BiLevelRoutingAttention BiFormerBlock",
+    "hsidenoise": "Cube convert read_cube write_cube denoise denoise_file create_model load_model NOISE_CASES corrupt "
+    "evaluate DenoisingTask CubeDataModule BiLevelRoutingAttention BiFormerBlock",
     "hsidenoise.models": "WEIGHTS create_model save_weights load_model load_released_hcanet",
     "hsidenoise.classical": "BASELINES run_baseline",
     "hsidenoise.signal": "denoise_by_planes noise_level spectral_wiener pilot_filter fit_scaling",
     "hsidenoise.metrics": "psnr ssim sam ergas PROTOCOLS",
     "hsidenoise.noise": "NOISE_CASES corrupt",
     "hsidenoise.benchmark": "Method make_method make_tables",
-    "hsidenoise.data": "Cube read_cube write_cube",
+    "hsidenoise.data": "Cube Metadata convert read_cube write_cube",
 }
 
 

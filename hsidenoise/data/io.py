@@ -23,6 +23,7 @@ from hsidenoise.data.metadata import WORDS, Metadata
 from hsidenoise.data.options import ReadOptions
 from hsidenoise.signal.scaling import floating, value_range
 from hsidenoise.system.files import check_source, check_target, replacing, replacing_all
+from hsidenoise.system.options import takes_options, with_changes
 
 __all__ = [
     "ABOUT",
@@ -261,13 +262,15 @@ def write_cube(path: str | Path, cube: Cube) -> None:
     _write(Path(path), cube, _cast(cube.values, _dtype(cube)))
 
 
-def convert(source: str | Path, target: str | Path, *, reading: ReadOptions | None = None) -> Cube:
+@takes_options(ReadOptions)
+def convert(source: str | Path, target: str | Path, *, reading: ReadOptions | None = None, **changes: Any) -> Cube:
     """Write the cube of one file into another, in the format that its name asks for; not a digit changes.
 
     Args:
         source: As for :func:`read_cube`.
         target: As for :func:`write_cube`; not the source.
-        reading: How the source is read.
+        reading: How the source is read; the defaults if None.
+        **changes: The same by name:
 
     Returns:
         The cube, its values as they are stored.
@@ -278,8 +281,16 @@ def convert(source: str | Path, target: str | Path, *, reading: ReadOptions | No
 
     Warns:
         UserWarning: Of what the format of the target has no place for.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_arrays(Path(folder, "a.mat"), {"rad": np.arange(120).reshape(5, 8, 3)})
+        ...     _ = convert(Path(folder, "a.mat"), Path(folder, "b.hdr"), axes="hwb")
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['a.mat', 'b.hdr', 'b.img']
     """
-    reading = reading or ReadOptions()
+    reading = with_changes(reading or ReadOptions(), changes, "convert")
     path, key = locate(source, reading.key)
     check_source(path)
     check_other(path, target)

@@ -27,6 +27,7 @@ from hsidenoise.system.files import (
     packaged,
     remove_leftovers,
     replacing,
+    replacing_all,
     sha256,
     write_text,
 )
@@ -246,6 +247,28 @@ class TestLeftovers:
         os.utime(link, (0, 0), follow_symlinks=False)
         remove_leftovers(tmp_path)
         assert names(tmp_path) == sorted(kept)
+
+
+class TestPairs:
+    def fill(self, paths, meanwhile):
+        with replacing_all(paths) as temporaries:
+            for temporary in temporaries:
+                temporary.write_text("new")
+            meanwhile()
+
+    @pytest.mark.parametrize("before", [None, "old"])
+    def test_both_or_none(self, tmp_path, before):
+        paths = [tmp_path / "a.img", tmp_path / "a.hdr"]
+        if before:
+            paths[0].write_text(before)
+        with pytest.raises(OSError, match="nothing was left behind"):  # the second name is taken at the last moment
+            self.fill(paths, (tmp_path / "a.hdr").mkdir)
+        assert names(tmp_path) == (["a.hdr", "a.img"] if before else ["a.hdr"])
+        assert before is None or paths[0].read_text() == before
+        (tmp_path / "a.hdr").rmdir()
+        self.fill(paths, lambda: None)
+        assert [path.read_text() for path in paths] == ["new", "new"]
+        assert names(tmp_path) == ["a.hdr", "a.img"]
 
 
 class TestReading:
