@@ -6,6 +6,7 @@ A cube is float32. Integers beyond 24 bits and float64 lose their last digits on
 as they are; the stored type comes back on the way out, integers rounded and clipped to its range.
 """
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Bool, Float, Float64, Shaped
 
 from hsidenoise.data.formats import envi, geotiff, mat, netcdf, npy, png, zarr
 from hsidenoise.data.formats.base import Format, Wavelengths
 from hsidenoise.data.formats.mat import write_mat
-from hsidenoise.data.layout import Layout, Variable, find_layout, printable
+from hsidenoise.data.layout import Layout, Variable, find_layout, printable, times
 from hsidenoise.data.metadata import WORDS, Metadata
 from hsidenoise.data.options import ReadOptions
+from hsidenoise.signal.mask import BadBands, find_mask
 from hsidenoise.signal.scaling import floating, value_range
 from hsidenoise.system.files import check_source, check_target, replacing, replacing_all
 from hsidenoise.system.options import takes_options, with_changes
@@ -61,6 +63,8 @@ class Cube:
         layout: How it lay in its file; None for a cube that was computed.
         path: The file or folder it was read from.
         metadata: What the file says of it beside that; None if nothing was read.
+        mask: True where a value holds data; None if all of them do.
+        not_data: What does not, and why, one line a kind.
 
     Example:
         >>> Cube(np.zeros((3, 4, 5), np.float32)).values.shape
@@ -72,6 +76,8 @@ class Cube:
     layout: Layout | None = None
     path: Path | None = None
     metadata: Metadata | None = None
+    mask: Bool[np.ndarray, "bands height width"] | None = None
+    not_data: tuple[str, ...] = ()
 
 
 def locate(source: str | Path, key: str | None = None) -> tuple[Path, str | None]:
@@ -99,6 +105,9 @@ def read_cube(
     size: tuple[int, int] | None = None,
     allow_external: bool = False,
     exact: bool = False,
+    nodata: float | None = None,
+    mask: str | Path | None = None,
+    bad_bands: BadBands = "auto",
 ) -> Cube:
     """Read a cube from a file of any format that is known, told by its content, or from a folder of one PNG per band.
 
@@ -116,18 +125,19 @@ def read_cube(
         allow_external: Whether the numbers may lie in other files, as a v7.3 file can say (external links, external
             storage, virtual data sets): it can name any file that you may read. What it names is never written.
         exact: Whether to keep the values as they are stored: as float64 where float32 would round them (float64,
-            integers of 32 bits or more), and with those that are not finite.
+            integers of 32 bits or more), also if they are constant.
+        nodata: The value that stands for no data; the one that the file names if None.
+        mask: Where there is data: a variable of the file, or another file, nonzero where a pixel (or value) holds data.
+        bad_bands: Bands without data, see :func:`hsidenoise.signal.mask.find_mask`.
 
     Returns:
-        The cube, its values float32 and finite, unless ``exact``.
-
-    Warns:
-        UserWarning: If which axis is the spectrum is a guess.
+        The cube, its values float32 unless ``exact``, as they are stored also where there is no data
+        (:func:`hsidenoise.signal.mask.find_mask`).
 
     Raises:
         OSError: If the file is missing or cannot be opened.
         ValueError: If it is truncated or of another kind; if no variable or several could be the cube; if the cube is
-            complex, empty or constant, or has a value that is not finite and ``exact`` is not asked for.
+            complex, empty, constant or without any data, or the mask does not fit.
         ImportError: If it takes a library that is not installed; the message names the extra to install.
 
     Example:
@@ -144,11 +154,21 @@ def read_cube(
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is refused here or below
         values = np.require(stored, dtype, ["C", "W"])
     name = printable(layout.key)
+    if not exact and np.isinf(values).any() and np.isfinite(stored).all():
+        raise ValueError(f"{path}: '{name}' has values beyond single precision (3.4e38); save it in another unit")
+    try:
+        found = find_mask(
+            values,
+            nodata=metadata.nodata if nodata is None else nodata,
+            given=None if mask is None else _read_mask(path, mask, layout, values.shape),
+            good_bands=metadata.good_bands,
+            bad_bands=bad_bands,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not exact:
-        if np.isinf(values).any() and np.isfinite(stored).all():
-            raise ValueError(f"{path}: '{name}' has values beyond single precision (3.4e38); save it in another unit")
-        check_values(values, f"{path}: '{name}'")
-    return Cube(values, wavelengths, layout, path, metadata)
+        check_values(values, f"{path}: '{name}'", found.valid)
+    return Cube(values, wavelengths, layout, path, metadata, found.valid, found.reasons)
 
 
 def _read(
@@ -202,12 +222,57 @@ def _known() -> str:
     return ", ".join(f"{form.name} {'/'.join(form.suffixes)}" for form in FORMATS if form.suffixes)
 
 
-def check_values(values: Float[np.ndarray, "bands height width"], name: str = "the cube") -> None:
+def _read_mask(path: Path, mask: str | Path, layout: Layout, shape: tuple[int, ...]) -> Shaped[np.ndarray, "*axes"]:
+    """A mask out of the cube's own file or another one, in the axes of the cube."""
+    own = [item.name for item in list_variables(path)]
+    if str(mask) in own:
+        source, name = path, str(mask)
+    elif Path(mask).is_file():
+        source = Path(mask)
+        found = [item.name for item in list_variables(source) if math.prod(item.shape) > 1]
+        if len(found) != 1 and "mask" not in found:
+            raise ValueError(f"{mask} holds {', '.join(found) or 'no array'}; a mask's file has one, or one named mask")
+        name = "mask" if "mask" in found else found[0]
+    else:
+        raise ValueError(f"the mask '{mask}' is neither a variable of it ({', '.join(own)}) nor a file")
+    stored = _format_of(source).load_variable(source, name)
+    bands, height, width = shape
+    if stored.shape == layout.shape:
+        return layout.to_bands_first(stored)
+    flat = stored.reshape([length for length in stored.shape if length > 1] if stored.ndim > 2 else stored.shape)
+    # whether the images of the file lie on their side
+    across = "p" not in layout.axes and layout.axes.find("w") < layout.axes.find("h")
+    for image in (flat.T, flat) if across else (flat, flat.T):
+        if image.shape == (height, width):
+            return image
+    if flat.size == height * width and layout.size is not None:
+        return flat.reshape(width, height).T  # pixels as those of an unfolded matrix, column after column
+    if flat.size == bands:
+        return flat.ravel()
+    raise ValueError(
+        f"the mask '{mask}' is {times(stored.shape)}; the cube has {bands} bands of {times((height, width))} pixels"
+    )
+
+
+def check_values(
+    values: Float[np.ndarray, "bands height width"],
+    name: str = "the cube",
+    mask: Bool[np.ndarray, "bands height width"] | None = None,
+) -> None:
     """Refuse values that no denoiser can use.
 
+    Args:
+        values: The values.
+        name: What a message calls them.
+        mask: Those that hold data; None: all.
+
     Raises:
-        ValueError: If an axis is empty, a value is not finite, or all values are the same.
+        ValueError: If an axis is empty, nothing holds data, or what does is not finite or all the same.
     """
+    if mask is not None and values.size:
+        if not mask.any():
+            raise ValueError(f"{name} has no valid value")
+        values = values[mask][None, None]
     low, high = value_range(values, name)
     if low == high:
         raise ValueError(f"{name} is constant: every value is {low:g}; nothing can be denoised")
@@ -257,7 +322,7 @@ def write_cube(path: str | Path, cube: Cube) -> None:
         ...     [(item.name, item.shape) for item in list_variables(Path(folder, "a.mat"))]
         [('cube', (4, 5, 3))]
     """
-    if not np.isfinite(cube.values).all():
+    if not np.isfinite(cube.values if cube.mask is None else cube.values[cube.mask]).all():
         raise ValueError(f"cannot write {path}: the cube has NaN or infinite values")
     _write(Path(path), cube, _cast(cube.values, _dtype(cube)))
 

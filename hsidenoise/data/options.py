@@ -28,6 +28,21 @@ class ReadOptions:
         "read what a v7.3 file keeps in other files, which it may name at will (links, external storage, virtual data "
         "sets); refused if absent",
     )
+    nodata: float | None = option(
+        None, "value that stands for no data; NaN, and marks such as -9999, are found if absent", metavar="VALUE"
+    )
+    mask: str | None = option(
+        None,
+        "where there is data: a variable of the file, or another file, nonzero for valid pixels",
+        metavar="VARIABLE|FILE",
+    )
+    bad_bands: str = option(
+        "auto",
+        "bands without data, which come back as they were: numbers from 0, such as 0-3,104; auto: those of the "
+        "header, and bands of nothing but noise are replaced by what the others say of them; keep: such bands come "
+        "back as they were, too",
+        metavar="auto|keep|LIST",
+    )
 
     def __post_init__(self) -> None:
         if self.axes is not None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import nn
 
 from hsidenoise.data.options import ReadOptions
@@ -23,7 +24,9 @@ from hsidenoise.inference.network import Ensemble, Model, OnnxNetwork, choose_mo
 from hsidenoise.inference.options import DenoiseOptions
 from hsidenoise.inference.tiles import run_tiles
 from hsidenoise.models.compiled import Compiled
-from hsidenoise.signal.mask import find_extremes, spans
+from hsidenoise.signal.lost_values import fill_gaps
+from hsidenoise.signal.mask import BadBands, Extremes, Mask, constant_bands, find_mask, fitting_mask, named_bands
+from hsidenoise.signal.noise_level import explained_by_others
 from hsidenoise.signal.pilot_filter import repeat_pilot_filter
 from hsidenoise.signal.scaling import Scaling, fit_scaling, floating, level_offsets
 from hsidenoise.signal.tiling import Tiling, tile_size
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 # Windows of bands overlap by a third of the network's bands: at its edges a window lacks neighbours to compare with.
 _BAND_OVERLAP = 3
+
+_FEWEST_PIXELS = 4  # with data: fewer are no image
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,9 @@ def denoise(
     options: DenoiseOptions | None = None,
     *,
     axes: str | None = None,
+    mask: Shaped[np.ndarray, "*mask_axes"] | None = None,
+    nodata: float | None = None,
+    bad_bands: BadBands = "auto",
     **changes: Any,
 ) -> Any:
     """Denoise a cube of any size and any number of bands.
@@ -113,7 +121,15 @@ def denoise(
         axes: What the axes are, such as ``"hwb"`` for (height, width, bands). None: bands first, with a warning if the
             values say clearly otherwise; of a DataArray, what its dimensions are called (band or wavelength, y or lat,
             x or lon, and the like).
+        mask: Where there is data (nonzero): an array of the shape of the cube, of (height, width) or of (bands,).
+        nodata: The value that stands for no data.
+        bad_bands: Bands without data: numbers from 0, or a text such as ``0-3,104``. Bands of nothing but noise, so
+            strong that they would drown the others, are replaced by what the others explain of them; with ``keep`` they
+            come back as they are.
         **changes: Options by name:
+
+    No data: what does not hold data (see :func:`hsidenoise.signal.mask.find_mask`: also NaN, marks such as -9999, hot
+    pixels, the zeros around a flight line, bands of one value) takes no part in anything, and comes back bit for bit.
 
     Tiles: without ``tile``, the sizes near 96, or near what the weights ask for, that cover height and width with
     little to spare (near 96: an axis of up to about 130 pixels goes whole, 512 as seven tiles of 96); smaller ones,
@@ -136,13 +152,12 @@ def denoise(
         float32 on values from which the offset is subtracted, so that an offset costs no digits.
 
     Warns:
-        RuntimeWarning: If values are no measurement (:func:`hsidenoise.signal.mask.find_extremes`). The network does
-            not see them and they come back as they are, unless ``normalize`` is not ``auto``.
+        RuntimeWarning: For each kind of values that hold no data and were not named by the caller.
 
     Raises:
-        ValueError: If the array is not a cube of real, finite and not all equal numbers, if an option is out of
-            range, if the device is missing, if the memory does not suffice even for the smallest tile, or if the
-            network is not a network of this kind or answers with values that are not finite.
+        ValueError: If the array is not a cube of real and not all equal numbers, if fewer than 2 x 2 pixels hold data,
+            if an option is out of range, if the device is missing, if the memory does not suffice even for the smallest
+            tile, or if the network is not a network of this kind or answers with values that are not finite.
         TypeError: If there is no option of that name.
 
     Example:
@@ -155,7 +170,13 @@ def denoise(
     """
     options = _options(options, changes, "denoise")
     given = as_cube(noisy, axes)
-    return given.back(_denoise(_as_cube(given.values), model, options).values)
+    cube = _as_cube(given.values)
+    known = given.mask
+    if mask is not None:
+        known = fitting_mask(given.same_way(mask), cube.shape) & (True if known is None else known)
+    nodata = given.nodata if nodata is None else nodata
+    found = find_mask(cube, nodata=nodata, given=known, bad_bands=bad_bands)
+    return given.back(_denoise(cube, found, model, options, keep=bad_bands == "keep").values)
 
 
 @takes_options(DenoiseOptions, ReadOptions)
@@ -202,10 +223,11 @@ def denoise_file(
     check_other(source, target)
     cube = read_cube(source, **reading.by_name(), exact=True)
     name = "the cube" if cube.layout is None else f"'{printable(cube.layout.key)}'"
-    check_values(cube.values, f"{source}: {name}")
+    check_values(cube.values, f"{source}: {name}", cube.mask)
     check_cube_target(target, cube)
     start = time.perf_counter()
-    run = _denoise(_as_cube(cube.values), model, options)
+    found = Mask(cube.mask, cube.not_data, asked=0)
+    run = _denoise(_as_cube(cube.values), found, model, options, keep=reading.bad_bands == "keep")
     seconds = time.perf_counter() - start
     denoised = dataclasses.replace(cube, values=run.values)
     write_cube(target, denoised)
@@ -251,97 +273,171 @@ def _as_cube(values: Shaped[np.ndarray, "bands height width"]) -> np.ndarray:
     return values
 
 
-def _denoise(noisy: np.ndarray, model: Model | None, options: DenoiseOptions, *, level: bool = False) -> _Run:
+def _denoise(
+    noisy: np.ndarray, found: Mask, model: Model | None, options: DenoiseOptions, *, keep: bool = False
+) -> _Run:
     """Everything that :func:`denoise` and :func:`denoise_file` share."""
     mirrorings(options.ensemble)  # refused before anything is read or loaded
-    if not level and options.normalize == "auto" and (offsets := level_offsets(noisy)).any():
-        return _denoise_level(noisy, offsets, model, options)
-    extremes = find_extremes(noisy)
-    scaling = fit_scaling(noisy, options.normalize, extremes)
-    size, overlap = tile_size(noisy.shape[1], noisy.shape[2], options.tile, options.overlap)
-    notes: list[str] = []
+    job = _Job(model, options, keep)
+    for reason in found.reasons[found.asked :]:
+        job.note(f"{reason}; left out and kept as it is")
+    run = job.valid_part(noisy, found.valid)
+    return dataclasses.replace(run, warnings=tuple(job.notes))
 
-    def note(text: str, level: int = 4) -> None:  # the level of whoever called the public function
-        notes.append(text)
-        warnings.warn(text, RuntimeWarning, stacklevel=level)
 
-    for found in extremes.found:
-        advice = "kept from the network and left as it is" if scaling.mode == "auto" else "harms what is around it"
-        note(f"{found}: no measurement, it seems; {advice}. Replace it, or leave out these bands or pixels, to be sure")
-    if callable(model) and not isinstance(model, nn.Module | str | Path):
-        place, (bands, height, width) = torch.device("cpu"), noisy.shape
-        with enough_memory(place, f"for {name_of(model)}, which takes the whole cube at once", "denoise a part of it"):
-            values = scaling.invert(model(scaling.apply(noisy)), floating(noisy.dtype))
-        hidden = scaling.hides(noisy)
-        values[hidden] = noisy[hidden]
-        whole = Tiling((bands, height, width), (bands, height, width), (0, 0, 0))
-        return _Run(values, scaling, whole, 0, place, tuple(notes))
-    network, place = choose_model(
-        options.weights if model is None else model, options.device, options.precision, options.compile
-    )
-    traits = traits_of(network)
-    if options.tile is None and traits.tile is not None:
-        size, overlap = tile_size(noisy.shape[1], noisy.shape[2], None, options.overlap, usual=traits.tile)
-    size = min(size[0], noisy.shape[1]), min(size[1], noisy.shape[2])
-    precision = find_precision("float32" if isinstance(network, OnnxNetwork) else options.precision, place)
-    bands = traits.bands or len(noisy)
-    rounds = traits.pilot_rounds if options.pilot_rounds is None else options.pilot_rounds
-    run: nn.Module = Compiled(network) if options.compile else network
-    if options.ensemble > 1:
-        run = Ensemble(run, options.ensemble)
-    if options.tile is None:
-        wanted = size
-        size = fitting_tile(run, bands, wanted, free_memory(place))
-        if size != wanted:
-            overlap = min(overlap * max(size) // max(wanted), max(size) - 1)
-            note(f"little memory is left on {place}; taking tiles of {by(size)} pixels, overlap {overlap}")
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for every part of a cube.
 
-    def in_tiles(tile: tuple[int, int], overlap: int) -> tuple[np.ndarray, Tiling]:
-        tiling = _tiling(noisy.shape, bands, tile, overlap)
-        values = run_tiles(
-            noisy,
-            run,
-            bands,
-            scaling,
-            tiling,
-            place,
-            precision=precision,
-            batch=options.batch,
-            progress=options.progress,
+    Attributes:
+        model: As for :func:`denoise`.
+        options: As for :func:`denoise`.
+        keep: Whether bands of nothing but noise come back as they are.
+        notes: What a user should know.
+    """
+
+    model: Model | None
+    options: DenoiseOptions
+    keep: bool
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Warn, in the name of whoever called the public function."""
+        self.notes.append(text)
+        frame: FrameType | None = sys._getframe()
+        level = outermost = 0
+        while frame is not None:
+            level += 1
+            if frame.f_code.co_filename == __file__:
+                outermost = level
+            frame = frame.f_back
+        warnings.warn(text, RuntimeWarning, stacklevel=outermost + 1)
+
+    def valid_part(self, noisy: np.ndarray, valid: Bool[np.ndarray, "bands height width"] | None) -> _Run:
+        """Denoise what holds data; all else comes back as it is."""
+        constant = constant_bands(noisy, valid)
+        if constant.any() and not constant.all():  # of a cube that is constant as a whole, that is said
+            self.note(f"one value only: {named_bands(np.flatnonzero(constant).tolist())}; left out and kept as it is")
+            valid = np.broadcast_to(~constant[:, None, None], noisy.shape) & (True if valid is None else valid)
+        if valid is None:
+            return self.whole(noisy, None)
+        exact = floating(noisy.dtype)
+        pixels = np.asarray(valid.any(axis=0))
+        if (count := int(pixels.sum())) < _FEWEST_PIXELS:
+            raise ValueError(f"only {count} of {pixels.size} pixels hold data: nothing can be denoised")
+        rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        bands = np.flatnonzero(valid.any(axis=(1, 2)))
+        known = valid[(bands, *box)]
+        run = self.whole(fill_gaps(noisy[(bands, *box)].astype(exact), known), pixels[box])
+        values = noisy.astype(exact)
+        values[(bands, *box)] = np.where(known, run.values, values[(bands, *box)])
+        return dataclasses.replace(run, values=values)
+
+    def whole(self, noisy: np.ndarray, pixels: Bool[np.ndarray, "height width"] | None, level: bool = False) -> _Run:
+        """Denoise a cube of which every value is a number.
+
+        Args:
+            noisy: The cube.
+            pixels: Those that hold data; the others only look like it.
+            level: Whether bands of far levels were looked for.
+        """
+        if not level and self.options.normalize == "auto" and (offsets := level_offsets(noisy)).any():
+            return self.without_offsets(noisy, offsets, pixels)
+        scaling = fit_scaling(noisy, self.options.normalize, Extremes(-np.inf, np.inf, ()))
+        if (far := scaling.hides(noisy)).any():
+            return self.valid_part(noisy, ~far)
+        if 0 < len(scaling.lost) < len(noisy):
+            return self.without_lost(noisy, scaling, pixels)
+        return self.through_model(noisy, scaling, pixels)
+
+    def without_offsets(self, noisy: np.ndarray, offsets: np.ndarray, pixels: np.ndarray | None) -> _Run:
+        """Denoise a cube without the offsets of some of its bands, which come back at the end."""
+        exact = floating(noisy.dtype)
+        level = np.empty(noisy.shape, exact)
+        for band, target, offset in zip(noisy, level, offsets, strict=True):
+            target[...] = band.astype(np.float64) - offset
+        far = np.flatnonzero(offsets).tolist()
+        self.note(
+            f"{named_bands(far)}: more than a hundred times as far from the other bands as their own values are from "
+            "each other; denoised without that offset, which is added at the end"
         )
-        return values, tiling
+        run = self.whole(level, pixels, level=True)
+        for band, before, noisy_band, offset in zip(run.values, level, noisy, offsets, strict=True):
+            # what came back as it was is what it was
+            band[...] = np.where(band == before, noisy_band, band.astype(np.float64) + offset)
+        return run
 
-    with in_use(run, place):
-        values, tiling = in_fitting_tiles(in_tiles, size, overlap, place, partial(note, level=5))
-    with enough_memory(
-        place,
-        f"for the pilot filter, which takes the whole cube of {noisy.shape} at once",
-        "the network alone (--pilot-rounds 0) does without it",
-    ):
-        values = repeat_pilot_filter(noisy, values, rounds, scaling, device=place)
-    hidden = scaling.hides(noisy)
-    values[hidden] = noisy[hidden]
-    return _Run(values, scaling, tiling, rounds, place, tuple(notes))
+    def without_lost(self, noisy: np.ndarray, scaling: Scaling, pixels: np.ndarray | None) -> _Run:
+        """Denoise the bands that are not noise alone, and say of these what the others explain."""
+        lost = list(scaling.lost)
+        others = np.setdiff1d(np.arange(len(noisy)), lost)
+        done = "left out and kept as it is" if self.keep else "replaced by what the other bands explain of it"
+        self.note(f"noise alone: {named_bands(lost)}; {done}")
+        run = self.whole(noisy[others], pixels, level=True)
+        values = np.empty(noisy.shape, run.values.dtype)
+        values[others] = run.values
+        values[lost] = noisy[lost] if self.keep else explained_by_others(noisy[lost].astype(values.dtype), run.values)
+        return dataclasses.replace(run, values=values)
 
+    def through_model(self, noisy: np.ndarray, scaling: Scaling, pixels: np.ndarray | None) -> _Run:
+        """Denoise a cube."""
+        model, options = self.model, self.options
+        size, overlap = tile_size(noisy.shape[1], noisy.shape[2], options.tile, options.overlap)
+        if callable(model) and not isinstance(model, nn.Module | str | Path):
+            place, (bands, height, width) = torch.device("cpu"), noisy.shape
+            with enough_memory(
+                place, f"for {name_of(model)}, which takes the whole cube at once", "denoise a part of it"
+            ):
+                values = scaling.invert(model(scaling.apply(noisy)), floating(noisy.dtype))
+            return _Run(
+                values, scaling, Tiling((bands, height, width), (bands, height, width), (0, 0, 0)), 0, place, ()
+            )
+        network, place = choose_model(
+            options.weights if model is None else model, options.device, options.precision, options.compile
+        )
+        traits = traits_of(network)
+        if options.tile is None and traits.tile is not None:
+            size, overlap = tile_size(noisy.shape[1], noisy.shape[2], None, options.overlap, usual=traits.tile)
+        size = min(size[0], noisy.shape[1]), min(size[1], noisy.shape[2])
+        precision = find_precision("float32" if isinstance(network, OnnxNetwork) else options.precision, place)
+        bands = traits.bands or len(noisy)
+        rounds = traits.pilot_rounds if options.pilot_rounds is None else options.pilot_rounds
+        run: nn.Module = Compiled(network) if options.compile else network
+        if options.ensemble > 1:
+            run = Ensemble(run, options.ensemble)
+        if options.tile is None:
+            wanted = size
+            size = fitting_tile(run, bands, wanted, free_memory(place))
+            if size != wanted:
+                overlap = min(overlap * max(size) // max(wanted), max(size) - 1)
+                self.note(f"little memory is left on {place}; taking tiles of {by(size)} pixels, overlap {overlap}")
 
-def _denoise_level(noisy: np.ndarray, offsets: np.ndarray, model: Model | None, options: DenoiseOptions) -> _Run:
-    """Denoise a cube without the offsets of some of its bands, which come back at the end."""
-    exact = floating(noisy.dtype)
-    level = np.empty(noisy.shape, exact)
-    for band, target, offset in zip(noisy, level, offsets, strict=True):
-        target[...] = band.astype(np.float64) - offset
-    far = np.flatnonzero(offsets).tolist()
-    text = (
-        f"band{'s' * (len(far) != 1)} {spans(far)}: more than a hundred times as far from the other bands as "
-        "their own values are from each other; denoised without that offset, which is added at the end"
-    )
-    warnings.warn(text, RuntimeWarning, stacklevel=4)
-    run = _denoise(level, model, options, level=True)
-    hidden = run.scaling.hides(level)
-    for band, offset in zip(run.values, offsets, strict=True):
-        band[...] = band.astype(np.float64) + offset
-    run.values[hidden] = noisy[hidden]
-    return dataclasses.replace(run, warnings=(text, *run.warnings))
+        def in_tiles(tile: tuple[int, int], overlap: int) -> tuple[np.ndarray, Tiling]:
+            tiling = _tiling(noisy.shape, bands, tile, overlap)
+            values = run_tiles(
+                noisy,
+                run,
+                bands,
+                scaling,
+                tiling,
+                place,
+                precision=precision,
+                batch=options.batch,
+                progress=options.progress,
+                pixels=None if rounds else pixels,  # the pilot filter looks at all of them
+            )
+            return values, tiling
+
+        with in_use(run, place):
+            values, tiling = in_fitting_tiles(in_tiles, size, overlap, place, self.note)
+        with enough_memory(
+            place,
+            f"for the pilot filter, which takes the whole cube of {noisy.shape} at once",
+            "the network alone (--pilot-rounds 0) does without it",
+        ):
+            values = repeat_pilot_filter(noisy, values, rounds, scaling, device=place)
+        return _Run(values, scaling, tiling, rounds, place, ())
 
 
 def _tiling(shape: tuple[int, ...], bands: int, tile: tuple[int, int], overlap: int) -> Tiling:

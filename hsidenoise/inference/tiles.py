@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -32,6 +32,7 @@ def run_tiles(
     precision: Literal["float32", "bfloat16"] = "float32",
     batch: int | None = None,
     progress: bool = False,
+    pixels: Bool[np.ndarray, "height width"] | None = None,
 ) -> Float[np.ndarray, "bands height width"]:
     """One pass over all tiles of a cube.
 
@@ -49,6 +50,7 @@ def run_tiles(
         precision: Precision of the products inside the network.
         batch: Tiles at a time, at least 1; chosen by the device's memory if None.
         progress: Show a bar on standard error.
+        pixels: Those that hold data. A tile without any stays as it is.
 
     Returns:
         The denoised cube, in the unit of ``noisy`` and in the floating type that holds its values.
@@ -66,7 +68,12 @@ def run_tiles(
         True
     """
     blend = Blend(tiling)
-    tiles = list(tiling)
+    tiles = []
+    for tile in tiling:
+        if pixels is None or pixels[tile.index[1:]].any():
+            tiles.append(tile)
+        else:
+            blend.add(tile, scaling.apply(noisy[tile.index]))
     on_gpu = device.type == "cuda"
     # on a GPU one tile goes first, to see what it takes
     at_once = batch or (1 if on_gpu else fitting_batch(network, tiles[0].shape, free_memory(device)))
@@ -106,7 +113,7 @@ def _answers(
     noisy: np.ndarray, network: nn.Module, bands: int, scaling: Scaling, tiles: Sequence[Tile], device: torch.device
 ) -> np.ndarray:
     """What the network makes of some tiles, (tiles, bands of a tile, height, width)."""
-    scaled = np.stack([reflect_bands(scaling.apply(noisy[tile.index], tile.index[0]), bands) for tile in tiles])
+    scaled = np.stack([reflect_bands(scaling.apply(noisy[tile.index]), bands) for tile in tiles])
     batch = torch.from_numpy(scaled).to(device, memory_format=torch.channels_last)
     denoised = network(batch)
     if denoised.shape != batch.shape:

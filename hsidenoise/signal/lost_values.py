@@ -37,6 +37,9 @@ FAR_FROM_END = 4.0
 """Where the neighbours of a pixel are this many noise levels away from the end of the scale, none is cut off there."""
 
 _AS_OFTEN = 0.7  # share of stuck pixels far from the end of the scale, of that everywhere: noise that is cut off has 0
+_DIRECTIONS = 8  # of the spectra, that missing bands are told by
+_SPECTRA, _SPECTRA_PER_BAND = 1 << 13, 4  # that they are told from, at most and at least
+_GUESSES = 6  # rounds in which those are completed, where too few are complete
 _REACHES = (1, 2, 4, 8, 16)  # pixels, from which a lost value is filled: the nearest that suffices
 _LEAST_WEIGHT = 0.08  # of what is known there
 _BEYOND = 0.0005  # share of values beyond the end of a scale that shows that it is none
@@ -157,11 +160,100 @@ def fill_invalid(
         >>> fill_invalid(cube, cube[0] > 1).flatten().tolist()
         [2.0, 3.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     """
-    height, width = mask.shape
-    with_data = mask.any(0)
-    columns = _nearest_mirrored(with_data[None])[0]
-    rows = _nearest_mirrored(mask.T.contiguous())[columns].T  # for each pixel, the row that it takes
-    return cube[:, rows, columns.expand(height, width)]
+    return cube.flatten(1)[:, _sources(mask)]
+
+
+def _sources(mask: Tensor) -> Tensor:
+    """For each pixel the place, row after row, of the valid one that it takes."""
+    columns = _nearest_mirrored(mask.any(0)[None])[0]
+    rows = _nearest_mirrored(mask.T.contiguous())[columns].T
+    return rows * mask.shape[1] + columns
+
+
+def fill_gaps(
+    cube: Float[np.ndarray, "bands height width"], valid: Bool[np.ndarray, "bands height width"]
+) -> Float[np.ndarray, "bands height width"]:
+    """Continue a cube over its invalid values, in a way that any denoiser takes for more of the same scene.
+
+    Where a pixel has valid values in some bands, the others are what these say by the principal directions of all
+    spectra, with noise as the band has it. Pixels without any are the mirror image of others, see :func:`fill_invalid`.
+
+    Args:
+        cube: Cube with anything in its invalid values, such as NaN.
+        valid: True where a value holds data; some do in each band.
+
+    Returns:
+        A copy; valid values are as they were.
+
+    Example:
+        >>> cube = np.arange(1.0, 5.0)[:, None, None] * np.random.default_rng(0).random((20, 30))
+        >>> valid = np.ones(cube.shape, dtype=bool)
+        >>> valid[2, :10], valid[:, 15, :5] = False, False
+        >>> filled = fill_gaps(np.where(valid, cube, np.nan), valid)
+        >>> bool(np.abs(filled - cube)[:, :10].max() < 1e-3), bool((filled[:, 15, 0] == cube[:, 14, 0]).all())
+        (True, True)
+
+    References:
+        Tipping and Bishop, "Probabilistic principal component analysis", JRSS B 1999. doi:10.1111/1467-9868.00196
+    """
+    filled = np.ascontiguousarray(cube).copy()
+    known = valid.any(axis=0)
+    partly = known & ~valid.all(axis=0)
+    if partly.any():
+        _complete(filled.reshape(len(cube), -1), valid.reshape(len(cube), -1), known.ravel(), partly.ravel())
+    if not known.all():
+        filled = filled.reshape(len(cube), -1)[:, _sources(torch.from_numpy(known)).numpy()]
+    return filled
+
+
+def _complete(cube: np.ndarray, valid: np.ndarray, known: np.ndarray, partly: np.ndarray) -> None:
+    """Fill the pixels that miss some of their bands, in place."""
+    bands = len(cube)
+    rng = np.random.default_rng(0)
+    whole = np.flatnonzero(known & ~partly)
+    rounds = 1
+    if len(whole) < _SPECTRA_PER_BAND * bands:
+        whole, rounds = np.flatnonzero(known), _GUESSES
+    if len(whole) > _SPECTRA:
+        whole = np.sort(rng.choice(whole, _SPECTRA, replace=False))
+    there = valid[:, whole]
+    sample = np.where(there, cube[:, whole], 0.0).astype(np.float64)
+    level = sample.sum(1, keepdims=True) / np.maximum(there.sum(1, keepdims=True), 1)
+    spread = np.where(there, sample - level, 0.0).std(1, keepdims=True)
+    spread[spread == 0] = 1.0
+    sample = np.where(there, (sample - level) / spread, 0.0)
+    guess, mean = sample, np.zeros((bands, 1))
+    for _ in range(rounds):
+        mean = guess.mean(1, keepdims=True)
+        around = guess - mean
+        energy, directions = np.linalg.eigh(around @ around.T / around.shape[1])
+        count = min(_DIRECTIONS, bands - 1)
+        rest = max(float(energy[: bands - count].mean()), 1e-9)
+        loads = directions[:, bands - count :] * np.sqrt(np.maximum(energy[bands - count :] - rest, 0.0))
+        noise = np.maximum(np.square(around).mean(1) - np.square(loads).sum(1), 1e-6)
+        said = mean + _said_by_others(np.where(there, sample - mean, 0.0), there, loads, noise)
+        guess = np.where(there, sample, said)
+    left = [(sample - said)[band, there[band]] for band in range(bands)]
+    places = np.flatnonzero(partly)
+    for first in range(0, len(places), _SPECTRA):
+        some = places[first : first + _SPECTRA]
+        there = valid[:, some]
+        inside = np.where(there, (np.where(there, cube[:, some], 0.0) - level) / spread - mean, 0.0)
+        values = mean + _said_by_others(inside, there, loads, noise)
+        for band in np.flatnonzero(~there.all(axis=1)).tolist():
+            gaps = ~there[band]
+            drawn = rng.choice(left[band], int(gaps.sum())) if left[band].size else 0.0
+            cube[band, some[gaps]] = level[band] + spread[band] * (values[band, gaps] + drawn)
+
+
+def _said_by_others(spectra: np.ndarray, there: np.ndarray, loads: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """What the known bands of each spectrum say of all of them, (bands, spectra)."""
+    count = loads.shape[1]
+    weighted = loads / noise[:, None]
+    products = (weighted[:, :, None] * loads[:, None, :]).reshape(len(loads), -1)
+    system = (there.T.astype(np.float64) @ products).reshape(-1, count, count) + np.eye(count)
+    found: np.ndarray = loads @ np.linalg.solve(system, (spectra.T @ weighted)[..., None])[..., 0].T
+    return found
 
 
 def _nearest_mirrored(valid: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ _ROUNDS = 6  # of the level by what lies within
 _SAMPLE = 1 << 14  # values of a band: the level of more is the same to half a percent
 _MOST_ABSORBED = 0.8  # of the variance of the noise, that is made up for
 _UNEXPLAINED = 0.45  # share of the variance of a bad band that the others do not explain
+_COMPONENTS, _LEAST_COMPONENT = 8, 1e-4  # of other bands that explain a lost one: how many, and their least energy
+_CLEARLY = 4.0  # standard errors that a coefficient is from 0
 _OUTLIER = 2.0  # times the median share: equal noise on all bands singles out none of them
 
 
@@ -206,6 +208,43 @@ def level_of_residual(
         levels[np.isnan(levels)] = np.nanmedian(levels)
     result = torch.from_numpy(np.nan_to_num(levels)).to(residual)
     return result if absorbed is None else result / (1.0 - absorbed.clamp(0.0, _MOST_ABSORBED)).sqrt()
+
+
+def explained_by_others(
+    lost: Float[np.ndarray, "lost height width"], others: Float[np.ndarray, "others height width"]
+) -> Float[np.ndarray, "lost height width"]:
+    """What can be said of bands of nothing but noise: their mean, and what they clearly share with the other bands.
+
+    Args:
+        lost: The bands as they are.
+        others: The others, without noise.
+
+    Returns:
+        A regression of each band on the leading principal components of the others, without the coefficients that noise
+        alone would have.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> scene = np.linspace(1, 2, 5)[:, None, None] * rng.random((60, 70))
+        >>> found = explained_by_others(scene[:1] + rng.normal(0, 3, (1, 60, 70)), scene[1:])
+        >>> bool(np.abs(found - scene[0]).std() < 0.1)
+        True
+    """
+    flat = others.reshape(len(others), -1).astype(np.float64)
+    flat -= flat.mean(axis=1, keepdims=True)
+    flat /= np.maximum(flat.std(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    energy, directions = np.linalg.eigh(flat @ flat.T / flat.shape[1])
+    strong = energy > _LEAST_COMPONENT * energy[-1]
+    strong[:-_COMPONENTS] = False
+    scores = (directions[:, strong] / np.sqrt(energy[strong])).T @ flat
+    found = np.empty_like(lost)
+    for band, target in zip(lost, found, strict=True):
+        values = band.ravel().astype(np.float64)
+        values -= (mean := values.mean())
+        shares = scores @ values / values.size
+        shares[np.abs(shares) < _CLEARLY * values.std() / np.sqrt(values.size)] = 0.0
+        target[...] = (mean + shares @ scores).reshape(band.shape)
+    return found
 
 
 def bad_bands(cube: Shaped[np.ndarray, "bands height width"]) -> Bool[np.ndarray, " bands"]:

@@ -35,10 +35,9 @@ _FEWEST, _MOST = 32, 1 << 17  # blocks: fewer say nothing of a range, more say t
 _STRONGEST = 70 / 255
 _NOISY_BANDS = 0.9
 _WIDENED = 2.0
-# Ranges of the less noisy half: a band with a noise above holds nothing else. It is divided until its noise is the
-# strongest that is known. With 4 to 9 of 31 bands of noise 3 to 20 ranges, the RMSE of the others falls to 0.2 to 0.7
-# of what it is without (cave/validation at a tenth of its contrast, centre 96 x 96); twice the divisor gives the same,
-# half of it up to 1.2 times, a quarter 1.4 times. What was left of the scene in these bands themselves is lost.
+# Ranges of the less noisy half: a band with a noise above holds nothing else. With 4 to 9 of 31 bands of noise 3 to 20
+# ranges, the RMSE of the others falls to 0.2 to 0.7 of what it is beside them (cave/validation at a tenth of its
+# contrast, centre 96 x 96).
 _LOST = 3.0
 _SCENE = 2.0  # times its noise: a band whose block medians spread more does; those of pure noise spread 0.9
 _SHARED = 0.2  # correlation of signs with another band: noise of 3 ranges leaves 0.05 of a scene, of none 0.01
@@ -69,8 +68,7 @@ class Scaling:
         reason: One sentence for the user: what was chosen and why.
         low: Smallest value that a network may see, in the cube's unit.
         high: Largest one.
-        divisors: By what each band is divided beside, so that bands of nothing but noise do not drown the others; empty
-            if there is none.
+        lost: Bands of nothing but noise, so strong that they would drown the others.
 
     Example:
         >>> scaling = Scaling("minmax", offset=1000.0, scale=8000.0, reason="")
@@ -85,34 +83,22 @@ class Scaling:
     reason: str
     low: float = -np.inf
     high: float = np.inf
-    divisors: tuple[float, ...] = ()
+    lost: tuple[int, ...] = ()
 
-    def apply(
-        self, values: Real[np.ndarray, "bands height width"], bands: slice = slice(None)
-    ) -> Float32[np.ndarray, "bands height width"]:
+    def apply(self, values: Real[np.ndarray, "bands height width"]) -> Float32[np.ndarray, "bands height width"]:
         """Scale values of the cube (or of a tile of it).
 
         Args:
             values: In the cube's unit.
-            bands: Which bands of the cube these are.
 
         Returns:
-            A new array; what lies outside the fitted range stays outside [0, 1], nothing is clipped. What
-            :meth:`hides` is the median of its band here.
+            A new array; what lies outside the fitted range stays outside [0, 1], nothing is clipped.
         """
         lift = 1.0 if self.scale > 1e-300 else 2.0**500  # of the smallest numbers the inverse is infinite
-        scaled = self._map(values, -self.offset / self.scale, 1.0 / (self.scale * lift), np.float32, lift)
-        if self.divisors:
-            scaled /= np.array(self.divisors[bands], np.float32)[:, None, None]
-        if np.isfinite(self.low) or np.isfinite(self.high):
-            for band, target in zip(values, scaled, strict=True):
-                hidden = self.hides(band)
-                if hidden.any():
-                    target[hidden] = 0.0 if hidden.all() else np.median(target[~hidden])
-        return scaled
+        return self._map(values, -self.offset / self.scale, 1.0 / (self.scale * lift), np.float32, lift)
 
     def hides(self, values: Real[np.ndarray, "*axes"]) -> Bool[np.ndarray, "*axes"]:
-        """Which values are no measurement: a network does not see them, and they come back as they are."""
+        """Which values lie too far outside of the range: a network must not see them."""
         with np.errstate(over="ignore"):  # a bound beyond the type of the values hides nothing
             hidden: np.ndarray = (values < self.low) | (values > self.high)
         return hidden
@@ -129,8 +115,6 @@ class Scaling:
             scaled: What :meth:`apply` gave, or a network's answer to it, all bands; left untouched.
             dtype: Floating type of the result, see :func:`floating`.
         """
-        if self.divisors:
-            scaled = scaled * np.array(self.divisors, np.float32)[:, None, None]
         return self._map(scaled, self.offset, self.scale, dtype)
 
     @staticmethod
@@ -247,8 +231,7 @@ def fit_scaling(
       medians of blocks of 3 bands and 6 x 6 pixels. It is widened where the noise would be stronger than any that the
       networks are trained for (sigma 70/255). Where bands hold impulses, these say what the range is: their two values
       are its ends. Bands of nothing but noise, marks for missing data and hot pixels
-      (:func:`hsidenoise.signal.mask.find_extremes`) count for nothing. What is marked is hidden from the network, and
-      bands of noise are scaled down to the strongest noise that it knows.
+      (:func:`hsidenoise.signal.mask.find_extremes`) count for nothing.
     - ``none``: leave the values as they are; for cubes whose clean range is [0, 1].
     - ``minmax``: smallest value to 0, largest to 1: at the mercy of noise and of one hot pixel.
 
@@ -296,17 +279,15 @@ def fit_scaling(
     extremes = extremes or find_extremes(cube)
     noise = _noise(cube)
     low, high, reason, lost = _clean_range(cube, extremes, noise)
-    divisors: tuple[float, ...] = ()
     if not high > low:
         low, high = max(lowest, extremes.low), min(highest, extremes.high)
         span = f"smallest and largest value ({', '.join(told_apart(low, high))})"
         reason = f"{span} to 0 and 1: nearly all others are the same"
     elif lost.any():
-        divisors = tuple(np.where(lost, noise / (_STRONGEST * (high - low)), 1.0).tolist())
-        reason += f"; bands {spans(np.flatnonzero(lost).tolist())} are noise alone and scaled down further"
+        reason += f"; bands {spans(np.flatnonzero(lost).tolist())} are noise alone"
     reach = _REACH * (high - low)
     ends = max(extremes.low, low - reach), min(extremes.high, high + reach)
-    return Scaling("auto", low, high - low, reason, *ends, divisors)
+    return Scaling("auto", low, high - low, reason, *ends, tuple(np.flatnonzero(lost).tolist()))
 
 
 def level_offsets(cube: Real[np.ndarray, "bands height width"]) -> Float64[np.ndarray, " bands"]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from hsidenoise.signal.mask import find_extremes
 from hsidenoise.signal.noise_level import haar_details
 
 CLEAR = 3.0
@@ -44,7 +45,8 @@ def axis_scores(array: Any) -> Float64[np.ndarray, " 3"]:
 
     Args:
         array: Of three axes, each longer than one, and real numbers: a NumPy array or what can be sliced like one.
-            About 48 values along each axis are looked at; what is not finite counts for nothing.
+            About 48 values along each axis are looked at; what is not finite or no measurement
+            (:func:`hsidenoise.signal.mask.find_extremes`) counts for nothing.
 
     Returns:
         A score for each axis, logarithmic; all the same where nothing can be said. From a lead of :data:`CLEAR` over
@@ -63,12 +65,15 @@ def axis_scores(array: Any) -> Float64[np.ndarray, " 3"]:
     finite = sample[np.isfinite(sample)]
     if not finite.size:
         return np.zeros(3)
+    extremes = find_extremes(sample)
+    finite = finite[(finite >= extremes.low) & (finite <= extremes.high)]
     middle, low, high = np.quantile(finite, (0.5, _HOT, 1 - _HOT))
     if not high > low:
         return np.zeros(3)
 
     def tame(values: Any) -> np.ndarray:
-        known = np.nan_to_num(np.asarray(values, np.float64), nan=middle)
+        known = np.asarray(values, np.float64)
+        known = np.where((known >= extremes.low) & (known <= extremes.high), known, middle)
         return np.asarray((known.clip(low, high) - middle) / (high - low))
 
     sample = tame(sample)

@@ -233,9 +233,12 @@ def test_other_folders_have_no_wavelengths(tmp_path):
         (
             {"a": np.where(np.arange(60).reshape(3, 4, 5) == 9, np.nan, 0)},
             {},
-            "1 of 60, the first in band 4, row 0, col",
+            "is constant: every value is 0",
         ),
-        ({"a": np.where(np.arange(60).reshape(3, 4, 5) > 9, np.inf, 0)}, {"axes": "bhw"}, "50 of 60"),
+        ({"a": np.full((3, 4, 5), np.inf)}, {"axes": "bhw"}, "has no valid value"),
+        ({"a": np.arange(60).reshape(3, 4, 5)}, {"bad_bands": "2,5-6"}, "bad band 5: the cube has bands 0 to 4"),
+        ({"a": np.arange(60).reshape(3, 4, 5)}, {"bad_bands": "2-"}, "bad bands '2-': write auto, keep, or numbers"),
+        ({"a": np.arange(60).reshape(3, 4, 5)}, {"mask": "m"}, r"the mask 'm' is neither a variable of it \(a\) nor a"),
         ({"a": np.linspace(0, 1e300, 60).reshape(3, 4, 5)}, {}, "beyond single precision"),
     ],
 )
@@ -252,6 +255,35 @@ def test_bad_input_is_one_line_with_the_path(tmp_path, content, choice, message,
         read_cube(path, **choice)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("axes", ["hwb", "bhw", "whb"])
+@pytest.mark.parametrize("where", ["variable", "file", "cube", "bands", "on its side"])
+def test_a_mask_is_a_variable_or_a_file(tmp_path, axes, where):
+    rng = np.random.default_rng(0)
+    cube, mask = rng.random((3, 7, 5)), rng.random((7, 5)) < 0.7
+    order = ["bhw".index(axis) for axis in axes]
+    image = mask.T if axes == "whb" else mask
+    arrays = {"a": cube.transpose(order)}
+    given = "m"
+    if where == "variable":
+        arrays["m"] = image
+    elif where == "cube":
+        mask = rng.random(cube.shape) < 0.7
+        arrays["m"] = mask.transpose(order).astype(np.uint8)
+    elif where == "bands":
+        mask = np.array([1, 0, 1])[:, None, None]
+        arrays["m"] = mask[:, 0]
+    else:
+        given = str(tmp_path / "m.mat")
+        scipy.io.savemat(given, {"m": image.T if where == "on its side" else image})
+    scipy.io.savemat(tmp_path / "a.mat", arrays)
+    read = read_cube(tmp_path / "a.mat", key="a", axes=axes, mask=given)
+    assert np.array_equal(read.mask, np.broadcast_to(mask != 0, cube.shape))
+    assert read.not_data[0].startswith("not in the given mask: ")
+    scipy.io.savemat(tmp_path / "a.mat", {"a": cube.transpose(order), "m": np.ones((2, 2))})
+    with pytest.raises(ValueError, match="the mask 'm' is 2x2; the cube has 3 bands of 7x5 pixels"):
+        read_cube(tmp_path / "a.mat", key="a", axes=axes, mask="m")
 
 
 def test_no_file_and_no_mat_file(tmp_path):

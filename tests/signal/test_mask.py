@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hsidenoise.noise.cases import corrupt
-from hsidenoise.signal.mask import find_extremes, scorable
+from hsidenoise.signal.mask import find_extremes, find_mask, parse_bands, scorable, spans
 
 
 @pytest.fixture
@@ -78,3 +78,88 @@ def test_only_what_both_cubes_share_is_left_out_of_a_score(scene):
     assert "31 values are -9999 in the clean cube only" in " ".join(left.reasons)
     with pytest.raises(ValueError, match="no pixel holds data in all bands of both cubes: NaN or infinite"):
         scorable(np.full_like(scene, np.nan), scene)
+
+
+def test_every_kind_of_no_data_is_left_out_and_said(scene):
+    cube, wanted = scene.copy(), np.ones(scene.shape, dtype=bool)
+    given = np.ones(scene.shape[1:], dtype=bool)
+    for where, value in (
+        (np.s_[:, :3], 5.0),
+        (np.s_[:, 40:, :9], 0.25),
+        (np.s_[4, 20:30], np.nan),
+        (np.s_[5, 20, 20:23], -np.inf),
+        (np.s_[:, :, 60:], -9999),
+        (np.s_[7, 10, 10], 3e8),
+        (np.s_[13:15], cube[13:15]),
+    ):
+        cube[where], wanted[where] = value, False
+    given[:3] = False
+    good = np.arange(31) // 2 != 7
+    good[13] = False
+    good[15] = True
+    found = find_mask(cube, nodata=0.25, given=given, good_bands=good)
+    assert np.array_equal(found.valid, wanted)
+    assert found.reasons == (
+        "not in the given mask: 192 pixels of bands 0-30",
+        "0.25, the nodata value, in 72 pixels of bands 0-30",
+        "bad by the header: bands 13-14",
+        "NaN in 600 pixels of band 4",
+        "infinite values in 3 pixels of band 5",
+        "-9999 in 180 pixels of bands 0-12, 15-30: no measurement, it seems",
+        "3e+08 in 1 pixel of band 7: no measurement, it seems",
+    )
+    assert found.asked == 2
+    assert np.array_equal(find_mask(cube, bad_bands=[13, 14], nodata=0.25, given=given).valid, wanted)
+    assert find_mask(scene) == (None, (), 0)
+
+
+@pytest.mark.parametrize("value", [-3.4e38, 3.4028235e38, 9.96921e36, 1e20])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_nodata_value_is_found_however_it_was_rounded(scene, value, dtype):
+    cube = scene.astype(dtype)
+    cube[:, 5:9] = np.sign(value) * np.finfo(np.float32).max if abs(value) > 3e38 else dtype(value)
+    for nodata in (value, None):
+        assert np.array_equal(find_mask(cube, nodata=nodata).valid, np.abs(cube) < 1e10)
+
+
+@pytest.mark.parametrize("angle", [2, 20, 45])
+@pytest.mark.parametrize(("scale", "dtype"), [(1, np.float32), (1e4, np.int16), (200, np.uint8)])
+@pytest.mark.parametrize("bands", [3, 31])
+def test_the_zeros_around_a_rotated_flight_line_are_no_data(scene, angle, scale, dtype, bands):
+    cube = np.round((0.05 + 0.9 * scene[:bands]) * scale, 0 if scale > 1 else 9).astype(dtype)
+    rows, columns = np.mgrid[:48, :64]
+    turn = np.exp(1j * np.deg2rad(angle)) * ((columns - 31.5) + 1j * (rows - 23.5))
+    inside = (np.abs(turn.real) < 30) & (np.abs(turn.imag) < 22)
+    cube[:, ~inside] = 0
+    found = find_mask(cube)
+    assert np.array_equal(found.valid, np.broadcast_to(inside, cube.shape))
+    assert found.reasons == (f"0 in all bands of {(~inside).sum()} pixels: no data, it seems",)
+
+
+@pytest.mark.parametrize("bands", [1, 3, 31])
+def test_honest_zeros_of_a_dark_scene_are_data(scene, bands, rng):
+    cube = scene[:bands]
+    noisy = cube + rng.normal(0, 0.02, cube.shape)
+    for steps in (0.5, 2, 5, 20):
+        dark = [np.round(cube * steps), np.round(noisy.clip(0) * steps), rng.poisson(cube * steps)]
+        for counts in dark:
+            assert not any("0 in all" in reason for reason in find_mask(counts.astype(np.uint8)).reasons)
+    for share in (0.2, 0.5, 0.8):
+        for values in (cube, noisy):
+            reasons = find_mask((values - np.quantile(values, share)).clip(0)).reasons
+            assert not any("0 in all" in reason for reason in reasons)
+
+
+def test_lists_of_bands_are_read_as_they_are_written():
+    assert parse_bands(spans([0, 1, 2, 7, 9, 10])) == (0, 1, 2, 7, 9, 10)
+    for text in ("", "3-1", "a", "1,,2", "-4", "1-", "0-99999999999"):
+        with pytest.raises(ValueError, match="write auto, keep, or numbers from 0"):
+            parse_bands(text)
+
+
+def test_masks_that_do_not_fit_are_refused(scene):
+    for given in (np.ones((3, 4)), np.ones(30), np.ones((31, 48, 63))):
+        with pytest.raises(ValueError, match=r"the mask has shape .* takes one of \(31, 48, 64\), \(48, 64\) or"):
+            find_mask(scene, given=given)
+    with pytest.raises(ValueError, match="bad band 31: the cube has bands 0 to 30"):
+        find_mask(scene, bad_bands="0-2,31")

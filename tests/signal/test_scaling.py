@@ -57,17 +57,12 @@ def test_hot_pixels_marks_and_bands_of_noise_set_no_range(rng):
     assert scaling.offset == pytest.approx(plain.offset, abs=0.03 * plain.scale)
     assert scaling.scale == pytest.approx(plain.scale, rel=0.3)
     assert np.array_equal(scaling.hides(bad), bad != cube)
-    assert np.abs(scaling.apply(bad)).max() < 2
     bad = cube.copy()
     bad[10:12] = rng.normal(0, [[[1e4]], [[3e5]]], (2, 48, 42))
     scaling = fit_scaling(bad)
     assert scaling.offset == pytest.approx(plain.offset, abs=0.03 * plain.scale)
     assert scaling.scale == pytest.approx(plain.scale, rel=0.1)
-    # these bands alone are scaled down, to the strongest noise that networks are trained for
-    scaled = scaling.apply(bad)
-    assert np.allclose(scaled[10:12].std(axis=(1, 2)), 70 / 255, rtol=0.1)
-    assert np.array_equal(scaled[9:12, 5:], scaling.apply(bad[9:12, 5:], slice(9, 12)))
-    assert np.allclose(scaling.invert(scaled), bad, rtol=1e-5)
+    assert scaling.lost == (10, 11)
     assert "; bands 10-11 are noise alone" in scaling.reason
 
 
