@@ -351,7 +351,6 @@ def bad_files():
         "truncated.mat": (cut, r"truncated|cut short|incomplete|damaged"),
         "flat.mat": (lambda path: many(path, {"a": np.eye(3), "b": "text"}), r"\ba\b"),
         "two.mat": (lambda path: many(path, {"one": cube, "two": cube}), r"one.*two"),
-        "nan.mat": (lambda path: many(path, {"cube": hole}), r"NaN"),
         "constant.mat": (lambda path: many(path, {"cube": np.full((6, 8, 5), 7.0)}), r"7|constant"),
         "no_axis.mat": (lambda path: many(path, {"cube": np.zeros((6, 0, 5))}), r"6x0x5|empty"),
         "complex.mat": (lambda path: many(path, {"cube": cube * 1j}), r"complex"),
