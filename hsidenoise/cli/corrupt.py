@@ -25,7 +25,7 @@ class _ListNoise(argparse.Action):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
-    parser.add_argument("clean", type=path, help=".mat file or folder of PNG")
+    parser.add_argument("clean", type=path, help="file of a cube or folder of PNG")
     parser.add_argument("noisy", type=path, help=".mat file to write")
     add_options(parser, CorruptOptions)
     parser.add_argument("--list", action=_ListNoise, nargs=0, help="list the noise cases with their sources and stop")

@@ -18,10 +18,10 @@ from hsidenoise.data.options import EvaluateOptions, ReadOptions
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
     parser.add_argument(
-        "denoised", type=path, help=".mat file or folder of PNG; also a noisy cube, to know where it started"
+        "denoised", type=path, help="file of a cube or folder of PNG; also a noisy cube, to know where it started"
     )
     parser.add_argument(
-        "clean", type=path, help=".mat file or folder of PNG; may be the same file, if that is of `corrupt`"
+        "clean", type=path, help="file of a cube or folder of PNG; may be the same file, if that is of `corrupt`"
     )
     add_options(parser, EvaluateOptions)
     add_json(parser)

@@ -11,7 +11,7 @@ from hsidenoise.data.options import ReadOptions
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
-    parser.add_argument("cube", type=path, help=".mat file or folder of PNG")
+    parser.add_argument("cube", type=path, help="file of a cube or folder of PNG")
     add_options(parser, ReadOptions)
     add_json(parser)
 

@@ -166,13 +166,17 @@ class Layout:
         return cube.transpose(["bhw".index(axis) for axis in self.axes]).reshape(self.shape)
 
 
-def axes_of(names: Sequence[str]) -> str:
+def axes_of(names: Sequence[str], shape: Sequence[int]) -> str:
     """What the names of dimensions say of the axes: a letter for each; empty if they do not say it of every one.
 
+    Of more than three, those longer than one count.
+
     Example:
-        >>> axes_of(["downtrack", "crosstrack", "bands"]), axes_of(["dim_0", "dim_1", "dim_2"])
+        >>> axes_of(["time", "downtrack", "crosstrack", "bands"], (1, 8, 7, 5)), axes_of(["a", "b", "c"], (8, 7, 5))
         ('hwb', '')
     """
+    if len(shape) > 3:
+        names = [name for name, size in zip(names, shape, strict=False) if size != 1]
     letters = ["".join(letter for letter, known in DIMENSIONS.items() if name.lower() in known) for name in names]
     return "".join(letters) if sorted(letters) == ["b", "h", "w"] else ""
 
@@ -352,12 +356,17 @@ def _plain_key(name: str) -> str:
 
 def _find_variable(variables: Sequence[Variable], key: str | None, *, unfolded: bool) -> tuple[Variable, str]:
     if key is not None:
-        for variable in variables:
-            if variable.name == key:
-                return variable, "what was asked for"
-        for variable in variables:
-            if _plain_key(variable.name) == _plain_key(key):
-                return variable, "what was asked for"
+        wanted = _plain_key(key)
+        named = [item for item in variables if item.name == key]
+        named = named or [item for item in variables if _plain_key(item.name) == wanted]
+        if named and named[0].dtype is None:  # a struct or cell stands for the one cube in it
+            starts = tuple(wanted + mark for mark in ".{(")
+            within = [item for item in variables if item.inside and _plain_key(item.name).startswith(starts)]
+            within = [item for item in within if item.is_number and _is_cube(item)]
+            if len(within) == 1:
+                return within[0], f"the only 3-D array in '{named[0].label}'"
+        if named:
+            return named[0], "what was asked for"
         raise ValueError(f"no variable '{printable(key)}'; the file holds {describe(variables)}")
     if unfolded:
         candidates, what = [item for item in variables if item.is_number and _is_matrix(item)], "2-D"

@@ -15,7 +15,12 @@ from hsidenoise.system.options import REQUIRED, Missing, option
 class ReadOptions:
     """How a cube is read from a file, see :func:`hsidenoise.read_cube`."""
 
-    key: str | None = option(None, "variable that holds the cube; found if absent", metavar="NAME")
+    key: str | None = option(
+        None,
+        "variable that holds the cube, such as cube, group/name, or inside of MATLAB's structs and cells hsi.cube, "
+        "c{2}; found if absent",
+        metavar="NAME",
+    )
     axes: str | None = option(
         None,
         "meaning of the variable's axes as who wrote it sees them (MATLAB; Python, if that wrote it): hwb, bhw, ... "

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from hsidenoise.data.formats.base import Format, Part, Wavelengths, missing_extra, reading
-from hsidenoise.data.layout import Layout, Variable, check_room, leaf
+from hsidenoise.data.layout import Layout, RefusedError, Variable, check_room, leaf
 from hsidenoise.data.metadata import Metadata
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NM = {"nm": 1.0, "nanometers": 1.0, "um": 1e3, "µm": 1e3, "micrometers": 1e3}
+_LOSSY = ("jpeg", "webp", "jxl", "lerc", "lerc_deflate", "lerc_zstd")  # which would not keep what is computed
 _STALE = "STATISTICS_"  # of values that are others now
 _WRITTEN = {"wavelength", "wavelength_units", "fwhm", "good_band"}
 
@@ -55,7 +56,9 @@ class _GeoTiff(Format):
     def list_variables(self, path: Path, *, allow_external: bool = False) -> list[Variable]:
         with _rasterio() as rasterio, reading(path), rasterio.open(path, driver="GTiff") as file:
             if len(set(file.dtypes)) > 1:
-                raise ValueError(f"bands of several types: {', '.join(sorted(set(file.dtypes)))}")
+                raise RefusedError(
+                    f"its bands are of several types: {', '.join(sorted(set(file.dtypes)))}; cut it before"
+                )
             dtype = np.dtype(file.dtypes[0])
             shape = (file.count, file.height, file.width)
             return [Variable(leaf(path.stem), shape, dtype, _note(file), foreign=True, axes="bhw")]
@@ -97,8 +100,11 @@ class _GeoTiff(Format):
     ) -> None:
         with _rasterio() as rasterio, rasterio.open(source, driver="GTiff") as old:
             profile = dict(old.profile) | {"driver": "GTiff", "BIGTIFF": "IF_SAFER"}
-            if old.photometric is not None:
+            if str(profile.get("compress", "")).lower() in _LOSSY:
+                profile |= {"compress": "deflate", "photometric": None}
+            elif old.photometric is not None:
                 profile["photometric"] = old.photometric.value
+            profile = {key: value for key, value in profile.items() if value is not None}
             with rasterio.open(targets[0], "w", **profile) as new:
                 _put(new, stored)
                 for space in ("", *(each for each in old.tag_namespaces() if each in ("RPC", "IMD", "IMAGERY"))):

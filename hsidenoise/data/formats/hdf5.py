@@ -288,7 +288,7 @@ class _Links:
         note = "complex numbers" if dtype.kind == "c" else "" if kind else "no MATLAB class"
         if kind and dtype.kind != "c" and dtype.newbyteorder("=") != _CLASS_TYPES[kind]:
             note, dtype = f"{kind} in MATLAB, stored as {dtype}", _CLASS_TYPES[kind]
-        return Variable(name, shape, dtype, note, foreign, _letters(node) if foreign and len(shape) == 3 else "")
+        return Variable(name, shape, dtype, note, foreign, _letters(node) if foreign and len(shape) >= 3 else "")
 
     def about(self, name: str) -> dict[str, Any]:
         """What the attributes of the file, of a data set and of its grid mapping say; those of the latter go before."""
@@ -318,7 +318,7 @@ def _of_cell(node: Any, number: int) -> Any:
 def _letters(node: Any) -> str:
     """What the names of the dimensions of a data set say of its axes; empty if they do not."""
     names = [each.label or (each[0].name.rpartition("/")[2] if len(each) else "") for each in node.dims]
-    return axes_of(names)
+    return axes_of(names, node.shape)
 
 
 def _attributes(node: Any) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _below(zarr: Any, group: Any, prefix: str, depth: int) -> Iterator[tuple[str
 
 def _variable(name: str, array: Any) -> Variable:
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
-    axes = axes_of([str(each) for each in names]) if len(array.shape) == 3 else ""
+    axes = axes_of([str(each) for each in names], array.shape)
     kind = array.dtype.kind
     note = f"chunks of {'x'.join(map(str, array.chunks))}" if kind in "iuf" else f"{array.dtype} array"
     return Variable(name, tuple(array.shape), array.dtype if kind in "iufcb" else None, note, foreign=True, axes=axes)

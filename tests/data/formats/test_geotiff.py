@@ -75,6 +75,20 @@ def test_a_new_file(tmp_path, dtype):
     assert again.metadata.good_bands.tolist() == about.good_bands.tolist()
 
 
+def test_a_lossy_source(tmp_path):
+    values = np.random.default_rng(0).integers(0, 255, (3, 64, 80)).astype("u1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        for more in ({"photometric": "ycbcr", "tiled": True}, {}):
+            size = {"count": 3, "height": 64, "width": 80, "dtype": "uint8"}
+            with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", compress="jpeg", **size, **more) as file:
+                file.write(values)
+            cube = read_cube(tmp_path / "a.tif")
+            write_cube(tmp_path / "out.tif", Cube(255 - cube.values, None, cube.layout, cube.path, cube.metadata))
+            with rasterio.open(tmp_path / "out.tif") as new:
+                assert np.array_equal(new.read(), 255 - cube.values)
+
+
 def test_to_envi_and_back(tmp_path):
     georeferenced(tmp_path / "a.tif", values_of())
     convert(tmp_path / "a.tif", tmp_path / "b.img")

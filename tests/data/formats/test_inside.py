@@ -123,7 +123,8 @@ def test_several_inside_are_named_and_a_wrong_key_lists_them(tmp_path):
     v5(tmp_path / "a.mat", True)
     with pytest.raises(ValueError, match=r"several variables may be the cube: hsi.cube 12x9x5, hsi.in.y .*c\{2\}"):
         read_cube(tmp_path / "a.mat")
-    for key in ("c{1}", "c{3}", "c{9}", "hsi.none", "hsi"):
+    assert read_cube(tmp_path / "a.mat", key="c", axes="hwb").layout.key == "c{2}"  # the one cube in it
+    for key in ("c{1}", "c{3}", "c{9}", "hsi.none", "hsi", "s"):
         said = call("denoise", "a.mat", "--key", key, "-o", "b.mat", cwd=tmp_path, code=2)
         assert refused(said), said
     assert not (tmp_path / "b.mat").exists()
