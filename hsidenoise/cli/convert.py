@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
     parser.add_argument("source", type=path, metavar="SOURCE", help="file to read, or folder of PNG")
     parser.add_argument("target", type=path, metavar="TARGET", help="file to write, named for its format")
-    add_options(parser.add_argument_group("reading"), ReadOptions)
+    add_options(parser.add_argument_group("reading"), ReadOptions, without=("mask", "bad_bands"))
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ as they are; the stored type comes back on the way out, integers rounded and cli
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +362,8 @@ def convert(source: str | Path, target: str | Path, *, reading: ReadOptions | No
     stored, layout, wavelengths, metadata = _read(
         path, key=key, axes=reading.axes, size=reading.size, allow_external=reading.allow_external
     )
+    if reading.nodata is not None:
+        metadata = replace(metadata, nodata=reading.nodata)
     cube = Cube(stored.astype(floating(stored.dtype)), wavelengths, layout, path, metadata)
     _write(Path(target), cube, stored)
     return cube

@@ -89,6 +89,14 @@ def test_a_lossy_source(tmp_path):
                 assert np.array_equal(new.read(), 255 - cube.values)
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_nodata_value_can_be_given(tmp_path):
+    np.save(tmp_path / "a.npy", values_of())
+    call("convert", "a.npy", "b.tif", "--axes", "bhw", "--nodata", "-1", cwd=tmp_path)
+    with rasterio.open(tmp_path / "b.tif") as new:
+        assert new.nodata == -1
+
+
 def test_to_envi_and_back(tmp_path):
     georeferenced(tmp_path / "a.tif", values_of())
     convert(tmp_path / "a.tif", tmp_path / "b.img")
