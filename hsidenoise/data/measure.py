@@ -95,7 +95,13 @@ def evaluate_files(
     for path, cube in ((denoised_path, denoised), (clean_path, clean)):
         if (largest := float(np.abs(cube.values).max(where=np.isfinite(cube.values), initial=0))) > _LARGEST:
             raise ValueError(f"{path}: values of up to {largest:.3g} cannot be squared; save it in another unit")
-    left = scorable(denoised.values, clean.values)
+    asked = reading.nodata is not None or reading.mask is not None
+    left = scorable(denoised.values, clean.values, denoised.mask, clean.mask, asked=asked)
+    said = tuple(
+        f"{name} cube: {reason}"
+        for name, cube in (("denoised", denoised), ("clean", clean))
+        for reason in cube.not_data
+    )
     bands = np.flatnonzero(left.bands)
     ours, truth = denoised.values[bands], clean.values[bands]
     if carried is not None:
@@ -139,7 +145,7 @@ def evaluate_files(
         pixels_scored=int(left.pixels.sum()),
         pixels=left.pixels.size,
         bands_left_out=tuple(int(band) for band in np.flatnonzero(~left.bands)),
-        not_data=tuple(left.reasons),
+        not_data=(*said, *left.reasons),
         bands_of_infinite_psnr=infinite,
         bands_of_infinite_ergas=undefined,
     )

@@ -6,6 +6,7 @@ never mixes two seeds, crops, versions or collections of scenes without anybody 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -283,7 +284,11 @@ def _read_clean(
 ) -> tuple[Float32[np.ndarray, "bands height width"], Float64[np.ndarray, " bands"] | None]:
     """Centre of a clean cube scaled to [0, 1], and its wavelengths."""
     cube = read_cube(path, key=key or key_if_there(path, CLEAN_KEY), exact=True)
-    return clean_range(_cropped(cube.values, crop, path), str(path)), cube.wavelengths
+    mask = None if cube.mask is None else _cropped(cube.mask, crop, path)
+    if mask is not None and not mask.any(axis=(1, 2)).all():  # published files have all of the bands
+        raise ValueError(f"{path}: bands without data ({'; '.join(cube.not_data)}); leave them out of the file")
+    cropped = dataclasses.replace(cube, values=_cropped(cube.values, crop, path), mask=mask)
+    return clean_range(cropped, str(path)), cube.wavelengths
 
 
 def _cropped(values: np.ndarray, crop: int | None, path: Path) -> np.ndarray:

@@ -22,6 +22,7 @@ from hsidenoise.data.formats.mat import load_variable
 from hsidenoise.data.io import Cube, list_variables, read_cube
 from hsidenoise.data.layout import Variable, describe, times
 from hsidenoise.noise.cases import noise_case
+from hsidenoise.signal.scaling import value_range
 
 #: The nine published folders: what their names end in -> our name of the noise case.
 PUBLISHED_CASES: dict[str, str] = {
@@ -186,7 +187,9 @@ def clean_beside(path: Path, noisy: Cube) -> Real[np.ndarray, "bands height widt
 
 def _read_published(path: Path, variable: Variable) -> Cube:
     # Small test images would be taken for another order by their sizes. Only what no MATLAB wrote has to be guessed.
-    return read_cube(path, key=variable.name, axes=None if variable.foreign else "hwb")
+    cube = read_cube(path, key=variable.name, axes=None if variable.foreign else "hwb")
+    value_range(cube.values, f"{path}: '{variable.label}'")  # for its error: scores of NaN say nothing
+    return cube
 
 
 def _read_sigma(path: Path, variable: Variable | None, bands: int) -> Float32[np.ndarray, " bands"] | None:

@@ -6,6 +6,7 @@ of their list or sorted: never in the order of a directory.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
 from hsidenoise.data.datasets import Split, find_split, read_split, scene_name
-from hsidenoise.data.io import read_cube
+from hsidenoise.data.io import Cube, read_cube
 from hsidenoise.noise.cases import noise_case
-from hsidenoise.signal.mask import find_extremes
 from hsidenoise.signal.scaling import centre_crop, to_unit_range
 
 _TRAIN, _VALIDATION, _TEST = ("train",), ("validation", "val"), ("test",)
@@ -98,38 +98,43 @@ def read_clean(
 ) -> Float32[np.ndarray, "bands height width"]:
     """Read a clean cube and scale it to [0, 1] by its smallest and largest value (one scaling for all bands).
 
+    Bands without data, such as those that the header calls bad, are left out.
+
     Args:
         path: File or folder of PNG.
         key: Variable to read, where a file has several.
         crop: Side of the centre square to cut first, in pixels; a cube that is smaller is left as it is.
 
     Raises:
-        ValueError: If the cube is constant, or holds values that are not finite or no measurement.
+        ValueError: If the cube is constant, or some of its pixels hold no data; with the name of the file.
     """
-    values = read_cube(path, key=key, exact=True).values
-    return clean_range(values if crop is None else centre_crop(values, crop), str(path))
+    cube = read_cube(path, key=key, exact=True)
+    if crop is not None:
+        mask = None if cube.mask is None else centre_crop(cube.mask, crop)
+        cube = dataclasses.replace(cube, values=centre_crop(cube.values, crop), mask=mask)
+    return clean_range(cube, str(path))
 
 
-def clean_range(
-    values: Float[np.ndarray, "bands height width"], name: str
-) -> Float32[np.ndarray, "bands height width"]:
-    """Scale a clean cube to [0, 1] by its smallest and largest value, unless one of them is no measurement.
+def clean_range(cube: Cube, name: str) -> Float32[np.ndarray, "bands_with_data height width"]:
+    """Scale a clean cube to [0, 1] by its smallest and largest value; bands without any data are left out.
 
     Args:
-        values: The clean cube.
+        cube: The clean cube.
         name: What a message calls it.
 
     Raises:
-        ValueError: If the cube is constant, or holds values that are not finite or no measurement
-            (:func:`hsidenoise.signal.mask.find_extremes`): all else would become nearly one value.
+        ValueError: If the cube is constant, or some pixels of a band hold no data: as an end of the range they would
+            make all else nearly one value.
     """
-    scaled = to_unit_range(values, name)[0]
-    if found := find_extremes(values).found:
-        raise ValueError(
-            f"{name}: {'; '.join(map(str, found))}: no measurement, it seems, but an end of the range that goes to "
-            "[0, 1]; put other values there, cut that part off, or leave the file out"
-        )
-    return scaled
+    values = cube.values
+    if cube.mask is not None:
+        with_data = cube.mask.any(axis=(1, 2))
+        values = values[with_data]
+        if not cube.mask[with_data].all():
+            raise ValueError(
+                f"{name}: {'; '.join(cube.not_data)}; put other values there, cut that part off, or leave the file out"
+            )
+    return to_unit_range(values, name)[0]
 
 
 def cubes_in(folder: Path) -> list[Path]:

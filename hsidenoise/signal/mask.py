@@ -288,7 +288,7 @@ class Scorable:
     Attributes:
         bands: True where a band can be scored.
         pixels: True where a pixel holds data in all of these bands, in both cubes.
-        reasons: What was left out, and what was not though it looks like it, for people.
+        reasons: What is scored though it looks like no data, for people.
     """
 
     bands: Bool[np.ndarray, " bands"]
@@ -297,13 +297,25 @@ class Scorable:
 
 
 def scorable(
-    denoised: Real[np.ndarray, "bands height width"], clean: Real[np.ndarray, "bands height width"]
+    denoised: Real[np.ndarray, "bands height width"],
+    clean: Real[np.ndarray, "bands height width"],
+    denoised_valid: Bool[np.ndarray, "bands height width"] | None = None,
+    clean_valid: Bool[np.ndarray, "bands height width"] | None = None,
+    *,
+    asked: bool = False,
 ) -> Scorable:
     """Find the bands and pixels in which two cubes can be compared.
 
-    Left out is what is NaN or infinite in one of them, and a mark that both have in the same place: the one value that
-    :func:`find_extremes` finds at an end of the clean cube. A band without anything else is left out as a band, a pixel
-    if a value of any other band is left out.
+    Left out is what holds no data in the clean cube, and what is NaN or infinite in the denoised one. Its other values
+    without data are scored, or a denoiser could hide what it has spoilt, unless somebody has said what they are. A band
+    without anything else is left out as a band, a pixel if a value of any other band is left out.
+
+    Args:
+        denoised: The one cube.
+        clean: The other.
+        denoised_valid: True where the first holds data, see :func:`find_mask`; None: everywhere.
+        clean_valid: The same of the second.
+        asked: Whether somebody has said which values of the first hold no data.
 
     Raises:
         ValueError: If nothing is left.
@@ -311,32 +323,25 @@ def scorable(
     Example:
         >>> clean = np.random.default_rng(0).random((3, 40, 50))
         >>> clean[:, :4], clean[2] = -9999, np.nan
-        >>> left = scorable(clean, clean)
+        >>> left = scorable(clean, clean, clean_valid=find_mask(clean).valid)
         >>> left.bands.tolist(), int(left.pixels.sum())
         ([True, True, False], 1800)
     """
-    invalid = ~(np.isfinite(denoised) & np.isfinite(clean))
-    found = [("NaN or infinite", invalid.copy())] if invalid.any() else []
+    finite = np.isfinite(denoised)
+    invalid = ~(finite & np.isfinite(clean))
+    if clean_valid is not None:
+        invalid |= ~clean_valid
     reasons = []
-    for extreme in find_extremes(clean).found:
-        value = np.float32(extreme.lowest)
-        if extreme.highest > extreme.lowest:
-            reasons.append(f"{extreme} of the clean cube: scored, though no measurement, it seems")
-            continue
-        marked = clean.astype(np.float32) == value
-        shared = marked & (denoised.astype(np.float32) == value)
-        if shared.any():
-            found.append((f"{extreme.lowest:.6g} in both cubes", shared))
-            invalid |= shared
-        if alone := int((marked & ~shared).sum()):
-            reasons.append(f"{alone} values are {extreme.lowest:.6g} in the clean cube only: scored as they are")
+    if denoised_valid is not None:
+        alone = ~denoised_valid & ~invalid
+        if asked:
+            invalid |= alone
+        elif count := int(alone.sum()):
+            reasons.append(f"{count} values seem to be no data in the denoised cube only: scored as they are")
     bands = ~invalid.all(axis=(1, 2))
     pixels = ~invalid[bands].any(axis=0)
     if not bands.any() or not pixels.any():
-        raise ValueError(f"no pixel holds data in all bands of both cubes: {', '.join(name for name, _ in found)}")
-    for name, where in found:
-        here = tuple(int(band) for band in np.flatnonzero(where.any(axis=(1, 2))))
-        reasons.insert(0, f"{name}: {int(where.any(axis=0).sum())} pixels, {named_bands(here)}")
+        raise ValueError("no pixel holds data in all bands of both cubes")
     return Scorable(bands, pixels, tuple(reasons))
 
 

@@ -686,23 +686,45 @@ class TestEvaluate:
         assert given["data_range"] == 2000
         assert given["psnr"] > scores["psnr"] + 5
 
-    @pytest.mark.parametrize("value", [-9999.0, np.nan, 1e20])
+    @pytest.mark.parametrize("value", [-9999.0, np.nan, 1e20, 0.0])
     def test_what_both_mark_as_no_data_is_left_out_and_said(self, capsys, tmp_path, real_crop, value):
         clean = 0.1 + 0.5 * real_crop.transpose(1, 2, 0).astype(np.float64)
         denoised = clean + np.random.default_rng(0).normal(0, 0.01, clean.shape)
+        bands = [3, 4] if value else []  # a band of zeros is one that makes a score infinite
         for name, cube in (("d", denoised), ("c", clean)):
-            cube[:, :20] = cube[..., 3:5] = value
+            cube[:, :20] = cube[..., bands] = value
             scipy.io.savemat(tmp_path / f"{name}.mat", {"cube": cube})
-            scipy.io.savemat(tmp_path / f"{name}0.mat", {"cube": np.delete(cube[:, 20:], [3, 4], axis=2)})
+            scipy.io.savemat(tmp_path / f"{name}0.mat", {"cube": np.delete(cube[:, 20:], bands, axis=2)})
         alone = self.scores(capsys, tmp_path / "d0.mat", tmp_path / "c0.mat")
         scores = self.scores(capsys, tmp_path / "d.mat", tmp_path / "c.mat")
         for name in ("psnr", "ssim", "sam", "ergas"):
             assert scores[name] == pytest.approx(alone[name], rel=1e-9)
-        assert (scores["pixels_scored"], scores["pixels"], scores["bands_left_out"]) == (48 * 44, 48 * 64, [3, 4])
+        assert (scores["pixels_scored"], scores["pixels"], scores["bands_left_out"]) == (48 * 44, 48 * 64, bands)
         assert main(["evaluate", str(tmp_path / "d.mat"), str(tmp_path / "c.mat")]) == 0
         said = capsys.readouterr().out
-        assert "no data   " + ("NaN or infinite" if np.isnan(value) else f"{value:.6g} in both cubes") in said
-        assert "scored    2112 of 3072 pixels, without bands 3-4" in said
+        what = "NaN" if np.isnan(value) else f"{value:.6g}"
+        assert f"no data   denoised cube: {what} in " in said
+        assert f"no data   clean cube: {what} in " in said
+        assert f"scored    2112 of 3072 pixels{', without bands 3-4' * bool(bands)}" in said
+
+    def test_marks_of_the_denoised_cube_alone_are_scored_unless_they_are_named(self, capsys, tmp_path, real_crop):
+        clean = 0.1 + 0.5 * real_crop.transpose(1, 2, 0).astype(np.float64)
+        denoised = clean + np.random.default_rng(0).normal(0, 0.01, clean.shape)
+        scipy.io.savemat(tmp_path / "c0.mat", {"cube": clean[:, 20:]})
+        scipy.io.savemat(tmp_path / "d0.mat", {"cube": denoised[:, 20:]})
+        denoised[:, :20] = -9999
+        mask = np.arange(64)[None] >= 20 * np.ones((48, 1))
+        scipy.io.savemat(tmp_path / "c.mat", {"cube": clean})
+        scipy.io.savemat(tmp_path / "d.mat", {"cube": denoised, "m": mask})
+        paths = tmp_path / "d.mat", tmp_path / "c.mat"
+        scores = json.loads(run("evaluate", *paths, "--json", "--key", "cube", cwd=tmp_path).stdout)
+        assert scores["psnr"] < 25
+        assert "29760 values seem to be no data in the denoised cube only: scored as they are" in scores["not_data"]
+        alone = self.scores(capsys, tmp_path / "d0.mat", tmp_path / "c0.mat")
+        for named in (["--nodata", "-9999"], ["--mask", "m"]):
+            scores = self.scores(capsys, *paths, "--key", "cube", *named)
+            assert scores["psnr"] == pytest.approx(alone["psnr"], rel=1e-9)
+            assert scores["pixels_scored"] == 48 * 44
 
     def test_bands_beyond_the_scores_are_named(self, tmp_path, real_crop):
         clean = real_crop.transpose(1, 2, 0).copy()

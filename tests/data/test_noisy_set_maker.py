@@ -282,7 +282,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            (np.full((12, 14, 9), np.nan), "NaN or infinite"),
+            (np.full((12, 14, 9), np.nan), "NaN in bands 0-8"),
             (np.pad(np.ones((10, 10, 9)), ((1, 1), (2, 2), (0, 0))), "every value is 1"),
             (
                 np.where(np.arange(1512) == 700, 1e4, np.arange(1512) % 90).reshape(12, 14, 9),

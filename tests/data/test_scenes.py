@@ -174,11 +174,12 @@ def test_read_clean_keeps_the_digits_of_a_large_offset(tmp_path, rng):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"border": -9999}, "-9999 in 36 pixels of bands 0-4: no measurement, it seems, but an end of the range"),
+        ({"border": -9999}, "-9999 in 36 pixels of bands 0-4: no measurement, it seems; put other"),
         ({"pixel": 1e4}, "10000 in 1 pixel of band 3: no measurement"),
-        ({"border": -9999, "pixel": 1e4}, "-9999 in 36 pixels of bands 0-4; 10000 in 1 pixel of band 3: no"),
-        ({"pixel": np.nan}, "NaN or infinite values"),
-        ({"pixel": 1e308, "border": -1e308}, "too far apart"),
+        ({"border": -9999, "pixel": 1e4}, "-9999 in 36 pixels of bands 0-4.*; 10000 in 1 pixel of band 3: no"),
+        ({"pixel": np.nan}, "NaN in 1 pixel of band 3"),
+        ({"border": 0}, "0 in all bands of 36 pixels"),
+        ({"pixel": 1e308, "border": -1e308}, "no measurement"),
     ],
 )
 def test_read_clean_refuses_values_that_would_squeeze_all_others(tmp_path, rng, values, message):

@@ -63,20 +63,25 @@ def test_both_ends_and_several_values(scene):
     assert [(each.lowest, each.highest) for each in found] == [(-9999, -9999), (-3e7, -3e7), (1e6, 2e6)][: len(found)]
 
 
-def test_only_what_both_cubes_share_is_left_out_of_a_score(scene):
+def test_what_holds_no_truth_is_left_out_of_a_score(scene):
     denoised, clean = scene + 0.01, scene.copy()
     denoised[:, :6] = clean[:, :6] = -9999
     clean[4, 20, 20] = np.nan
     clean[:, 30, 30] = -9999
-    left = scorable(denoised, clean)
+    denoised[3, 40, 40:43] = -9999
+    denoised[7, 41, 9] = np.inf
+    masks = find_mask(denoised).valid, find_mask(clean).valid
+    left = scorable(denoised, clean, *masks)
     assert left.bands.all()
     wanted = np.ones(scene.shape[1:], dtype=bool)
-    wanted[:6] = False
-    wanted[20, 20] = False
+    wanted[:6] = wanted[20, 20] = wanted[30, 30] = wanted[41, 9] = False
     assert np.array_equal(left.pixels, wanted)
-    assert any(reason.startswith("-9999 in both cubes: 384 pixels, bands 0-30") for reason in left.reasons)
-    assert "31 values are -9999 in the clean cube only" in " ".join(left.reasons)
-    with pytest.raises(ValueError, match="no pixel holds data in all bands of both cubes: NaN or infinite"):
+    assert left.reasons == ("3 values seem to be no data in the denoised cube only: scored as they are",)
+    wanted[40, 40:43] = False
+    left = scorable(denoised, clean, *masks, asked=True)
+    assert np.array_equal(left.pixels, wanted)
+    assert left.reasons == ()
+    with pytest.raises(ValueError, match="no pixel holds data in all bands of both cubes"):
         scorable(np.full_like(scene, np.nan), scene)
 
 
