@@ -71,7 +71,7 @@ def _squeezed(name: str) -> str:
 
 
 class _Hdf5(Format):
-    name, kinds = "HDF5/NetCDF", ("hdf5", "mat73")
+    name, kinds = "HDF5/NetCDF", ("hdf5",)
     suffixes = (".h5", ".hdf5", ".hdf", ".he5", ".nc", ".nc4")
     holds = frozenset({"wavelengths", "fwhm", "band_names", "good_bands", "nodata", "crs", "transform", "attributes"})
 

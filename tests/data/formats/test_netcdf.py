@@ -6,6 +6,7 @@ import rioxarray  # noqa: F401
 import xarray
 from command_line import call, refused
 
+from hsidenoise.data.formats.mat import write_mat
 from hsidenoise.data.formats.netcdf import FORMAT
 from hsidenoise.data.io import Cube, convert, list_variables, locate, read_cube, write_cube
 from hsidenoise.data.metadata import Metadata
@@ -158,6 +159,18 @@ def test_filters_of_hdf5plugin(tmp_path, monkeypatch):
     monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: code != 32015)
     with pytest.raises(ValueError, match=r"filter 32015; .* pip install 'hsidenoise\[hdf5\]'"):
         read_cube(tmp_path / "a.h5", axes="bhw")
+
+
+def test_a_v7_3_file_under_another_name_is_not_of_matlab(tmp_path):
+    write_mat(
+        tmp_path / "a.mat",
+        {"cube": values_of().transpose(1, 2, 0), "wavelength": np.arange(400.0, 900, 100)},
+        hdf5=True,
+    )
+    convert(tmp_path / "a.mat", tmp_path / "b.nc")
+    with xarray.open_dataset(tmp_path / "b.nc", engine="h5netcdf") as out:
+        assert out["cube"].dims == ("wavelength", "y", "x")
+        assert np.array_equal(out["cube"].values, values_of())
 
 
 def test_from_and_to_matlab(tmp_path):
