@@ -342,6 +342,8 @@ class _Job:
             pixels: Those that hold data; the others only look like it.
             level: Whether bands of far levels were looked for.
         """
+        if min(noisy.shape[1:]) == 1 and noisy[0].size >= _FEWEST_PIXELS:
+            return self.line(noisy, pixels)
         if not level and self.options.normalize == "auto" and (offsets := level_offsets(noisy)).any():
             return self.without_offsets(noisy, offsets, pixels)
         scaling = fit_scaling(noisy, self.options.normalize, Extremes(-np.inf, np.inf, ()))
@@ -350,6 +352,18 @@ class _Job:
         if 0 < len(scaling.lost) < len(noisy):
             return self.without_lost(noisy, scaling, pixels)
         return self.through_model(noisy, scaling, pixels)
+
+    def line(self, noisy: np.ndarray, pixels: np.ndarray | None) -> _Run:
+        """Denoise a scan line, folded into an image of two rows: methods for images take no less."""
+        count = noisy[0].size
+        half = -(-count // 2)
+        # the second half runs back below the first; the last pixel of an odd number stands there twice
+        places = np.stack([np.arange(half), np.minimum(np.arange(2 * half - 1, half - 1, -1), count - 1)])
+        known = None if pixels is None else pixels.reshape(-1)[places]
+        run = self.whole(noisy.reshape(len(noisy), -1)[:, places], known)
+        values = np.empty((len(noisy), count), run.values.dtype)
+        values[:, places] = run.values
+        return dataclasses.replace(run, values=values.reshape(noisy.shape))
 
     def without_offsets(self, noisy: np.ndarray, offsets: np.ndarray, pixels: np.ndarray | None) -> _Run:
         """Denoise a cube without the offsets of some of its bands, which come back at the end."""

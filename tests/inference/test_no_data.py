@@ -161,3 +161,37 @@ def test_too_few_pixels_are_one_line(left):
         ValueError, match=f"^only {left} of {HEIGHT * WIDTH} pixels hold data: nothing can be denoised$"
     ):
         denoise(noisy, SMALL)
+
+
+@pytest.mark.parametrize("size", [(1, 52), (51, 1), (1, 4), (2, 2), (3, 5)])
+@pytest.mark.parametrize("bands", [1, 3, 24])
+def test_scan_lines_and_tiny_images_come_out_no_worse(size, bands):
+    rng = np.random.default_rng(0)
+    clean = (0.4 + 0.2 * np.sin(np.arange(bands) / 6)[:, None] * np.sin(np.arange(np.prod(size)) / 9)).reshape(
+        -1, *size
+    )
+    noisy = clean + rng.normal(0, 0.1, clean.shape)
+    for model in (SMALL, find_method("planes")):
+        denoised = denoise(noisy, model, axes="bhw")
+        assert denoised.shape == noisy.shape
+        before, after = (np.square(each - clean).mean() for each in (noisy, denoised))
+        assert after < (0.8 if np.prod(size) > 50 else 1.05) * before
+
+
+def test_a_line_that_a_mask_leaves_is_denoised_as_a_line():
+    noisy = np.full_like(NOISY, np.nan)
+    noisy[:, 7] = NOISY[:, 7]
+    alone = denoise(NOISY[:, 7:8], SMALL)
+    assert np.array_equal(denoise(noisy, SMALL, axes="bhw")[:, 7:8], alone)
+    assert np.square(alone - CLEAN[:, 7:8]).mean() < 0.5 * np.square(NOISY[:, 7] - CLEAN[:, 7]).mean()
+
+
+@pytest.mark.parametrize("exponent", [-9, 9])
+@pytest.mark.parametrize("shift", [0, 50])
+def test_units_do_not_matter_to_planes_and_default_weights(exponent, shift):
+    noisy = np.where(LEFT, np.nan, NOISY).astype(np.float64)[::2]
+    noisy[:, 30, 30] = 9
+    for model in (SMALL, find_method("planes")):
+        plain = denoise(noisy, model)
+        again = denoise(10.0**exponent * (noisy + shift), model) / 10.0**exponent - shift
+        assert np.nanmax(np.abs(again - plain)) < 1e-4 * np.nanmax(plain)
