@@ -6,17 +6,27 @@ The output has the same variable name, axis order and dtype, and every other var
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hsidenoise.cli.shared import add_options, number, options_of, path, print_read
+from hsidenoise.cli.shared import add_json, add_options, number, options_of, path, print_read, say_now
 from hsidenoise.data.options import ReadOptions
 from hsidenoise.inference.options import DenoiseOptions
 
 if TYPE_CHECKING:
     from hsidenoise.classical.methods import Baseline
+    from hsidenoise.data.io import Cube
+    from hsidenoise.inference.denoise import DenoisedFile
+    from hsidenoise.signal.scaling import Scaling
+
+
+class _Stop(Exception):  # noqa: N818 - nothing went wrong
+    """A dry run ends here."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a classical method in place of a network, without weights, such as planes; `hsidenoise benchmark` knows "
         "the same names",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be read and done, and stop: nothing is written"
+    )
+    add_json(parser)
     parser.add_argument("--picture", type=path, metavar="FILE.png", help="also draw a before/after page")
     parser.add_argument(
         "--band",
@@ -59,13 +73,31 @@ def run(arguments: argparse.Namespace) -> None:
     _check_picture(arguments.picture, arguments.band, source, target, reading)
 
     from hsidenoise.inference.denoise import denoise_file
+    from hsidenoise.inference.network import name_of
 
     model = None if arguments.method is None else _method(arguments.method, options)
-    done = denoise_file(source, target, model, options=options, reading=reading)
-    print_read(source, done.cube)
-    print(f"scaling  {done.scaling.mode}: {done.scaling.reason}")
+
+    def announce(cube: Cube, scaling: Scaling) -> None:
+        if not arguments.json:
+            print_read(source, cube)
+            print(f"scaling  {scaling.mode}: {scaling.reason}")
+            print(f"method   {name_of(options.weights if model is None else model)}")
+        if arguments.dry_run:
+            print("dry run  nothing was computed or written")
+            raise _Stop
+        say_now()
+
+    try:
+        done = denoise_file(source, target, model, options=options, reading=reading, announce=announce)
+    except _Stop:
+        return
+    report = _report(done, options, arguments.method)
+    noted = _write_report(target, report)
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+        return
     if model is not None:
-        print(f"method   {done.model}: {model.summary}, {done.seconds:.1f} s")
+        print(f"done     {done.model}: {model.summary}, {done.seconds:.1f} s")
     tiles = f"tiles of {done.tile[0]} x {done.tile[1]}, overlap {done.overlap}"
     windows = f", {done.windows} windows of bands" if done.windows > 1 else ""
     if options.ensemble > 1:
@@ -74,7 +106,10 @@ def run(arguments: argparse.Namespace) -> None:
         windows += f", pilot filter{f' x {done.pilot_rounds}' * (done.pilot_rounds > 1)}"
     if model is None:
         print(f"network  {done.model} on {done.device}, {tiles}{windows}, {done.seconds:.1f} s")
+    _print_quality(report["residual"])
     print(f"wrote    {target}")
+    if noted:
+        print(f"record   {noted}: versions, weights, options, noise of each band before and after")
     if arguments.picture:
         from hsidenoise.data.noisy_sets import clean_beside
         from hsidenoise.figures.cubes import before_after
@@ -90,6 +125,71 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"picture  {arguments.picture}")
 
 
+def _report(done: DenoisedFile, options: DenoiseOptions, method: str | None) -> dict[str, Any]:
+    """How the output was made, and what was taken away from each band."""
+    import numpy as np
+    import torch
+
+    from hsidenoise import __version__
+    from hsidenoise.data.measure import residual_of
+    from hsidenoise.models.shipped import DEFAULT_WEIGHTS, WEIGHTS
+    from hsidenoise.system.files import sha256
+
+    weights: dict[str, Any] | None = None
+    if method is None:
+        name = options.weights or DEFAULT_WEIGHTS
+        file = WEIGHTS[name].path if name in WEIGHTS else Path(name)
+        weights = {"name": name, "sha256": sha256(file) if file.is_file() else None}
+    return {
+        "hsidenoise": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "input": str(done.source),
+        "output": str(done.target),
+        "variable": None if done.cube.layout is None else done.cube.layout.key,
+        "axes": None if done.cube.layout is None else done.cube.layout.reason,
+        "scaling": done.scaling.reason,
+        "method": method or "network",
+        "weights": weights,
+        "options": {key: value for key, value in dataclasses.asdict(options).items() if key != "progress"},
+        "device": done.device,
+        "seconds": round(done.seconds, 2),
+        "warnings": list(done.warnings),
+        "residual": residual_of(done.cube, done.denoised),
+    }
+
+
+def _write_report(target: Path, report: dict[str, Any]) -> Path | None:
+    """Put the report beside the output; another file of that name is left alone."""
+    from hsidenoise.system.files import write_text
+
+    place = target.with_name(f"{target.name}.json")
+    try:
+        if place.exists() and '"hsidenoise":' not in place.read_text(encoding="utf-8", errors="replace")[:100]:
+            raise FileExistsError(f"{place} is there and of something else")
+        write_text(place, json.dumps(report, indent=2) + "\n")
+    except OSError as error:
+        warnings.warn(f"the record of what was done could not be written: {error}", stacklevel=2)
+        return None
+    return place
+
+
+def _print_quality(found: dict[str, Any]) -> None:
+    """What can be said of the result without a clean cube."""
+    if not found:
+        return
+    before, after = found["noise_before"], found["noise_after"]
+    print(
+        f"noise    {before['median']:.3g} before, {after['median']:.3g} after at most (median of bands); taken away: "
+        f"autocorrelation {found['whiteness_most']:.2f}, correlation with the image {found['eaten_most']:.2f} at most"
+    )
+    contrast = found["contrast"]
+    print(
+        f"contrast {contrast['before_ridge']:.3g} before, {contrast['after_ridge']:.3g} after, of a dip of 1 % to a "
+        f"matched filter with a ridge of the noise; without: {contrast['before']:.3g}, {contrast['after']:.3g}"
+    )
+
+
 def _method(name: str, options: DenoiseOptions) -> Baseline:
     """A classical method by its name; options that only a network has are refused."""
     from hsidenoise.classical.methods import BASELINES
@@ -97,10 +197,11 @@ def _method(name: str, options: DenoiseOptions) -> Baseline:
 
     if name not in BASELINES:
         raise ValueError(f"--method {name}: not a method{did_you_mean(name, BASELINES)} ({', '.join(BASELINES)})")
-    usual = replace(DenoiseOptions(), normalize=options.normalize, progress=options.progress)
+    usual = replace(DenoiseOptions(), normalize=options.normalize, strength=options.strength, progress=options.progress)
     if options != usual:
         raise ValueError(
-            f"--method {name} has no weights, tiles or pilot filter: of their options it takes only --normalize"
+            f"--method {name} has no weights, tiles or pilot filter: of their options it takes only --normalize and "
+            "--strength"
         )
     return BASELINES[name]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from hsidenoise.cli.shared import add_json, add_options, options_of, path
 from hsidenoise.data.options import ReadOptions
@@ -64,4 +65,20 @@ def run(arguments: argparse.Namespace) -> None:
         f"noise        estimated, median over the bands {level['median']:.4g} ({level['median_share']:.2%} of the "
         f"range); worst band {level['worst_band']} (0-based) {level['worst']:.4g}"
     )
+    _print_bands(level)
     print("bad bands    " + (", ".join(str(band) for band in bad) + " (0-based)" if bad else "none found"))
+
+
+def _print_bands(noise: dict[str, Any]) -> None:
+    """A line for each band, the noisiest first by its signal-to-noise ratio."""
+    height, width = noise["size"]
+    print(f"bands        by signal-to-noise ratio, the worst first; of the {height} x {width} pixels in the middle")
+    print("   band      sigma   SNR dB  impulses  dead columns/rows  stripes along columns/rows")
+    for band in noise["ranked"]:
+        sigma, snr, impulses = (noise[name][band] for name in ("per_band", "snr_db", "impulses"))
+        shown = "      -" if sigma is None else f"{sigma:10.4g}"
+        ratio = "       -" if snr is None else f"{snr:8.1f}"
+        print(
+            f"  {band:5d} {shown:>10} {ratio} {impulses:8.2%} {noise['dead_columns'][band]:>10d} / "
+            f"{noise['dead_rows'][band]:<6d} {noise['stripes_columns'][band]:>10d} / {noise['stripes_rows'][band]:d}"
+        )

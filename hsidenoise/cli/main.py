@@ -129,6 +129,22 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+class _Said(io.StringIO):
+    """What is printed, kept until it is to be seen; :meth:`now` shows what there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = sys.stdout
+
+    def now(self) -> None:
+        """Show what was said so far; a console that fails is met again at the end."""
+        text = self.getvalue()
+        with contextlib.suppress(OSError, ValueError):
+            print(plain(text), end="", flush=True, file=self.stream)
+            self.seek(0)
+            self.truncate()
+
+
 @contextlib.contextmanager
 def _printed_at_the_end(*, needed: bool) -> Iterator[None]:
     """Keep what a verb prints until its job is done: a console that fails must not end it half-way.
@@ -136,7 +152,7 @@ def _printed_at_the_end(*, needed: bool) -> Iterator[None]:
     Args:
         needed: Whether the print is the job. If not, a job whose report cannot be printed is done all the same.
     """
-    said = io.StringIO()
+    said = _Said()
     try:
         with contextlib.redirect_stdout(said):
             yield

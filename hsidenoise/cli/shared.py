@@ -100,6 +100,13 @@ def print_read(source: Path, cube: Cube) -> None:
     dtype = "" if cube.layout is None else f" {cube.layout.dtype}"
     reason = "" if cube.layout is None else f"; axes {cube.layout.axes}: {cube.layout.reason}"
     print(f"read     {source}: {variable_of(cube)},{dtype}, {sizes_of(cube)}{reason}")
+    for line in cube.not_data:
+        print(f"no data  {line}")
+
+
+def say_now() -> None:
+    """Show what was printed so far, before hours of computing."""
+    getattr(sys.stdout, "now", lambda: None)()
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

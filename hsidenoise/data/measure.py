@@ -16,8 +16,9 @@ from hsidenoise.data.options import EvaluateOptions, ReadOptions
 from hsidenoise.metrics.functional import evaluate
 from hsidenoise.metrics.protocols import PROTOCOLS, Scores
 from hsidenoise.signal.mask import find_extremes, scorable, spans
-from hsidenoise.signal.noise_level import bad_bands, noise_level
+from hsidenoise.signal.noise_level import bad_bands, spread_of_most
 from hsidenoise.signal.scaling import told_apart
+from hsidenoise.signal.survey import residual_check, survey
 
 _LARGEST = 1e140  # whose square, summed over a cube, is a number
 
@@ -152,31 +153,46 @@ def evaluate_files(
 
 
 def describe(cube: Cube) -> dict[str, Any]:
-    """What a cube looks like: sizes, axes, range, noise, bands that stand out.
+    """What a cube looks like: sizes, axes, range, noise, defects, bands that stand out.
 
     Returns:
         What `hsidenoise inspect --json` prints: ``variable``, ``bands``, ``height``, ``width``, ``axes``, ``reason``,
-        ``range``, ``not_data``, ``wavelengths`` (first and last, nm), ``noise`` (None below 2 x 2 pixels),
-        ``bad_bands``.
+        ``range``, ``not_data``, ``wavelengths`` (first and last, nm), ``noise`` (of
+        :func:`hsidenoise.signal.survey.survey`: lists with a number for each band, ``ranked`` from the noisiest on by
+        the signal-to-noise ratio; None below 2 x 2 pixels), ``bad_bands``.
 
     Example:
         >>> describe(Cube(np.random.default_rng(0).random((3, 20, 30), dtype=np.float32)))["height"]
         20
     """
     bands, height, width = cube.values.shape
-    low, high = float(cube.values.min()), float(cube.values.max())
+    mask = _pixels(cube)
+    valid = cube.values[:, mask]
+    low, high = float(valid.min()), float(valid.max())
     waves = cube.wavelengths
-    noise = None
-    if min(height, width) > 1:
-        level = np.asarray(noise_level(cube.values), dtype=float)
-        median = float(np.median(level))
+    noise, bad = None, []
+    if min(height, width) > 1 and low < high:
+        found = survey(cube.values, None if mask.all() else mask)
+        level = found.sigma
+        median = float(np.nanmedian(level))
+        worst = int(np.nan_to_num(level).argmax())
         noise = {
-            "per_band": [float(value) for value in level],
+            "per_band": _numbers(level),
             "median": median,
-            "median_share": median / ((high - low) or 1.0),
-            "worst": float(level.max()),
-            "worst_band": int(level.argmax()),
+            "median_share": median / (high - low),
+            "worst": float(np.nan_to_num(level)[worst]),
+            "worst_band": worst,
+            "snr_db": _numbers(found.snr),
+            "ranked": np.argsort(np.nan_to_num(found.snr, nan=-np.inf), kind="stable").tolist(),
+            "impulses": _numbers(found.impulses),
+            "dead_columns": found.dead_columns.tolist(),
+            "dead_rows": found.dead_rows.tolist(),
+            "stripes_columns": found.stripes_columns.tolist(),
+            "stripes_rows": found.stripes_rows.tolist(),
+            "size": list(found.size),
         }
+        if mask.all():
+            bad = np.flatnonzero(bad_bands(cube.values)).tolist()
     return {
         "variable": variable_of(cube),
         "bands": bands,
@@ -188,8 +204,58 @@ def describe(cube: Cube) -> dict[str, Any]:
         "not_data": [str(found) for found in find_extremes(cube.values).found],
         "wavelengths": None if waves is None else [float(waves[0]), float(waves[-1])],
         "noise": noise,
-        "bad_bands": [] if noise is None else np.flatnonzero(bad_bands(cube.values)).tolist(),
+        "bad_bands": bad,
     }
+
+
+def residual_of(noisy: Cube, denoised: Cube) -> dict[str, Any]:
+    """What was taken away from a cube, band by band, see :func:`hsidenoise.signal.survey.residual_check`.
+
+    Warns:
+        UserWarning: If the residual of some bands has a structure that noise has not.
+
+    Example:
+        >>> cube = Cube(np.random.default_rng(0).random((3, 20, 30), dtype=np.float32))
+        >>> residual_of(cube, Cube(cube.values * 0.5))["structured"]
+        []
+    """
+    mask = _pixels(noisy)
+    if min(mask.shape) < 2 or not mask.any():
+        return {}
+    left = np.where(mask, noisy.values.astype(np.float64) - denoised.values, 0.0)
+    sigma = spread_of_most(left[:, mask][:, None])
+    found = residual_check(noisy.values, denoised.values, None if mask.all() else mask, sigma)
+    structured = tuple(np.flatnonzero(found.structured).tolist())
+    if structured:
+        warnings.warn(
+            f"what was taken away from {_bands(structured)} has a structure: it may be signal; look at the residual, "
+            "or take a smaller --strength",
+            stacklevel=2,
+        )
+    return {
+        "noise_before": {"median": float(np.median(found.before)), "per_band": _numbers(found.before)},
+        "noise_after": {"median": float(np.median(found.after)), "per_band": _numbers(found.after)},
+        "removed": _numbers(found.removed),
+        "whiteness": _numbers(found.whiteness),
+        "whiteness_most": float(max(found.whiteness, key=abs)),
+        "eaten": _numbers(found.eaten),
+        "eaten_most": float(max(found.eaten, key=abs)),
+        "structure": _numbers(found.structure),
+        "structured": list(structured),
+        "contrast": found.contrast,
+    }
+
+
+def _pixels(cube: Cube) -> np.ndarray:
+    """Pixels that hold data in all bands that hold any."""
+    valid = np.isfinite(cube.values) if cube.mask is None else cube.mask
+    bands = valid.any(axis=(1, 2))
+    return np.asarray(valid[bands].all(axis=0)) if bands.any() else np.zeros(cube.values.shape[1:], bool)
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """For JSON, which has no word for what is not a number."""
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
 
 
 def variable_of(cube: Cube) -> str:

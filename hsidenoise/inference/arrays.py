@@ -84,7 +84,7 @@ def as_cube(given: Any, axes: str | None = None) -> Given:
             raise ValueError(f"a Cube has the axes bhw already, not '{axes}'; leave out axes")
         return Given(
             given.values,
-            getattr(given, "mask", None),
+            given.mask,
             None,
             "bhw",
             lambda values: dataclasses.replace(given, values=values),

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -176,7 +176,8 @@ def denoise(
         known = fitting_mask(given.same_way(mask), cube.shape) & (True if known is None else known)
     nodata = given.nodata if nodata is None else nodata
     found = find_mask(cube, nodata=nodata, given=known, bad_bands=bad_bands)
-    return given.back(_denoise(cube, found, model, options, keep=bad_bands == "keep").values)
+    run = _denoise(cube, found, model, options, keep=bad_bands == "keep")
+    return given.back(_weaker(cube, run.values, options.strength))
 
 
 @takes_options(DenoiseOptions, ReadOptions)
@@ -187,6 +188,7 @@ def denoise_file(
     options: DenoiseOptions | None = None,
     *,
     reading: ReadOptions | None = None,
+    announce: Callable[[Cube, Scaling], None] | None = None,
     **changes: Any,
 ) -> DenoisedFile:
     """Denoise the cube in a file and write a file of the same layout.
@@ -200,6 +202,8 @@ def denoise_file(
         model: As for :func:`denoise`.
         options: As for :func:`denoise`.
         reading: How the source is read, see :func:`hsidenoise.read_cube`.
+        announce: Called with what was read and how it will be scaled, before anything is computed; what it raises ends
+            all.
         **changes: Options of either kind by name:
 
     Returns:
@@ -225,9 +229,12 @@ def denoise_file(
     name = "the cube" if cube.layout is None else f"'{printable(cube.layout.key)}'"
     check_values(cube.values, f"{source}: {name}", cube.mask)
     check_cube_target(target, cube)
+    if announce is not None:
+        announce(cube, _scaling_of(cube, options))
     start = time.perf_counter()
     found = Mask(cube.mask, cube.not_data, asked=0)
     run = _denoise(_as_cube(cube.values), found, model, options, keep=reading.bad_bands == "keep")
+    _weaker(cube.values, run.values, options.strength)
     seconds = time.perf_counter() - start
     denoised = dataclasses.replace(cube, values=run.values)
     write_cube(target, denoised)
@@ -246,6 +253,23 @@ def denoise_file(
         seconds=seconds,
         warnings=run.warnings,
     )
+
+
+def _weaker(noisy: np.ndarray, denoised: np.ndarray, strength: float) -> np.ndarray:
+    """Take away a share only, in place."""
+    if strength < 1:
+        for band, target in zip(noisy, denoised, strict=True):
+            changed = np.isfinite(band) & (target != band)  # what holds no data stays as it is
+            before = band[changed].astype(np.float64)
+            target[changed] = before + strength * (target[changed] - before)
+    return denoised
+
+
+def _scaling_of(cube: Cube, options: DenoiseOptions) -> Scaling:
+    values = cube.values
+    if cube.mask is not None:
+        values = np.where(cube.mask, values, np.median(values[cube.mask]))
+    return fit_scaling(_as_cube(values), options.normalize, Extremes(-np.inf, np.inf, ()))
 
 
 def _options(

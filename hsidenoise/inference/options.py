@@ -56,6 +56,13 @@ class DenoiseOptions:
         metavar="0|1|2",
         old={"passes": lambda passes: passes - 1},
     )
+    strength: float = option(
+        1.0,
+        "share of what is taken away: 0 gives the input back, 0.5 leaves half of the noise, and of any harm",
+        least=0,
+        most=1,
+        metavar="0..1",
+    )
     progress: bool = option(False, "show a progress bar on standard error")
 
 

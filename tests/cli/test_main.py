@@ -1,5 +1,6 @@
 """The command line as a person meets it: exit codes, messages, and what is left on the disk."""
 
+import io
 import json
 import os
 import re
@@ -849,3 +850,91 @@ for cubes in range(2, 15):  # at different places on the way
     # 0 alone, or a line and 2
     assert re.fullmatch(r"(0\n|hsidenoise: error: [^\n]*memory[^\n]*\n2\n)+", done.stderr), done.stderr
     assert "hsidenoise: error: not enough memory (" in done.stderr, done.stderr
+
+
+class TestDenoiseSaysAndRecords:
+    """What is said before and after the work, and kept beside the output; by the filters without a network."""
+
+    @pytest.fixture
+    def plain(self, tmp_path):
+        path = tmp_path / "n.mat"
+        assert main(["corrupt", str(SAMPLE), str(path), "--noise", "gaussian-10", "--crop", "48"]) == 0
+        return path
+
+    def test_a_dry_run_says_and_writes_nothing(self, plain, capsys):
+        capsys.readouterr()
+        assert main(["denoise", str(plain), "--dry-run"]) == 0
+        said = capsys.readouterr().out
+        assert [line.split()[0] for line in said.splitlines()] == ["read", "scaling", "method", "dry"]
+        assert "31 bands of 48 x 48; axes hwb" in said
+        assert names(plain.parent) == ["n.mat"]
+
+    def test_what_is_read_is_said_before_the_work(self, plain, monkeypatch):
+        seen = []
+        stream = io.TextIOWrapper(io.BytesIO(), write_through=True)
+
+        def work(*_, **__):
+            seen.append(stream.buffer.getvalue().decode())
+            raise ValueError("stop")
+
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr("hsidenoise.inference.denoise._denoise", work)
+        assert main(["denoise", str(plain)]) == 2
+        assert seen[0].startswith("read     ")
+        assert "\nscaling  auto" in seen[0]
+        assert stream.buffer.getvalue().decode().count("read     ") == 1
+
+    def test_strength(self, plain, tmp_path):
+        found = {}
+        for strength in ("0", "0.5", "1"):
+            target = tmp_path / f"{strength}.mat"
+            assert main(["denoise", str(plain), "-o", str(target), "--method", "planes", "--strength", strength]) == 0
+            found[strength] = scipy.io.loadmat(target)["input"].astype(np.float64)
+        noisy = scipy.io.loadmat(plain)["input"].astype(np.float64)
+        assert np.array_equal(found["0"], noisy)
+        np.testing.assert_allclose(found["0.5"], (noisy + found["1"]) / 2, atol=1e-6)
+        assert np.abs(noisy - found["1"]).mean() > 0.01
+
+    def test_the_record_and_no_false_alarm(self, plain, tmp_path, capsys):
+        target = tmp_path / "d.mat"
+        capsys.readouterr()
+        assert main(["denoise", str(plain), "-o", str(target), "--method", "planes", "--json"]) == 0
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        record = json.loads((tmp_path / "d.mat.json").read_text())
+        assert json.loads(shown.out) == record
+        assert (record["method"], record["options"]["strength"], record["residual"]["structured"]) == ("planes", 1, [])
+        assert record["residual"]["noise_before"]["median"] == pytest.approx(10 / 255, rel=0.1)
+        assert record["residual"]["noise_after"]["median"] < 10 / 255 / 4
+        (tmp_path / "d.mat.json").write_text("mine")
+        with pytest.warns(UserWarning, match="is there and of something else"):
+            assert main(["denoise", str(plain), "-o", str(target), "--method", "planes"]) == 0
+        assert (tmp_path / "d.mat.json").read_text() == "mine"
+
+    def test_bands_whose_signal_was_eaten_are_named(self, plain, tmp_path, monkeypatch):
+        from hsidenoise.classical.methods import BASELINES, Baseline
+
+        def eats(noisy, sigma=None):
+            found = np.array(noisy)
+            found[6] = found[6].mean()
+            return found
+
+        monkeypatch.setitem(BASELINES, "eats", Baseline("eats", eats, "band 6", "here"))
+        with pytest.warns(UserWarning, match=r"taken away from band 6 \(0-based\) has a structure"):
+            assert main(["denoise", str(plain), "-o", str(tmp_path / "d.mat"), "--method", "eats"]) == 0
+
+    def test_inspect_ranks_bands(self, plain, capsys):
+        content = scipy.io.loadmat(plain)
+        content["input"][..., 5] += np.random.default_rng(0).normal(0, 0.5, (48, 48))
+        content["input"][:, 7:9, 20] = 0
+        scipy.io.savemat(plain, {name: content[name] for name in ("input", "gt", "wavelength")})
+        capsys.readouterr()
+        assert main(["inspect", str(plain), "--json"]) == 0
+        noise = json.loads(capsys.readouterr().out)["cube"]["noise"]
+        assert (noise["worst_band"], noise["dead_columns"][20], len(noise["ranked"])) == (5, 2, 31)
+        assert noise["per_band"][5] == pytest.approx(np.hypot(0.5, 10 / 255), rel=0.1)
+        assert np.delete(noise["per_band"], 5) == pytest.approx(10 / 255, rel=0.1)
+        assert main(["inspect", str(plain)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        table = lines[[line.startswith("bands ") for line in lines].index(True) + 2 :]
+        assert [int(line.split()[0]) for line in table[:31]] == noise["ranked"]
