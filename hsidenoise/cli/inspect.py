@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"axes         {facts['axes']}: {facts['reason']}")
     print(f"range        {' to '.join(told_apart(low, high, 6))}")
     for found in facts["not_data"]:
-        print(f"no data?     {found}")
+        print(f"no data      {found}")
     print("wavelengths  " + ("not in the file" if first is None else f"{first:g} to {last:g} nm"))
     level, bad = facts["noise"], facts["bad_bands"]
     if level is None:

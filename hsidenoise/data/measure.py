@@ -15,7 +15,7 @@ from hsidenoise.data.noisy_sets import CLEAN_KEY, NOISY_KEY, clean_beside, key_i
 from hsidenoise.data.options import EvaluateOptions, ReadOptions
 from hsidenoise.metrics.functional import evaluate
 from hsidenoise.metrics.protocols import PROTOCOLS, Scores
-from hsidenoise.signal.mask import find_extremes, scorable, spans
+from hsidenoise.signal.mask import scorable, spans
 from hsidenoise.signal.noise_level import bad_bands, spread_of_most
 from hsidenoise.signal.scaling import told_apart
 from hsidenoise.signal.survey import residual_check, survey
@@ -201,7 +201,7 @@ def describe(cube: Cube) -> dict[str, Any]:
         "axes": "" if cube.layout is None else cube.layout.axes,
         "reason": "" if cube.layout is None else cube.layout.reason,
         "range": [low, high],
-        "not_data": [str(found) for found in find_extremes(cube.values).found],
+        "not_data": list(cube.not_data),
         "wavelengths": None if waves is None else [float(waves[0]), float(waves[-1])],
         "noise": noise,
         "bad_bands": bad,
