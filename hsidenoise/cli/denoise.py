@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="say what would be read and done, and stop: nothing is written"
     )
     add_json(parser)
+    parser.add_argument(
+        "--save-noise",
+        type=path,
+        metavar="FILE.mat",
+        help="also write the noise level of each band, as --noise reads it",
+    )
     parser.add_argument("--picture", type=path, metavar="FILE.png", help="also draw a before/after page")
     parser.add_argument(
         "--band",
@@ -62,13 +68,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Denoise the cube of a file."""
-    from hsidenoise.data.io import locate
-    from hsidenoise.system.files import check_source
+    import numpy as np
+
+    from hsidenoise.data.io import locate, write_arrays
+    from hsidenoise.system.files import check_source, check_target
 
     source, key = locate(arguments.noisy, arguments.key)
     target = arguments.output or _beside(source)
     options = options_of(DenoiseOptions, arguments, progress=sys.stderr is not None and sys.stderr.isatty())
     reading = replace(options_of(ReadOptions, arguments), key=key)
+    if arguments.save_noise:
+        check_target(arguments.save_noise)
     check_source(source)  # first: where the output is wrong too, the input is what is meant
     _check_picture(arguments.picture, arguments.band, source, target, reading)
 
@@ -93,6 +103,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     report = _report(done, options, arguments.method)
     noted = _write_report(target, report)
+    if arguments.save_noise:
+        write_arrays(arguments.save_noise, {"noise": np.array(report["residual"]["noise_before"]["per_band"])})
     if arguments.json:
         print(json.dumps(report, indent=2))
         return
@@ -197,11 +209,17 @@ def _method(name: str, options: DenoiseOptions) -> Baseline:
 
     if name not in BASELINES:
         raise ValueError(f"--method {name}: not a method{did_you_mean(name, BASELINES)} ({', '.join(BASELINES)})")
-    usual = replace(DenoiseOptions(), normalize=options.normalize, strength=options.strength, progress=options.progress)
+    usual = replace(
+        DenoiseOptions(),
+        normalize=options.normalize,
+        strength=options.strength,
+        noise=options.noise,
+        progress=options.progress,
+    )
     if options != usual:
         raise ValueError(
-            f"--method {name} has no weights, tiles or pilot filter: of their options it takes only --normalize and "
-            "--strength"
+            f"--method {name} has no weights, tiles or pilot filter: of their options it takes only --normalize, "
+            "--strength and --noise"
         )
     return BASELINES[name]
 

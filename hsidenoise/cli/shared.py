@@ -172,4 +172,4 @@ def _size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-_TYPES: dict[Any, Callable[[str], Any]] = {str: _text, Sequence[str]: _text, tuple[int, int]: _size}
+_TYPES: dict[Any, Callable[[str], Any]] = {str: _text, Any: _text, Sequence[str]: _text, tuple[int, int]: _size}

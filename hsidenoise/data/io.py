@@ -160,7 +160,7 @@ def read_cube(
         found = find_mask(
             values,
             nodata=metadata.nodata if nodata is None else nodata,
-            given=None if mask is None else _read_mask(path, mask, layout, values.shape),
+            given=None if mask is None else read_beside(path, mask, layout, values.shape, "mask"),
             good_bands=metadata.good_bands,
             bad_bands=bad_bands,
         )
@@ -222,19 +222,38 @@ def _known() -> str:
     return ", ".join(f"{form.name} {'/'.join(form.suffixes)}" for form in FORMATS if form.suffixes)
 
 
-def _read_mask(path: Path, mask: str | Path, layout: Layout, shape: tuple[int, ...]) -> Shaped[np.ndarray, "*axes"]:
-    """A mask out of the cube's own file or another one, in the axes of the cube."""
+def read_beside(
+    path: Path, mask: str | Path, layout: Layout, shape: tuple[int, ...], what: str
+) -> Shaped[np.ndarray, "*axes"]:
+    """What goes with a cube, out of its own file or another one, in the axes of the cube.
+
+    Args:
+        path: File of the cube.
+        mask: Variable of it, or another file.
+        layout: How the cube lies in its file.
+        shape: (bands, height, width).
+        what: What it is, for messages; in a file of several arrays also its name.
+
+    Returns:
+        (bands, height, width), (height, width) or (bands,).
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If there is no such variable or file, or its sizes are none of these.
+    """
     own = [item.name for item in list_variables(path)]
     if str(mask) in own:
         source, name = path, str(mask)
     elif Path(mask).is_file():
         source = Path(mask)
         found = [item.name for item in list_variables(source) if math.prod(item.shape) > 1]
-        if len(found) != 1 and "mask" not in found:
-            raise ValueError(f"{mask} holds {', '.join(found) or 'no array'}; a mask's file has one, or one named mask")
-        name = "mask" if "mask" in found else found[0]
+        if len(found) != 1 and what not in found:
+            raise ValueError(
+                f"{mask} holds {', '.join(found) or 'no array'}; a file of a {what} has one, or one named {what}"
+            )
+        name = what if what in found else found[0]
     else:
-        raise ValueError(f"the mask '{mask}' is neither a variable of it ({', '.join(own)}) nor a file")
+        raise ValueError(f"the {what} '{mask}' is neither a variable of it ({', '.join(own)}) nor a file")
     stored = _format_of(source).load_variable(source, name)
     bands, height, width = shape
     if stored.shape == layout.shape:
@@ -250,7 +269,7 @@ def _read_mask(path: Path, mask: str | Path, layout: Layout, shape: tuple[int, .
     if flat.size == bands:
         return flat.ravel()
     raise ValueError(
-        f"the mask '{mask}' is {times(stored.shape)}; the cube has {bands} bands of {times((height, width))} pixels"
+        f"the {what} '{mask}' is {times(stored.shape)}; the cube has {bands} bands of {times((height, width))} pixels"
     )
 
 

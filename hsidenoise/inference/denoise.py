@@ -17,10 +17,20 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import nn
 
+from hsidenoise.classical.methods import Baseline
 from hsidenoise.data.options import ReadOptions
 from hsidenoise.inference.arrays import as_cube
 from hsidenoise.inference.memory import by, enough_memory, fitting_tile, in_fitting_tiles
-from hsidenoise.inference.network import Ensemble, Model, OnnxNetwork, choose_model, mirrorings, name_of, traits_of
+from hsidenoise.inference.network import (
+    Ensemble,
+    Model,
+    OnnxNetwork,
+    Told,
+    choose_model,
+    mirrorings,
+    name_of,
+    traits_of,
+)
 from hsidenoise.inference.options import DenoiseOptions
 from hsidenoise.inference.tiles import run_tiles
 from hsidenoise.models.compiled import Compiled
@@ -176,7 +186,8 @@ def denoise(
         known = fitting_mask(given.same_way(mask), cube.shape) & (True if known is None else known)
     nodata = given.nodata if nodata is None else nodata
     found = find_mask(cube, nodata=nodata, given=known, bad_bands=bad_bands)
-    run = _denoise(cube, found, model, options, keep=bad_bands == "keep")
+    noise = None if options.noise is None else _known_noise(given.same_way(options.noise), cube.shape)
+    run = _denoise(cube, found, model, options, keep=bad_bands == "keep", noise=noise)
     return given.back(_weaker(cube, run.values, options.strength))
 
 
@@ -213,7 +224,15 @@ def denoise_file(
         ValueError: As :func:`denoise` and :func:`hsidenoise.read_cube`, or if the target is the source.
         OSError: If the source cannot be read or the target cannot be written.
     """
-    from hsidenoise.data.io import check_cube_target, check_other, check_values, locate, read_cube, write_cube
+    from hsidenoise.data.io import (
+        check_cube_target,
+        check_other,
+        check_values,
+        locate,
+        read_beside,
+        read_cube,
+        write_cube,
+    )
     from hsidenoise.data.layout import printable
     from hsidenoise.system.files import check_source, check_target
 
@@ -229,11 +248,16 @@ def denoise_file(
     name = "the cube" if cube.layout is None else f"'{printable(cube.layout.key)}'"
     check_values(cube.values, f"{source}: {name}", cube.mask)
     check_cube_target(target, cube)
+    noise = options.noise
+    if noise is not None:
+        if isinstance(noise, str | Path) and cube.layout is not None:
+            noise = read_beside(source, noise, cube.layout, cube.values.shape, "noise")
+        noise = _known_noise(noise, cube.values.shape)
     if announce is not None:
         announce(cube, _scaling_of(cube, options))
     start = time.perf_counter()
     found = Mask(cube.mask, cube.not_data, asked=0)
-    run = _denoise(_as_cube(cube.values), found, model, options, keep=reading.bad_bands == "keep")
+    run = _denoise(_as_cube(cube.values), found, model, options, keep=reading.bad_bands == "keep", noise=noise)
     _weaker(cube.values, run.values, options.strength)
     seconds = time.perf_counter() - start
     denoised = dataclasses.replace(cube, values=run.values)
@@ -253,6 +277,58 @@ def denoise_file(
         seconds=seconds,
         warnings=run.warnings,
     )
+
+
+def _known_noise(noise: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A noise level that a caller gave: of each band, or (bands, height, width)."""
+    given = np.asarray(noise, dtype=np.float64)
+    if given.size == 1:
+        given = np.full(shape[0], given.item())
+    elif given.shape == shape[1:]:
+        given = np.broadcast_to(given, shape)
+    if given.shape not in (shape, shape[:1]):
+        raise ValueError(
+            f"a noise level of {given.shape} for a cube of {shape}; give one number, one for each band, pixel, or value"
+        )
+    usable = np.isfinite(given) & (given > 0)
+    if given.ndim == 1 and not usable.all():
+        raise ValueError(
+            f"the noise level of band {int(np.argmin(usable))} is {given[np.argmin(usable)]:g}; above 0 is needed"
+        )
+    if not usable.any():
+        raise ValueError("the noise level is nowhere above 0")
+    return given
+
+
+def _denoise_even(
+    noisy: np.ndarray, found: Mask, model: Model | None, options: DenoiseOptions, keep: bool, noise: np.ndarray
+) -> _Run:
+    """Denoise a cube whose noise differs from pixel to pixel: the filters see one where it is the same.
+
+    Around the mean of each band, values are divided by how strong the noise is there against the band, and multiplied
+    again at the end. A pixel without a noise level above 0 counts as its band.
+    """
+    usable = np.isfinite(noise) & (noise > 0)
+    if found.valid is not None:
+        usable &= found.valid
+    values = floating(noisy.dtype).type(1) * noisy
+    middle, level = np.zeros(len(noisy)), np.ones(len(noisy))
+    relative = np.ones(noisy.shape)
+    for band in range(len(noisy)):
+        here = usable[band]
+        if here.any():
+            level[band] = np.sqrt(np.square(noise[band][here]).mean())
+            middle[band] = noisy[band][here].astype(np.float64).mean()
+            relative[band][here] = noise[band][here] / level[band]
+            values[band][here] = (noisy[band][here] - middle[band]) / relative[band][here] + middle[band]
+    run = _denoise(values, found, model, options, keep=keep, noise=level)
+    for band in range(len(noisy)):
+        here = usable[band]
+        back = run.values[band]
+        same = back == values[band]
+        back[here] = (back[here] - middle[band]) * relative[band][here] + middle[band]
+        back[same] = noisy[band][same]
+    return run
 
 
 def _weaker(noisy: np.ndarray, denoised: np.ndarray, strength: float) -> np.ndarray:
@@ -298,11 +374,19 @@ def _as_cube(values: Shaped[np.ndarray, "bands height width"]) -> np.ndarray:
 
 
 def _denoise(
-    noisy: np.ndarray, found: Mask, model: Model | None, options: DenoiseOptions, *, keep: bool = False
+    noisy: np.ndarray,
+    found: Mask,
+    model: Model | None,
+    options: DenoiseOptions,
+    *,
+    keep: bool = False,
+    noise: np.ndarray | None = None,
 ) -> _Run:
     """Everything that :func:`denoise` and :func:`denoise_file` share."""
+    if noise is not None and noise.ndim == 3:
+        return _denoise_even(noisy, found, model, options, keep, noise)
     mirrorings(options.ensemble)  # refused before anything is read or loaded
-    job = _Job(model, options, keep)
+    job = _Job(model, options, keep, noise)
     for reason in found.reasons[found.asked :]:
         job.note(f"{reason}; left out and kept as it is")
     run = job.valid_part(noisy, found.valid)
@@ -317,12 +401,14 @@ class _Job:
         model: As for :func:`denoise`.
         options: As for :func:`denoise`.
         keep: Whether bands of nothing but noise come back as they are.
+        sigma: Noise level of each band of the part, in the unit of the cube; None: estimated.
         notes: What a user should know.
     """
 
     model: Model | None
     options: DenoiseOptions
     keep: bool
+    sigma: np.ndarray | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def note(self, text: str) -> None:
@@ -336,6 +422,14 @@ class _Job:
                 outermost = level
             frame = frame.f_back
         warnings.warn(text, RuntimeWarning, stacklevel=outermost + 1)
+
+    def of(self, bands: np.ndarray) -> _Job:
+        """The same for some of the bands."""
+        return self if self.sigma is None else dataclasses.replace(self, sigma=self.sigma[bands])
+
+    def scaled_sigma(self, scaling: Scaling) -> np.ndarray | None:
+        """The noise level on the scale that a network sees."""
+        return None if self.sigma is None else np.asarray(self.sigma / scaling.scale, np.float64)
 
     def valid_part(self, noisy: np.ndarray, valid: Bool[np.ndarray, "bands height width"] | None) -> _Run:
         """Denoise what holds data; all else comes back as it is."""
@@ -353,7 +447,7 @@ class _Job:
         box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         bands = np.flatnonzero(valid.any(axis=(1, 2)))
         known = valid[(bands, *box)]
-        run = self.whole(fill_gaps(noisy[(bands, *box)].astype(exact), known), pixels[box])
+        run = self.of(bands).whole(fill_gaps(noisy[(bands, *box)].astype(exact), known), pixels[box])
         values = noisy.astype(exact)
         values[(bands, *box)] = np.where(known, run.values, values[(bands, *box)])
         return dataclasses.replace(run, values=values)
@@ -412,7 +506,7 @@ class _Job:
         others = np.setdiff1d(np.arange(len(noisy)), lost)
         done = "left out and kept as it is" if self.keep else "replaced by what the other bands explain of it"
         self.note(f"noise alone: {named_bands(lost)}; {done}")
-        run = self.whole(noisy[others], pixels, level=True)
+        run = self.of(others).whole(noisy[others], pixels, level=True)
         values = np.empty(noisy.shape, run.values.dtype)
         values[others] = run.values
         values[lost] = noisy[lost] if self.keep else explained_by_others(noisy[lost].astype(values.dtype), run.values)
@@ -427,7 +521,12 @@ class _Job:
             with enough_memory(
                 place, f"for {name_of(model)}, which takes the whole cube at once", "denoise a part of it"
             ):
-                values = scaling.invert(model(scaling.apply(noisy)), floating(noisy.dtype))
+                told = self.scaled_sigma(scaling)
+                if told is not None and not isinstance(model, Baseline):
+                    raise ValueError(f"{name_of(model)} cannot be given a noise level; leave --noise out")
+                scaled = scaling.apply(noisy)
+                answer = model(scaled, told) if told is not None and isinstance(model, Baseline) else model(scaled)
+                values = scaling.invert(answer, floating(noisy.dtype))
             return _Run(
                 values, scaling, Tiling((bands, height, width), (bands, height, width), (0, 0, 0)), 0, place, ()
             )
@@ -442,6 +541,8 @@ class _Job:
         bands = traits.bands or len(noisy)
         rounds = traits.pilot_rounds if options.pilot_rounds is None else options.pilot_rounds
         run: nn.Module = Compiled(network) if options.compile else network
+        if (told := self.scaled_sigma(scaling)) is not None:  # the filters take it, which are not compiled
+            run = Told(network, torch.from_numpy(told).float().to(place))
         if options.ensemble > 1:
             run = Ensemble(run, options.ensemble)
         if options.tile is None:

@@ -42,7 +42,7 @@ _COUNTED_BANDS = 31  # of a network of any number
 OPTIONS = {
     field.name: field
     for field in fields(DenoiseOptions)
-    if field.name not in ("weights", "device", "batch", "compile", "progress")
+    if field.name not in ("weights", "device", "batch", "compile", "noise", "progress")
 }
 
 

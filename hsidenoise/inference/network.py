@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
@@ -186,8 +187,14 @@ class OnnxNetwork(nn.Module):
             raise ValueError(f"{path}: its inputs are {', '.join(names)}, not those of an export; export it again")
         self._planes = config.get("planes", 0)
 
-    def forward(self, noisy: Float[Tensor, "batch given height width"]) -> Float[Tensor, "batch given height width"]:
+    def forward(
+        self, noisy: Float[Tensor, "batch given height width"], sigma: Float[Tensor, " given"] | None = None
+    ) -> Float[Tensor, "batch given height width"]:
         """Denoise.
+
+        Args:
+            noisy: Cubes.
+            sigma: Noise level of each band; None: estimated, which a network of a number of bands does in any case.
 
         Returns:
             Denoised cubes in float32, on the device of ``noisy``.
@@ -196,7 +203,7 @@ class OnnxNetwork(nn.Module):
             ValueError: If the network does not take this number of bands.
         """
         if self.bands is None:
-            found = [denoise_by_planes(cube.float().cpu(), improve=self._improve).denoised for cube in noisy]
+            found = [denoise_by_planes(cube.float().cpu(), None, sigma, self._improve).denoised for cube in noisy]
             return torch.stack(found).to(noisy.device)
         given = noisy.shape[1]
         if given != self.bands:
@@ -252,6 +259,30 @@ def _session(
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+class Told(nn.Module):
+    """A network that is given the noise level.
+
+    Args:
+        network: Network on planes (it takes any number of bands).
+        sigma: Noise level of each band, in the unit of what it will get.
+
+    Raises:
+        ValueError: If the network cannot be given a noise level.
+    """
+
+    def __init__(self, network: nn.Module, sigma: Float[Tensor, " bands"]) -> None:
+        super().__init__()
+        if "sigma" not in inspect.signature(network.forward).parameters or getattr(network, "bands", 0) is not None:
+            raise ValueError("a noise level can be given to networks on planes and to classical methods only")
+        self.network = network
+        self.register_buffer("sigma", sigma, persistent=False)
+
+    def forward(self, noisy: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch bands height width"]:
+        """Denoise."""
+        found: Tensor = self.network(noisy, self.sigma)
+        return found
 
 
 ENSEMBLES: tuple[int, ...] = get_args(EnsembleSize)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from hsidenoise.system.options import MOST_ROUNDS, EnsembleSize, Normalize, Precision, option
 
@@ -62,6 +63,12 @@ class DenoiseOptions:
         least=0,
         most=1,
         metavar="0..1",
+    )
+    noise: Any = option(
+        None,
+        "noise level, in the unit of the cube, where it is known: of each band, or of each pixel; a variable of the "
+        "file, or another file (in Python also a number or an array); estimated if absent",
+        metavar="FILE|VARIABLE",
     )
     progress: bool = option(False, "show a progress bar on standard error")
 

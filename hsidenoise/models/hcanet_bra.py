@@ -180,11 +180,14 @@ class HCANetBRA(MixingUNet):
             "feed_forward": feed_forward,
         }
 
-    def forward(self, noisy: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch bands height width"]:
+    def forward(
+        self, noisy: Float[Tensor, "batch bands height width"], sigma: Float[Tensor, " bands"] | None = None
+    ) -> Float[Tensor, "batch bands height width"]:
         """Denoise.
 
         Args:
             noisy: Cubes in any unit, of at least 2x2 pixels and one band.
+            sigma: Noise level of each band, in the unit of the cubes; None: estimated.
 
         Returns:
             Denoised cubes in float32, in the unit of ``noisy``.
@@ -192,7 +195,7 @@ class HCANetBRA(MixingUNet):
         Raises:
             ValueError: If a cube has fewer pixels or values that are not finite.
         """
-        return torch.stack([denoise_by_planes(cube.float(), improve=self.improve).denoised for cube in noisy])
+        return torch.stack([denoise_by_planes(cube.float(), None, sigma, self.improve).denoised for cube in noisy])
 
     def improve(self, stages: PlaneStages) -> Float[Tensor, "bands height width"]:
         """What the network makes of a cube that the filters have seen.

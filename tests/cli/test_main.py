@@ -943,3 +943,21 @@ class TestDenoiseSaysAndRecords:
         lines = capsys.readouterr().out.splitlines()
         table = lines[[line.startswith("bands ") for line in lines].index(True) + 2 :]
         assert [int(line.split()[0]) for line in table[:31]] == noise["ranked"]
+
+    @pytest.mark.filterwarnings("ignore:what was taken away")  # too much noise is too much taken away
+    def test_noise_is_saved_and_taken(self, plain, tmp_path, capsys):
+        base = ["denoise", str(plain), "--method", "planes", "-o"]
+        assert main([*base, str(tmp_path / "a.mat"), "--save-noise", str(tmp_path / "s.mat")]) == 0
+        sigma = scipy.io.loadmat(tmp_path / "s.mat")["noise"].ravel()
+        assert sigma == pytest.approx(np.full(31, 10 / 255), rel=0.1)
+        scipy.io.savemat(tmp_path / "three.mat", {"noise": 3 * sigma})
+        assert main([*base, str(tmp_path / "b.mat"), "--noise", str(tmp_path / "s.mat")]) == 0
+        assert main([*base, str(tmp_path / "c.mat"), "--noise", str(tmp_path / "three.mat")]) == 0
+        a, b, c = (scipy.io.loadmat(tmp_path / f"{name}.mat")["input"] for name in "abc")
+        noisy = scipy.io.loadmat(plain)["input"]
+        assert np.abs(a - b).mean() < 0.1 * np.abs(a - noisy).mean()
+        assert np.abs(a - c).mean() > 3 * np.abs(a - b).mean()
+        assert main([*base, str(tmp_path / "d.mat"), "--noise", "sigma"]) == 0  # a variable: one number
+        capsys.readouterr()
+        assert main([*base, str(tmp_path / "e.mat"), "--noise", "none.mat"]) == 2
+        assert "the noise 'none.mat' is neither a variable of it" in capsys.readouterr().err

@@ -127,3 +127,39 @@ def test_rioxarray_keeps_its_place_on_earth(noisy, wanted):
 def test_corrupt_warns_of_values_beyond_its_range(real_crop):
     with pytest.warns(UserWarning, match=r"lie in 0 .. 4095; the noise cases are for cubes in \[0, 1\]"):
         corrupt(real_crop * 4095, "gaussian-30")
+
+
+class TestKnownNoise:
+    """The option noise: by the filters, and with the network behind them."""
+
+    @pytest.mark.parametrize("model", [PLANES, None])
+    def test_of_each_band(self, real_crop, model):
+        clean = 200 + 50 * real_crop
+        sigma = np.where(np.arange(31) % 2, 1.0, 8.0)
+        noisy = clean + np.random.default_rng(0).normal(0, 1, clean.shape) * sigma[:, None, None]
+        off = {scale: np.square(denoise(noisy, model, noise=scale * sigma) - clean).mean() for scale in (0.1, 1, 10)}
+        assert off[1] < 0.7 * off[0.1]
+        assert off[1] < 0.7 * off[10]
+        assert off[1] < 1.1 * np.square(denoise(noisy, model) - clean).mean()
+        with_axes = denoise(noisy.transpose(1, 2, 0), model, axes="hwb", noise=sigma)
+        np.testing.assert_allclose(with_axes.transpose(2, 0, 1), denoise(noisy, model, noise=sigma))
+
+    def test_of_each_pixel(self, real_crop):
+        level = np.where(np.arange(64) < 32, 0.02, 0.2) * np.ones((48, 1))
+        noisy = real_crop + np.random.default_rng(0).normal(0, 1, real_crop.shape) * level
+        plain, known = (np.square(denoise(noisy, PLANES, noise=noise) - real_crop) for noise in (None, level))
+        assert known[..., :28].mean() < plain[..., :28].mean()
+        assert known.mean() < plain.mean()
+        whole = denoise(noisy, PLANES, noise=np.broadcast_to(level, noisy.shape))
+        np.testing.assert_allclose(whole, denoise(noisy, PLANES, noise=level))
+
+    def test_what_is_no_noise_level(self, noisy):
+        for wrong, message in (
+            (np.ones(7), "give one number"),
+            (np.zeros(31), "above 0 is needed"),
+            (np.zeros((48, 64)), "nowhere above 0"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                denoise(noisy, PLANES, noise=wrong)
+        with pytest.raises(ValueError, match="cannot be given a noise level"):
+            denoise(noisy, lambda cube: cube, noise=0.1)

@@ -27,7 +27,10 @@ def noisy(rng):
 
 def test_signature_and_help_show_every_option():
     shown = inspect.signature(denoise).parameters
-    assert list(shown) == ["noisy", "model", "options", "axes", *DenoiseOptions.__dataclass_fields__]
+    assert list(shown) == [
+        *["noisy", "model", "options", "axes", "mask", "nodata", "bad_bands"],
+        *DenoiseOptions.__dataclass_fields__,
+    ]
     for name, field in DenoiseOptions.__dataclass_fields__.items():
         assert shown[name].default == field.default
         assert f" {name} (" in denoise.__doc__
