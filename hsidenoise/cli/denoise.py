@@ -91,7 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
         if not arguments.json:
             print_read(source, cube)
             print(f"scaling  {scaling.mode}: {scaling.reason}")
-            print(f"method   {name_of(options.weights if model is None else model)}")
+            summary = "" if model is None else f": {model.summary}"
+            print(f"method   {name_of(options.weights if model is None else model)}{summary}")
         if arguments.dry_run:
             print("dry run  nothing was computed or written")
             raise _Stop
@@ -109,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(report, indent=2))
         return
     if model is not None:
-        print(f"done     {done.model}: {model.summary}, {done.seconds:.1f} s")
+        print(f"done     {done.seconds:.1f} s")
     tiles = f"tiles of {done.tile[0]} x {done.tile[1]}, overlap {done.overlap}"
     windows = f", {done.windows} windows of bands" if done.windows > 1 else ""
     if options.ensemble > 1:
