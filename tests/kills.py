@@ -186,7 +186,7 @@ def leftovers(folder: Path) -> list[str]:
 
 def inputs(folder: Path) -> dict[str, str]:
     """Hash of each file that no verb may write."""
-    mine = {"out.mat", "run", "results"}
+    mine = {"out.mat", "out.mat.json", "run", "results"}
     return {path.name: sha256(path) for path in folder.iterdir() if path.name not in mine and path.name[0] != "."}
 
 
