@@ -113,16 +113,6 @@ def test_fewer_bands_arrive_mirrored_and_come_back_cropped():
     assert denoise(noisy, Shift(), normalize="none") == pytest.approx(noisy[[1, 2, 3, 2]])
 
 
-def test_networks_that_mirror_bands_themselves_get_the_real_ones():
-    network = Identity(31)
-    network.mirrors_bands = True
-    noisy = cube(17, 12, 9)
-    assert denoise(noisy, network) == pytest.approx(noisy, abs=2e-6)
-    assert network.seen == [(17, 12, 9)]
-    denoise(cube(40, 12, 9), network)
-    assert network.seen[1:] == [(31, 12, 9)] * 2
-
-
 @pytest.mark.parametrize(("tile", "overlap"), [(24, 8), (32, 5), (28, 12)])
 def test_tiles_of_a_local_network_leave_no_seam(tile, overlap):
     network = Local()
