@@ -37,6 +37,7 @@ _PATCH = 64  # pixels of a slice down and across that its noise is read off
 _RANK = 4  # directions that explain what differs between bands
 _NOISE = 1.2  # times the energy of noise, that one direction may have of it
 _HOT = 0.002  # share of the values at each end that are drawn in
+_CHANCE = 4.0  # standard errors of a correlation between neighbours, that noise alone does not have
 _FLOOR = 1e-6  # of the variance: keeps logarithms finite
 
 
@@ -80,6 +81,9 @@ def axis_scores(array: Any) -> Float64[np.ndarray, " 3"]:
     sample -= sample.mean()
     variance = float(np.square(sample).mean())
     if not variance > 0:
+        return np.zeros(3)
+    alike = [1.0 - np.square(np.diff(sample, axis=axis)).mean() / (2.0 * variance) for axis in range(3)]
+    if max(alike) * sample.size**0.5 < _CHANCE:  # noise without anything in it
         return np.zeros(3)
     floor = _FLOOR * variance
     others = [tuple(axis for axis in range(3) if axis != which) for which in range(3)]

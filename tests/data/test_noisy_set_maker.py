@@ -48,7 +48,10 @@ def source(tmp_path, rng):
     folder = tmp_path / "trees"
     folder.mkdir()
     for name in ("oak", "Fir"):
-        write_mat(folder / f"{name}.mat", {"cube": rng.random((12, 14, 9)) * 900})
+        write_mat(
+            folder / f"{name}.mat",
+            {"cube": rng.random((12, 14, 1)) * np.linspace(100, 900, 9) + 50 * rng.random((12, 14, 9))},
+        )
     return folder
 
 
