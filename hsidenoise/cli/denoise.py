@@ -236,14 +236,10 @@ def _beside(source: Path) -> Path:
 def _check_picture(picture: Path | None, band: int | None, source: Path, target: Path, reading: ReadOptions) -> None:
     """Refuse before computing what would fail after it."""
     from hsidenoise.data.io import read_cube
-    from hsidenoise.system.files import check_target
+    from hsidenoise.figures.cubes import check_picture
 
     if picture:
-        if picture.resolve() in (source.resolve(), target.resolve()):
-            raise ValueError(f"{picture}: is a cube of this command and would be lost; name another picture")
-        if picture.suffix.lower() not in (".png", ".pdf", ".svg"):
-            raise ValueError(f"{picture}: name a picture .png, .pdf or .svg")
-        check_target(picture)
+        check_picture(picture, source, target)
     if band is not None:
         if not picture:
             raise ValueError("--band chooses the band of the picture; name one with --picture, or leave --band out")

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cube", type=path, help="file of a cube or folder of PNG")
     add_options(parser, ReadOptions)
     add_json(parser)
+    parser.add_argument("--plot", type=path, metavar="FILE.png", help="also draw the noise of each band")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -24,15 +25,24 @@ def run(arguments: argparse.Namespace) -> None:
     from hsidenoise.signal.scaling import told_apart
 
     reading = options_of(ReadOptions, arguments)
+    if arguments.plot:
+        from hsidenoise.figures.cubes import check_picture
+
+        check_picture(arguments.plot, locate(arguments.cube)[0])
     variables = list_variables(locate(arguments.cube)[0], allow_external=reading.allow_external)
     facts, problem = None, None
     try:
-        facts = describe(read_cube(arguments.cube, **reading.by_name()))
+        cube = read_cube(arguments.cube, **reading.by_name())
+        facts = describe(cube)
     except ValueError as error:
         # The list of variables is the answer to most problems of reading, so it is shown all the same.
         if reading.key or reading.axes or reading.size:
             raise
         problem = " ".join(str(error).split())
+    if arguments.plot and facts is not None and facts["noise"] is not None:
+        from hsidenoise.figures.cubes import plot_noise
+
+        plot_noise(facts["noise"]["per_band"], facts["noise"]["snr_db"], cube.wavelengths, arguments.plot)
     types = ["" if item.dtype is None else str(item.dtype) for item in variables]
     if arguments.json:
         rows = [
@@ -66,6 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
         f"range); worst band {level['worst_band']} (0-based) {level['worst']:.4g}"
     )
     _print_bands(level)
+    if arguments.plot:
+        print(f"plot         {arguments.plot}")
     print("bad bands    " + (", ".join(str(band) for band in bad) + " (0-based)" if bad else "none found"))
 
 

@@ -8,7 +8,7 @@ the noise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Real
 
 from hsidenoise.figures import cubes as figures
-from hsidenoise.system.files import replacing
+from hsidenoise.system.files import check_target, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -251,6 +251,60 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 _LONGEST_SIDE = 900  # pixels of a panel; a larger scene is thinned out for display
 _PANEL = 3.3  # inches
+
+
+def plot_noise(
+    sigma: Sequence[float | None],
+    snr: Sequence[float | None],
+    wavelengths: Float[np.ndarray, " bands"] | None,
+    path: str | Path,
+) -> None:
+    """Draw the noise level and the signal-to-noise ratio of each band.
+
+    Args:
+        sigma: Noise level of each band, in the unit of the cube; None where it is not known.
+        snr: Signal-to-noise ratio of each band, dB.
+        wavelengths: Centres of the bands in nm; the number of the band if None.
+        path: File to write, by its ending.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     plot_noise([0.1, 0.2], [30.0, None], None, Path(folder, "a.png"))
+        ...     Path(folder, "a.png").stat().st_size > 1000
+        True
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    bands = np.arange(len(sigma)) if wavelengths is None else wavelengths
+    for axes, values, name in ((upper, sigma, "sigma, unit of the cube"), (lower, snr, "mean over sigma, dB")):
+        axes.plot(bands, np.array(values, float), ".-", linewidth=0.8, markersize=4)
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+    upper.set_ylim(bottom=0)
+    upper.set_title("Noise of each band")
+    lower.set_xlabel("band, 0-based" if wavelengths is None else "wavelength, nm")
+    save_figure(figure, path)
+
+
+def check_picture(picture: Path, *cubes: Path) -> None:
+    """Refuse, before anything is computed, what could not be drawn to.
+
+    Args:
+        picture: File to write.
+        *cubes: Files that it must not be.
+
+    Raises:
+        ValueError: If it is one of them, or its ending is not that of a picture.
+        OSError: If it cannot be written.
+    """
+    if picture.resolve() in [cube.resolve() for cube in cubes]:
+        raise ValueError(f"{picture}: is a cube of this command and would be lost; name another picture")
+    if picture.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"{picture}: name a picture .png, .pdf or .svg")
+    check_target(picture)
 
 
 def before_after(

@@ -621,6 +621,22 @@ class TestInspect:
         assert facts["wavelengths"] is None
         assert 0.005 < facts["noise"]["median"] < 0.02
 
+    def test_a_plot_of_the_noise_and_pixels_without_data(self, capsys, tmp_path, rng):
+        cube = np.linspace(1, 2, 30)[:, None] * np.linspace(1, 3, 24) + rng.normal(0, 0.01, (6, 30, 24))
+        cube[:, :, :5] = np.nan
+        path, plot = tmp_path / "a.mat", tmp_path / "plot.png"
+        scipy.io.savemat(path, {"hsi": cube.transpose(1, 2, 0)})
+        before = path.read_bytes()
+        assert main(["inspect", str(path), "--plot", str(plot)]) == 0
+        printed = capsys.readouterr().out
+        assert f"plot         {plot}\n" in printed
+        assert "no data      NaN in 150 pixels" in printed
+        assert plot.read_bytes().startswith(b"\x89PNG")
+        for wrong, says in ((path, "would be lost"), (tmp_path / "plot.gif", "name a picture .png")):
+            assert main(["inspect", str(path), "--plot", str(wrong)]) == 2
+            assert says in capsys.readouterr().err
+        assert path.read_bytes() == before
+
     def test_an_image_of_one_line_is_described_without_its_noise(self, capsys, tmp_path, rng):
         path = tmp_path / "line.mat"
         scipy.io.savemat(path, {"cube": rng.random((40, 1, 31))})
