@@ -17,6 +17,7 @@ code, all of them with and without noise).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,11 +64,14 @@ def axis_scores(array: Any) -> Float64[np.ndarray, " 3"]:
     steps = [-(-size // _SIDE) for size in array.shape]
     every = tuple(slice(None, None, step) for step in steps)
     sample = np.asarray(array[every], dtype=np.float64)
-    finite = sample[np.isfinite(sample)]
-    if not finite.size:
+    if not np.isfinite(sample).any():
         return np.zeros(3)
     extremes = find_extremes(sample)
-    finite = finite[(finite >= extremes.low) & (finite <= extremes.high)]
+    known = (sample >= extremes.low) & (sample <= extremes.high) & np.isfinite(sample)
+    inside = _Inside(array, known, steps)  # an edge without data is no band
+    if inside.shape != array.shape:
+        return axis_scores(inside) if min(inside.shape) > 1 else np.zeros(3)
+    finite = sample[known]
     middle, low, high = np.quantile(finite, (0.5, _HOT, 1 - _HOT))
     if not high > low:
         return np.zeros(3)
@@ -113,6 +117,27 @@ def axis_scores(array: Any) -> Float64[np.ndarray, " 3"]:
             - 0.5 * math.log(array.shape[axis])
         )
     return scores
+
+
+class _Inside:
+    """What is left of an array without the edges that hold no data."""
+
+    def __init__(self, array: Any, known: np.ndarray, steps: Sequence[int]) -> None:
+        self.array, self.first, shape = array, [], []
+        for axis, (size, step) in enumerate(zip(array.shape, steps, strict=True)):
+            share = known.mean(axis=tuple(other for other in range(3) if other != axis))
+            held = np.flatnonzero(share > 0.5 * share.max())
+            whole = held[0] == 0 and held[-1] == len(share) - 1
+            self.first.append(0 if whole else int(held[0]) * step)
+            shape.append(size if whole else min(size, (int(held[-1]) + 1) * step) - self.first[-1])
+        self.shape = tuple(shape)
+
+    def __getitem__(self, part: tuple[slice, ...]) -> Any:
+        moved = []
+        for one, first, size in zip(part, self.first, self.shape, strict=True):
+            start, stop, step = one.indices(size)
+            moved.append(slice(first + start, first + stop, step))
+        return self.array[tuple(moved)]
 
 
 def _energies(slices: np.ndarray) -> np.ndarray:

@@ -622,7 +622,8 @@ class TestInspect:
         assert 0.005 < facts["noise"]["median"] < 0.02
 
     def test_a_plot_of_the_noise_and_pixels_without_data(self, capsys, tmp_path, rng):
-        cube = np.linspace(1, 2, 30)[:, None] * np.linspace(1, 3, 24) + rng.normal(0, 0.01, (6, 30, 24))
+        image = np.add.outer(np.sin(np.arange(30) / 3), np.cos(np.arange(24) / 2)) + 3
+        cube = np.linspace(1, 2, 6)[:, None, None] * image + rng.normal(0, 0.01, (6, 30, 24))
         cube[:, :, :5] = np.nan
         path, plot = tmp_path / "a.mat", tmp_path / "plot.png"
         scipy.io.savemat(path, {"hsi": cube.transpose(1, 2, 0)})
