@@ -428,7 +428,7 @@ def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None
     Example:
         >>> check_cube_target("clean.jpg", Cube(np.zeros((1, 2, 3), np.float32)))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: cannot write clean.jpg: no format of cubes is called .jpg; known: ... or .npy (NumPy)...
+        ValueError: cannot write clean.jpg: no format of cubes is called .jpg; known: ... MATLAB .mat, ENVI .hdr...
     """
     target, layout, source = Path(path), cube.layout, cube.path
     check_target(target)
