@@ -45,7 +45,7 @@ def test_every_shipped_table_parses_and_names_what_exists(name):
 
 
 def test_shipped_tables_are_there():
-    needed = {"icvl_gaussian", "icvl_complex", "cave_gaussian", "cave_complex", "pavia", "ablation", "efficiency"}
+    needed = {"icvl_gaussian", "icvl_complex", "cave_gaussian", "cave_complex", "pavia", "efficiency"}
     assert needed | {"protocols", "icvl_noisy_set"} <= {Path(name).stem for name in SHIPPED}
 
 
@@ -72,7 +72,7 @@ def test_what_is_left_out_has_its_default(tmp_path):
 
 
 def test_every_option_of_weights_is_taken(tmp_path):
-    options = {"pilot_rounds": 2, "ensemble": 2, "tile": 64, "overlap": 2, "join": False, "precision": "auto"}
+    options = {"pilot_rounds": 2, "ensemble": 2, "tile": 64, "overlap": 2, "strength": 0.5, "precision": "auto"}
     options |= {"normalize": "auto"}
     assert set(options) == set(OPTIONS)
     config = read_config(write(tmp_path, FULL | {"methods": [{"method": "weights:a", **options}], "figure": None}))
@@ -163,7 +163,6 @@ WRONG = [
         {"methods": [{"method": "weights:a", "pilot_rounds": "1"}]},
         "pilot_rounds is '1'; it is a whole number",
     ),
-    ({"methods": [{"method": "weights:a", "join": 1}]}, "join is 1; it is true or false"),
     ({"methods": [{"method": "noisy", "label": "input"}]}, "cannot be labelled 'input'"),
     ({"methods": [{"method": "tv", "label": "noisy"}]}, "cannot be labelled 'noisy'"),
     ({"methods": [{"method": "tv", "label": "clean"}]}, "cannot be labelled 'clean'"),
