@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import nn
 
-from hsidenoise.classical.methods import Baseline
 from hsidenoise.data.options import ReadOptions
 from hsidenoise.inference.arrays import as_cube
 from hsidenoise.inference.memory import by, enough_memory, fitting_tile, in_fitting_tiles
@@ -522,10 +522,9 @@ class _Job:
                 place, f"for {name_of(model)}, which takes the whole cube at once", "denoise a part of it"
             ):
                 told = self.scaled_sigma(scaling)
-                if told is not None and not isinstance(model, Baseline):
+                if told is not None and "sigma" not in signature(model).parameters:
                     raise ValueError(f"{name_of(model)} cannot be given a noise level; leave --noise out")
-                scaled = scaling.apply(noisy)
-                answer = model(scaled, told) if told is not None and isinstance(model, Baseline) else model(scaled)
+                answer = model(scaling.apply(noisy), *([] if told is None else [told]))
                 values = scaling.invert(answer, floating(noisy.dtype))
             return _Run(
                 values, scaling, Tiling((bands, height, width), (bands, height, width), (0, 0, 0)), 0, place, ()
