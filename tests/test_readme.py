@@ -115,7 +115,7 @@ def test_the_scores_of_all_weights():
     rows, names, lines = scores((ROOT / "hsidenoise" / "models" / "README.md").read_text(encoding="utf-8"))
     assert set(names) == {"noisy", *WEIGHTS}
     label = {"hcanet": "HCANet", "hcanet-bra": "HCANet-BRA", "hcanet-bra-small": "HCANet-BRA small", "noisy": "noisy"}
-    label["hcanet-bra-planes"] = "HCANet-BRA on planes"
+    label["hcanet-bra"] = "HCANet-BRA"
     assert {case for case, *_ in lines} == {case for _, case in rows}
     for case, *cells in lines:
         for name, cell in zip(names, cells, strict=True):

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     if model is not None:
         print(f"method   {done.model}: {model.summary}, {done.seconds:.1f} s")
     tiles = f"tiles of {done.tile[0]} x {done.tile[1]}, overlap {done.overlap}"
-    windows = f", {done.windows} windows of bands{' joined' * options.join}" if done.windows > 1 else ""
+    windows = f", {done.windows} windows of bands" if done.windows > 1 else ""
     if options.ensemble > 1:
         windows += f", ensemble of {options.ensemble}"
     if done.pilot_rounds:

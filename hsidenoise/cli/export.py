@@ -21,7 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write a network as an ONNX file."""
     from hsidenoise.inference.export import export_onnx
-    from hsidenoise.inference.network import ESTIMATE_INPUTS
     from hsidenoise.models.shipped import DEFAULT_WEIGHTS
 
     options = options_of(ExportOptions, arguments)
@@ -29,9 +28,6 @@ def run(arguments: argparse.Namespace) -> None:
     for name, axes in done.inputs.items():
         print(f"input    {name} ({', '.join(axes)})")
     print(f"output   denoised ({', '.join(done.output)})")
-    if tuple(done.inputs) == ESTIMATE_INPUTS:
-        names = ", ".join(ESTIMATE_INPUTS)
-        print(f"         {names}: the parts of load_model(...).estimate(noisy), in their order")
     sizes = ", ".join(" x ".join(str(size) for size in shape) for shape in done.checked)
     print(f"checked  against PyTorch at {sizes}: off by {done.error:.1e} of the largest value at most")
     size = done.path.stat().st_size / 2**20

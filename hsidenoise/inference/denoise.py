@@ -93,11 +93,9 @@ def denoise(
     """Denoise a cube of any size and any number of bands.
 
     The cube is scaled to about [0, 1] as a whole, cut into overlapping tiles, and the network's answers are blended
-    with tapers and scaled back. Along the spectrum it is cut into overlapping windows of as many bands as the network
-    has; a cube of fewer bands is mirrored at its last band, and cropped afterwards. (A network that has the attribute
-    ``mirrors_bands`` gets it as it is: mirrored bands share their noise, which a network that tells signal from noise
-    by what bands have in common must not see.) Where there are several windows, each tile goes through a last step
-    across all bands (:func:`hsidenoise.inference.tiles.join_windows`). Nothing is clipped.
+    with tapers and scaled back. For a network of a fixed number of bands it is cut along the spectrum, too, into
+    overlapping windows of as many bands; a cube of fewer bands is mirrored at its last band, and cropped afterwards.
+    Nothing is clipped.
 
     A tile that does not fit the device's memory is tried again at half the size, with a warning, down to 32 pixels.
 
@@ -118,13 +116,11 @@ def denoise(
     about a third.
 
     Precision: with the default weights, bfloat16 is off by up to 1.1e-4 of the range in the mean, 4e-3 at most, and its
-    PSNR by 0.002 dB (the scenes of `cave/validation`, centre 128 x 128, gaussian-5, gaussian-50 and mixture); with
-    `hcanet-bra` by 4e-4, 2e-2 and 0.01 dB. ``auto`` takes it on NVIDIA GPUs since Ampere and on CPUs with AMX.
+    PSNR by 0.002 dB (the scenes of `cave/validation`, centre 128 x 128, gaussian-5, gaussian-50 and mixture). ``auto`` takes it on NVIDIA GPUs since Ampere and on CPUs with AMX.
 
     More of single options: :func:`hsidenoise.signal.scaling.fit_scaling` (``normalize``),
     :class:`hsidenoise.models.compiled.Compiled` (how long ``compile`` takes, and when it pays),
-    :class:`hsidenoise.inference.network.Ensemble`, :func:`hsidenoise.inference.tiles.join_windows`,
-    :func:`hsidenoise.signal.pilot_filter.pilot_filter`.
+    :class:`hsidenoise.inference.network.Ensemble`, :func:`hsidenoise.signal.pilot_filter.pilot_filter`.
 
     Returns:
         The denoised cube, in the unit of ``noisy``: float64 if ``noisy`` is float64 or has integers of 32 bits or more,
@@ -307,8 +303,6 @@ def _denoise(noisy: np.ndarray, model: Model | None, options: DenoiseOptions, *,
             scaling,
             tiling,
             place,
-            mirrors=traits.mirrors_bands,
-            join=options.join,
             precision=precision,
             batch=options.batch,
             progress=options.progress,

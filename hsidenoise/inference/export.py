@@ -1,9 +1,8 @@
 """Export of a network to ONNX: one file that other programs run, for cubes of any height, width and number.
 
-What is learnt is exported. What a network starts from beside, such as HCANetBRA's spectral Wiener estimate, rests on
-eigen-decompositions, which ONNX does not have; its parts are inputs of the file (``OnnxNetwork`` computes them). A file
-is only written if ONNX Runtime
-gives what PyTorch gives, at sizes that the export has not seen.
+What is learnt is exported. What HCANetBRA starts from beside rests on eigen-decompositions, which ONNX does not have;
+its parts are inputs of the file (``OnnxNetwork`` computes them). A file is only written if ONNX Runtime gives what
+PyTorch gives, at sizes that the export has not seen.
 
 A network that halves its image twice is followed through the exporter for heights and widths that are multiples of 4:
 there every size is a plain multiple of a symbol, and tracing takes a third of the time. What makes any image such a one
@@ -24,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hsidenoise.inference.network import ESTIMATE_INPUTS, FORMAT, OnnxNetwork, traits_of
+from hsidenoise.inference.network import FORMAT, OnnxNetwork, traits_of
 from hsidenoise.inference.options import OPSET
-from hsidenoise.models.hcanet_bra import HCANetBRA, MixingUNet
-from hsidenoise.models.hcanet_bra_planes import PLANE_INPUTS, HCANetBRAPlanes
+from hsidenoise.models.hcanet_bra import PLANE_INPUTS, HCANetBRA
 from hsidenoise.models.registry import MODELS
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS
+from hsidenoise.models.unet import MixingUNet
 from hsidenoise.models.weights import load_model, read_header
 from hsidenoise.system.files import check_target, replacing
 from hsidenoise.system.machine import in_use
@@ -108,11 +107,9 @@ def export_onnx(
 ) -> ExportedNetwork:
     """Write a network as an ONNX file with free batch, height and width.
 
-    HCANet has one input, ``noisy``, of as many bands as the network. HCANetBRA takes any number of bands from two to
-    its own. With ``skip="identity"`` it has the same one input; with ``skip="wiener"`` it has five, the parts of
-    ``network.estimate(noisy)``: ``repaired``, ``plain``, ``robust``, ``column`` and ``sigma``.
-    HCANetBRAPlanes, for any number of bands, has three of those of its ``estimate(noisy)``: ``planes``, ``doubts`` and
-    ``spread``. The output is ``denoised``; that of HCANetBRAPlanes is what is missing in its planes.
+    HCANet has one input, ``noisy``, of as many bands as the network, and the output ``denoised``. HCANetBRA, for any
+    number of bands, has three of the parts of :func:`hsidenoise.models.hcanet_bra.estimate_planes` as its inputs,
+    ``planes``, ``doubts`` and ``spread``; its ``denoised`` is what is missing in its planes.
 
     Exporting takes a minute or several: all sizes are followed as symbols through the network.
 
@@ -192,9 +189,6 @@ def _trace(network: nn.Module, opset: int) -> onnx.ModelProto:
     config: Any = network.config
     least = int(config.get("region_size", 1)) + 1
     free: dict[int, Any] = {0: Dim("batch", min=1, max=_LARGEST)}
-    if isinstance(network, HCANetBRA) and bands > 2:
-        free[1] = Dim("bands", min=2, max=bands)
-        bands -= 1  # all of the network's own bands would be taken for a fixed number
     size = {axis: MULTIPLE * Dim(name, min=least, max=_LARGEST) for axis, name in ((2, "rows"), (3, "columns"))}
     # no two sizes alike, nor alike to a number of channels by accident
     noisy = torch.rand(3, bands, MULTIPLE * (least + 2), MULTIPLE * (least + 5))
@@ -231,11 +225,7 @@ class _Learnt(nn.Module):
 
 def _learnt(network: nn.Module, noisy: Tensor) -> tuple[nn.Module, dict[str, Tensor]]:
     """What is learnt of a network, and inputs for it by name."""
-    if isinstance(network, HCANetBRA) and network.skip == "wiener":
-        # copies: one tensor given twice would be one input
-        cubes = (noisy, noisy.clone(), noisy.clone(), noisy.clone(), torch.full(noisy.shape[:2], 0.1))
-        return _Learnt(network), dict(zip(ESTIMATE_INPUTS, cubes, strict=True))
-    if isinstance(network, HCANetBRAPlanes):
+    if isinstance(network, HCANetBRA):
         (batch, _, *size), planes = noisy.shape, network.planes
         images = torch.rand(batch, 4 * planes, *size), torch.rand(batch, 2, *size)
         return _Learnt(network), dict(zip(PLANE_INPUTS, (*images, 1 + torch.rand(batch, planes)), strict=True))
@@ -257,14 +247,9 @@ def _describe(proto: onnx.ModelProto, network: nn.Module, name: str, header: dic
     cubes = "cubes (batch, bands, height, width) scaled to about [0, 1]"
     inputs, output = f"noisy: {cubes}", "denoised: cubes of the size and in the unit of the first input"
     config: Any = network.config
-    if isinstance(network, HCANetBRAPlanes):
+    if isinstance(network, HCANetBRA):
         inputs = f"{', '.join(PLANE_INPUTS)}: parts of hsidenoise's estimate_planes of cubes, planes={network.planes}"
         output = "denoised: what is missing in the planes, in units of the noise"
-    elif len(proto.graph.input) > 1:
-        settings = f"rounds={config['wiener_rounds']}, overlap={config['wiener_overlap']:g}"
-        inputs = (
-            f"{', '.join(ESTIMATE_INPUTS)}: the parts of hsidenoise's spectral_wiener(noisy, {settings}) of {cubes}"
-        )
     traits = traits_of(network)
     facts = {
         "format": FORMAT,
@@ -272,7 +257,6 @@ def _describe(proto: onnx.ModelProto, network: nn.Module, name: str, header: dic
         "model": name,
         "config": json.dumps(config),
         "bands": json.dumps(traits.bands),
-        "mirrors_bands": json.dumps(traits.mirrors_bands),
         "pilot_rounds": json.dumps(traits.pilot_rounds),
         "tile": json.dumps(traits.tile),
         "inputs": inputs,
@@ -291,9 +275,7 @@ def _compare(network: nn.Module, path: Path) -> tuple[float, tuple[tuple[int, in
     error, checked = 0.0, []
     for batch, height, width in CHECKED_SIZES:
         bands = exported.bands or _SOME_BANDS
-        if exported.mirrors_bands and batch == 1:
-            bands = -(-bands // 2)
-        # smooth along the bands, as spectra are: of mere noise the spectral estimate leaves next to nothing
+        # smooth along the bands, as spectra are: of mere noise the filters leave next to nothing
         smooth = (
             torch.rand(batch, 1, height, width, generator=generator) * torch.linspace(0.2, 1.0, bands)[:, None, None]
         )

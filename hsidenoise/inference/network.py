@@ -13,13 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hsidenoise.models.hcanet_bra import HCANetBRA
-from hsidenoise.models.hcanet_bra_planes import PLANE_INPUTS, corrected, plane_inputs
+from hsidenoise.models.hcanet_bra import PLANE_INPUTS, corrected, plane_inputs
 from hsidenoise.models.registry import check_config
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS
 from hsidenoise.models.weights import asked_of, load_model, read_json
 from hsidenoise.signal.planes import PlaneStages, denoise_by_planes
-from hsidenoise.signal.spectral_wiener import OVERLAP, ROUNDS, spectral_wiener
 from hsidenoise.system.machine import find_device, home, is_out_of_memory
 from hsidenoise.system.options import EnsembleSize, Precision
 
@@ -31,8 +29,6 @@ Model = nn.Module | str | Path | Callable[[np.ndarray], np.ndarray]
 
 FORMAT = "hsidenoise-onnx-1"
 """What the metadata of a file says that ``export_onnx`` wrote."""
-ESTIMATE_INPUTS = ("repaired", "plain", "robust", "column", "sigma")
-"""Inputs of a network that starts from the spectral Wiener estimate: the parts of the estimate."""
 
 
 def choose_model(
@@ -80,13 +76,11 @@ class NetworkTraits:
 
     Attributes:
         bands: Bands that it takes at once; None for any number. The one attribute that every network has to have.
-        mirrors_bands: Whether it takes fewer bands as they are; else they are mirrored at the last one in front of it.
         tile: Side of the tiles that it takes by default, pixels; None to leave it to the cube's size.
         pilot_rounds: Rounds of the pilot filter behind it by default.
     """
 
     bands: int | None
-    mirrors_bands: bool = False
     tile: int | None = None
     pilot_rounds: int = 0
 
@@ -124,7 +118,7 @@ def name_of(model: Model | None) -> str:
 
     Example:
         >>> name_of(None), name_of(nn.Identity()), name_of(np.negative)
-        ('hcanet-bra-planes', 'Identity', 'negative')
+        ('hcanet-bra', 'Identity', 'negative')
     """
     if isinstance(model, OnnxNetwork):
         return str(model.path)
@@ -148,7 +142,6 @@ class OnnxNetwork(nn.Module):
 
     Attributes:
         bands: Bands that the network takes at once; None for any number.
-        mirrors_bands: Whether it takes fewer as they are.
         pilot_rounds: Rounds of the pilot filter that its weights ask for; 0 if the file does not say.
         tile: Side of the tiles that it takes by default, if its weights say so.
         device: Where it runs.
@@ -182,7 +175,6 @@ class OnnxNetwork(nn.Module):
             asked = asked_of(self.metadata)
             any_number = self.metadata.get("bands") == "null"
             self.bands = None if any_number else read_json(self.metadata, "bands", int)
-            self.mirrors_bands = read_json(self.metadata, "mirrors_bands", bool)
             config = read_json({"config": "{}", **self.metadata}, "config", dict)
             check_config(config if self.bands is None else {**config, "bands": self.bands})
         except ValueError as error:
@@ -190,11 +182,9 @@ class OnnxNetwork(nn.Module):
         self.pilot_rounds = asked.get("pilot_rounds", 0)
         self.tile = asked.get("tile")
         names = tuple(item.name for item in self._session.get_inputs())
-        if names not in (("noisy",), ESTIMATE_INPUTS, PLANE_INPUTS) or (names == PLANE_INPUTS) != (self.bands is None):
+        if names != (("noisy",) if self.bands is not None else PLANE_INPUTS):
             raise ValueError(f"{path}: its inputs are {', '.join(names)}, not those of an export; export it again")
-        self._estimates = names == ESTIMATE_INPUTS
         self._planes = config.get("planes", 0)
-        self._estimate_options = (config.get("wiener_rounds", ROUNDS), config.get("wiener_overlap", OVERLAP))
 
     def forward(self, noisy: Float[Tensor, "batch given height width"]) -> Float[Tensor, "batch given height width"]:
         """Denoise.
@@ -209,14 +199,9 @@ class OnnxNetwork(nn.Module):
             found = [denoise_by_planes(cube.float().cpu(), improve=self._improve).denoised for cube in noisy]
             return torch.stack(found).to(noisy.device)
         given = noisy.shape[1]
-        if given > self.bands or (given < self.bands and not self.mirrors_bands):
+        if given != self.bands:
             raise ValueError(f"cubes of {given} bands do not go through {self.path}, a network of {self.bands} bands")
-        noisy = noisy.float()
-        cubes = list(spectral_wiener(noisy, *self._estimate_options)) if self._estimates else [noisy]
-        if given == 1 and self.bands > 1:
-            # the graph is made for two bands or more; a band repeated is what mirroring makes of one
-            cubes = [torch.cat([cube, cube], dim=1) for cube in cubes]
-        return self._run(cubes)[:, :given].to(noisy.device)
+        return self._run([noisy.float()]).to(noisy.device)
 
     def _improve(self, stages: PlaneStages) -> Tensor:
         inputs = plane_inputs(stages, self._planes)
@@ -296,8 +281,7 @@ def mirrorings(count: int) -> tuple[tuple[int, ...], ...]:
 class Ensemble(nn.Module):
     """Mean of a network's answers to mirrored inputs, each mirrored back.
 
-    One after the other: the price is time, not memory. The spectral Wiener estimate of an HCANetBRA, which hardly
-    depends on such things, is computed once and mirrored too.
+    One after the other: the price is time, not memory.
 
     Only the symmetries that the noise has too are of use. Stripes and dead columns lie along the columns, and a network
     that was trained on them knows it: the columns stay columns under a mirroring of columns, of rows and of bands, and
@@ -336,17 +320,7 @@ class Ensemble(nn.Module):
         Returns:
             Mean of the answers, float32.
         """
-        run: Callable[..., Tensor] = self.network
-        inputs = [noisy]
-        if isinstance(self.network, HCANetBRA) and self.network.skip == "wiener":
-            run, inputs = self.network.refine, list(self.network.estimate(noisy.float()))
         total = torch.zeros((), device=noisy.device)
         for axes in self.mirrorings:
-            answer = run(*(_mirror(part, axes) for part in inputs))
-            total = total + _mirror(answer, axes).float()
+            total = total + self.network(noisy.flip(axes)).flip(axes).float()
         return total / len(self.mirrorings)
-
-
-def _mirror(part: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Flipped along those of the axes that it has (the noise level of the bands has neither rows nor columns)."""
-    return part.flip([axis for axis in axes if axis < part.ndim])

@@ -47,13 +47,10 @@ class DenoiseOptions:
     ensemble: EnsembleSize = option(
         1, "average that many mirrored passes of each tile: a little better, that many times slower"
     )
-    join: bool = option(
-        True, "join windows of bands by a filter across all bands, for cubes of more bands than the network"
-    )
     pilot_rounds: int | None = option(
         None,
         "rounds of the pilot filter, each a Wiener filter of the noisy cube with the result so far as its pilot; 0: "
-        "the network alone; what the network asks for if absent, 1 for HCANet-BRA",
+        "the network alone; what the network asks for if absent",
         least=0,
         most=MOST_ROUNDS,
         metavar="0|1|2",

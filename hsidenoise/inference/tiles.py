@@ -8,101 +8,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Real
+from jaxtyping import Float, Real
 from torch import nn
 from tqdm.auto import tqdm
 
 from hsidenoise.inference.memory import USABLE_SHARE, fitting_batch
-from hsidenoise.signal.noise_level import haar_details, spectral_covariance, unexplained_variance
 from hsidenoise.signal.scaling import Scaling, floating
 from hsidenoise.signal.tiling import Blend, Tile, Tiling, reflect_bands
 from hsidenoise.system.machine import autocast, free_memory, is_out_of_memory
-
-NOISE_LEFT = 0.01
-"""Share of the noise's energy that is taken to be left in every plane.
-
-Chosen with the shipped weights on the centre 96 x 96 pixels of two cubes, PSNR of `pavia_crop` (102 bands) / `MUUFL`
-(64 bands) with a share of
-
-* 0: gaussian-5 47.42 / 42.34, gaussian-50 38.89 / 32.05, mixture 39.79 / 33.22
-* 0.01: 47.50 / 42.36, 39.69 / 32.16, 40.58 / 33.44
-* 0.03: 47.41 / 42.34, 39.45 / 32.01, 40.48 / 33.22
-* 0.1: 47.12 / 42.24, 38.48 / 31.69, 40.11 / 33.06
-"""
-
-PIXELS_PER_BAND = 4
-"""Fewer pixels say too little about a covariance; the cube is left as it is then."""
-
-_FLOOR = 1e-6  # least noise of a band, in units of the standard deviation of the cube: keeps whitening finite
-
-
-def join_windows(
-    noisy: Real[np.ndarray, "bands height width"], denoised: Float32[np.ndarray, "bands height width"]
-) -> Float32[np.ndarray, "bands height width"]:
-    """Lower what a cube that was denoised in windows of bands still holds of noise.
-
-    What noise is left in one window the network has not compared with the other windows, so that it is nearly
-    independent of theirs. The scene is not: its spectra lie near a subspace of a few dimensions, whatever the number of
-    bands. So the planes of the denoised cube that hold hardly more energy than noise would leave there are lowered, as
-    in the first step of any subspace method. How much noise a network leaves in a plane is not known; a hundredth of
-    what there was is taken: far too little at low noise, where nothing happens then, and about right at sigma 50.
-
-    The covariance C of the denoised spectra is whitened by the noise levels of the noisy bands, and a plane of whitened
-    energy e keeps ``1 - 0.01 / e`` of itself. A band's noise is the smaller of two estimates, as in
-    :mod:`hsidenoise.signal.spectral_wiener`: the energy of its diagonal Haar details, and what a regression on all
-    other bands leaves.
-
-    References:
-        Bioucas-Dias & Nascimento, "Hyperspectral Subspace Identification", IEEE TGRS 46(8), 2008.
-        doi:10.1109/TGRS.2008.918089
-
-    The smaller the part of a scene, the more a covariance says of it, and the more a few pixels that are unlike all
-    others count: :func:`hsidenoise.inference.tiles.run_tiles` joins each tile on its own.
-
-    Args:
-        noisy: Cube before, at most some 100 x 100 pixels of it.
-        denoised: Cube after, in the same unit.
-
-    Returns:
-        The joined cube, a new array; with fewer than 4 pixels for each band the denoised one as it is.
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    Example:
-        >>> rng = np.random.default_rng(0)
-        >>> clean = rng.random((40, 1, 1)) * rng.random((1, 32, 30))
-        >>> noisy = clean + rng.normal(0, 0.2, clean.shape)
-        >>> denoised = (clean + 0.1 * (noisy - clean)).astype(np.float32)  # a hundredth of the energy is left
-        >>> joined = join_windows(noisy, denoised)
-        >>> bool(np.square(joined - clean).mean() < 0.2 * np.square(denoised - clean).mean())
-        True
-    """
-    if noisy.shape != denoised.shape:
-        raise ValueError(f"a noisy cube of shape {noisy.shape} and a denoised one of {denoised.shape} are not the same")
-    bands, height, width = noisy.shape
-    covariance = spectral_covariance(denoised)
-    floor = _FLOOR * float(np.sqrt(covariance.diagonal().mean()))
-    if min(height, width) < 2 or height * width < PIXELS_PER_BAND * bands or floor == 0:
-        return denoised.copy()
-    sigma = np.maximum(np.sqrt(_noise_variance(noisy)), floor)
-    energy, planes = np.linalg.eigh(covariance / sigma[:, None] / sigma)
-    lowered = np.minimum(NOISE_LEFT / np.maximum(energy, NOISE_LEFT), 1)
-    # what is taken away, not what is kept: a cube with nothing to take stays as it is to the last digit
-    taken = sigma[:, None] * ((planes * lowered) @ planes.T) / sigma
-    spectra = denoised.reshape(bands, -1).astype(np.float64)
-    spectra -= spectra.mean(axis=1, keepdims=True)
-    joined: np.ndarray = denoised - (taken @ spectra).reshape(denoised.shape).astype(np.float32)
-    return joined
-
-
-def _noise_variance(noisy: np.ndarray) -> Float64[np.ndarray, " bands"]:
-    """Energy of the noise of each band."""
-    unexplained = unexplained_variance(spectral_covariance(noisy), noisy[0].size, _FLOOR**2)
-    details = haar_details(noisy.astype(np.float64), step=2)
-    variance: np.ndarray = np.minimum(unexplained, np.square(details).mean(axis=(1, 2)))
-    return variance
-
 
 MOST_AT_ONCE = 64
 """A GPU has enough to do long before; larger batches only wait longer for their copies."""
@@ -116,8 +29,6 @@ def run_tiles(
     tiling: Tiling,
     device: torch.device,
     *,
-    mirrors: bool = False,
-    join: bool = False,
     precision: Literal["float32", "bfloat16"] = "float32",
     batch: int | None = None,
     progress: bool = False,
@@ -126,8 +37,7 @@ def run_tiles(
 
     Tiles of one tiling have one size, so any number of them goes through the network together. The values are scaled
     tile by tile, so that no scaled copy of the cube is kept. A batch that does not fit the memory is halved and tried
-    again; only a single tile that does not fit is an error. The windows of bands of a place are made one tile of all
-    bands before the tiles are blended.
+    again; only a single tile that does not fit is an error.
 
     Args:
         noisy: Cube in its own unit.
@@ -136,8 +46,6 @@ def run_tiles(
         scaling: Takes the values to the network's range, and back.
         tiling: Tiles of at most ``bands`` bands that cover the cube.
         device: Where the network is.
-        mirrors: Whether the network takes fewer bands as they are.
-        join: Whether several windows of bands are joined by a last step across all of them, or blended only.
         precision: Precision of the products inside the network.
         batch: Tiles at a time, at least 1; chosen by the device's memory if None.
         progress: Show a bar on standard error.
@@ -157,7 +65,7 @@ def run_tiles(
         >>> bool(np.allclose(same, noisy, atol=1e-6))
         True
     """
-    places = _Places(noisy, scaling, tiling, join)
+    blend = Blend(tiling)
     tiles = list(tiling)
     on_gpu = device.type == "cuda"
     # on a GPU one tile goes first, to see what it takes
@@ -172,7 +80,7 @@ def run_tiles(
                 torch.cuda.reset_peak_memory_stats(device)
                 before = torch.cuda.memory_allocated(device)
             try:
-                answers = _answers(noisy, network, 0 if mirrors else bands, scaling, some, device)
+                answers = _answers(noisy, network, bands, scaling, some, device)
             except (RuntimeError, MemoryError) as error:
                 if len(some) == 1 or not is_out_of_memory(error):
                     raise
@@ -184,41 +92,14 @@ def run_tiles(
                 continue
             for tile, answer in zip(some, answers, strict=True):
                 _check_finite(tile, answer)
-                places.add(tile, answer)
+                blend.add(tile, answer)
             if on_gpu and batch is None and first == 0:
                 taken = max(1, torch.cuda.max_memory_allocated(device) - before)
                 room = USABLE_SHARE * (free_memory(device) or taken)
                 at_once = max(1, min(MOST_AT_ONCE, int(room / taken)))
             first += len(some)
             bar.update(len(some))
-    return scaling.invert(places.blend.result(), floating(noisy.dtype))
-
-
-class _Places:
-    """Answers to the windows of bands of one place after the other, made tiles of all bands, and those made a cube."""
-
-    def __init__(self, noisy: np.ndarray, scaling: Scaling, tiling: Tiling, join: bool) -> None:
-        self._noisy, self._scaling, self._join = noisy, scaling, join
-        self._windows = tiling.counts[0]
-        whole = Tiling(tiling.shape, (tiling.shape[0], *tiling.tile[1:]), (0, *tiling.overlap[1:]))
-        self.blend = Blend(whole)
-        self._ahead = iter(whole)  # in the order in which the windows come
-        self._answers: list[tuple[Tile, np.ndarray]] = []
-
-    def add(self, window: Tile, answer: Float32[np.ndarray, "bands height width"]) -> None:
-        """Add the next window, and its place when it is complete."""
-        self._answers.append((window, answer))
-        if len(self._answers) < self._windows:
-            return
-        place = next(self._ahead)
-        if self._windows > 1:
-            answer = np.zeros(place.shape, dtype=np.float32)
-            for tile, values in self._answers:
-                answer[tile.index[0]] += values * tile.weights[0][:, None, None]
-            if self._join:
-                answer = join_windows(self._scaling.apply(self._noisy[place.index]), answer)
-        self.blend.add(place, answer)
-        self._answers.clear()
+    return scaling.invert(blend.result(), floating(noisy.dtype))
 
 
 def _answers(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hsidenoise.models.blocks import pad_to_multiple
-from hsidenoise.models.hcanet_bra import MixingUNet
+from hsidenoise.models.unet import MixingUNet
 from hsidenoise.system.machine import is_out_of_memory
 
 CompileWhen = Literal["off", "on", "auto"]

@@ -1,279 +1,158 @@
-"""HCANet-BRA, the network of this project: hybrid convolution and attention with bi-level routing.
+"""HCANet-BRA on the planes of the cube itself: one network for any number of bands and any unit.
 
-Papers: HCANet (Hu et al., IEEE GRSL 2024, arXiv:2403.10067) for the U-shape, the convolution-attention fusion module
-(CAFM) and the multi-scale feed-forward (MSFN); BiFormer (Zhu et al., CVPR 2023, arXiv:2303.08810) for the attention.
-What differs from them and from their released code, and why:
+A cube's noise-whitened spectra span a few dimensions; its planes (eigen-images) along them are what
+:func:`hsidenoise.signal.planes.denoise_by_planes` filters without any weights. This network sees what those filters
+saw and found, and adds what they missed:
 
-* the global branch of CAFM is bi-level routing attention with regions of fixed size in pixels: the cost is linear in
-  the pixels, and a tile of another size routes alike;
-* the 3x3x3 convolution of the local branch slides along the channel axis; in the released code its depth is 1, and a
-  tenth of the weights only ever meets padding;
-* level 1 of the decoder is reduced back to ``dim``; the released one runs at twice the width at full resolution;
-* ``skip="wiener"``: the output is the spectral Wiener estimate of the input (``spectral_wiener``) plus a residual. With
-  the identity as the skip (``skip="identity"``, as in the paper), the last layers must reproduce the noise of every
-  band, which has full rank; what the Wiener estimate leaves does not, and at low noise there is little left to add;
-* height and width are free: padding is inside.
+* it works on the leading planes, whatever bands they come from: three bands or three hundred go through in one pass,
+  with one set of weights;
+* all that it sees and gives is in units of the noise: a cube in counts and the same in [0, 1] are one cube to it, and
+  where there is little noise there is little to add.
+
+Inside it is HCANet's U with bi-level routing attention (:class:`hsidenoise.models.unet.MixingUNet`), by default
+on the two lower levels.
+
+References:
+    Hu et al., "Hybrid Convolutional and Attention Network for Hyperspectral Image Denoising", IEEE GRSL 2024.
+    arXiv:2403.10067
+    Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", CVPR 2023. arXiv:2303.08810
+    Zhuang and Bioucas-Dias, "Fast hyperspectral image denoising and inpainting based on low-rank and sparse
+    representations", IEEE JSTARS 2018. doi:10.1109/JSTARS.2018.2796570
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
 
-from hsidenoise.models.attention.bra import BiLevelRoutingAttention
-from hsidenoise.models.blocks import Downsample, LayerNorm2d, Upsample, pad_to_multiple
-from hsidenoise.models.feed_forward import Mlp, MultiScaleFeedForward
-from hsidenoise.models.fusion import ChannelAttention, LocalBranch
-from hsidenoise.signal.spectral_wiener import OVERLAP, ROUNDS, SpectralEstimate, spectral_wiener
+from hsidenoise.models.blocks import pad_to_multiple
+from hsidenoise.models.unet import MixingUNet
+from hsidenoise.signal.planes import LEAST_ENERGY, PlaneStages, denoise_by_planes
 
-SKIPS = ("wiener", "identity")
-
-#: The switches of the ablation table: what each part of a block may be; the first is what the network is named for.
-SWITCHES = {
-    "attention": ("bra", "channel", "none"),
-    "local": ("spectral", "none"),
-    "feed_forward": ("multiscale", "mlp"),
-}
-
-#: Noise level at which the residual is scaled by one half (20 on the 0-255 scale): the less noise, the less to add.
-HALF_RESIDUAL_SIGMA = 20 / 255
+_VIEWS = 5  # of each plane that go in
+_GATES = 3  # of each plane that come out, beside what is added
+_CLOSED = (-3.0, -3.0, -5.0)  # where the gates begin: nearly closed
+_MOST_REJECTED = 100.0  # variances of the noise, of one value
 
 
-class CAMixingBlock(nn.Module):
-    """``x += CAFM(norm(x)); x += MSFN(norm(x))``, by default with bi-level routing attention as CAFM's global branch.
-
-    The switches are those of ``HCANetBRA``. With neither attention nor a local branch the first line is left out.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        heads: int,
-        region_size: int,
-        topk: int,
-        expansion: float,
-        attention: str = "bra",
-        local: str = "spectral",
-        feed_forward: str = "multiscale",
-    ) -> None:
-        super().__init__()
-        self.norm1 = None if attention == local == "none" else LayerNorm2d(channels)
-        self.attention: nn.Module | None = None
-        if attention == "bra":
-            self.attention = BiLevelRoutingAttention(
-                channels,
-                num_heads=heads,
-                n_win=None,
-                region_size=region_size,
-                topk=topk,
-                qk_scale=(channels / heads) ** -0.5,  # heads that do not divide are refused there
-            )
-        elif attention == "channel":
-            self.attention = ChannelAttention(channels, heads)
-        self.local = LocalBranch(channels) if local == "spectral" else None
-        self.norm2 = LayerNorm2d(channels)
-        # an MLP of twice the width has as many weights: three groups in and one out make four maps, as two and two do
-        self.feed_forward = (
-            MultiScaleFeedForward(channels, expansion) if feed_forward == "multiscale" else Mlp(channels, 2 * expansion)
-        )
-
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Fuse and feed forward."""
-        if self.norm1 is not None:
-            normed = self.norm1(x)
-            if isinstance(self.attention, BiLevelRoutingAttention):
-                x = x + self.attention(normed.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            elif self.attention is not None:
-                x = x + self.attention(normed)
-            if self.local is not None:
-                x = x + self.local(normed)
-        return cast(Tensor, x + self.feed_forward(self.norm2(x)))
-
-
-def mirrored_bands(given: int, bands: int, device: torch.device | str = "cpu") -> Int[Tensor, " bands"]:
-    """Indices that continue a cube of ``given`` bands to ``bands`` by going back and forth over its spectrum.
-
-    Example:
-        >>> mirrored_bands(3, 7).tolist()
-        [0, 1, 2, 1, 0, 1, 2]
-    """
-    # with tensors, so that a tracer follows any number of bands
-    last = torch.arange(given, device=device)[-1:]
-    period = (2 * last).clamp_min(1)
-    position = torch.arange(bands, device=device) % period
-    return torch.where(position <= last, position, period - position)
-
-
-class MixingUNet(nn.Module):
-    """The U of both HCANet-BRA networks: three levels of mixing blocks between a first and a last convolution.
-
-    Args:
-        inputs: Images that go in.
-        outputs: Images that come out.
-        facts: Numbers that go in beside them, for each item.
-        dim: Width of level 1; a multiple of 4. Levels 2 and 3 are twice and four times as wide.
-        num_blocks: Blocks of levels 1, 2 and 3; the decoder mirrors levels 2 and 1.
-        num_refinement_blocks: Blocks after the decoder.
-        heads: Heads of the attention on levels 1, 2 and 3.
-        region_size: Side of a routing region in pixels, on every level.
-        topk: Regions that each region attends to.
-        expansion: Width of MSFN's groups relative to the level's width.
-        attention: Global branch of a block: "bra" (bi-level routing), "channel" (HCANet's, between channels) or "none";
-            one for all levels, or one for each.
-        local: Local branch of a block: "spectral" (1x1, shuffle, 3x3x3 along the channels) or "none".
-        feed_forward: "multiscale" (HCANet's MSFN) or "mlp" (two 1x1 convolutions with as many weights).
+class PlaneInputs(NamedTuple):
+    """What the network sees of a batch of cubes, and the way back.
 
     Attributes:
-        estimator: What is not learnt, as a function of noisy cubes that can travel to other processes; its result is a
-            tuple of tensors that ``refine`` takes. None: there is no such part.
-        learnt: Name of the method that is all that is learnt.
-
-    Raises:
-        ValueError: If a switch is unknown, a width does not divide, a level is missing or a number is too small.
+        denoised: The scene by the filters, in the unit of the cube: what the network adds to.
+        planes: Four images of each plane, in units of the noise: the scene by the filters; and relative to it, the
+            scene as the small regions found it, the noisy cube with outliers drawn in, the noisy cube.
+        doubts: How much was rejected as outlying at a pixel, mean over the bands, variances of the noise; share of the
+            bands where the value is lost.
+        spread: Root mean square of each noisy plane, 1 where there is nothing but noise.
+        basis: Takes planes to bands in the unit of the cube.
     """
 
-    estimator: Callable[[Tensor], tuple[Tensor, ...]] | None = None
-    learnt = "forward"
+    denoised: Float[Tensor, "batch bands height width"]
+    planes: Float[Tensor, "batch views_planes height width"]
+    doubts: Float[Tensor, "batch 2 height width"]
+    spread: Float[Tensor, "batch planes"]
+    basis: Float[Tensor, "batch bands planes"]
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        facts: int,
-        dim: int,
-        num_blocks: Sequence[int],
-        num_refinement_blocks: int,
-        heads: Sequence[int],
-        region_size: int,
-        topk: int,
-        expansion: float,
-        attention: str | Sequence[str],
-        local: str,
-        feed_forward: str,
-    ) -> None:
-        super().__init__()
-        each = (attention,) * 3 if isinstance(attention, str) else tuple(attention)
-        for name, value in (*(("attention", one) for one in each), ("local", local), ("feed_forward", feed_forward)):
-            if value not in SWITCHES[name]:
-                raise ValueError(f"{name} '{value}' is not one of {', '.join(SWITCHES[name])}")
-        if {len(num_blocks), len(heads), len(each)} != {3} or min(num_blocks) < 0 or min(heads) < 1:
-            raise ValueError(
-                f"num_blocks={list(num_blocks)}, heads={list(heads)} and attention={attention} must each name three "
-                "levels, with at least 0 blocks and at least 1 head"
-            )
-        if min(inputs, outputs, dim, num_refinement_blocks + 1) < 1 or dim * expansion < 1:
-            raise ValueError(
-                f"dim={dim} and dim * expansion={dim * expansion:g} must be at least 1, "
-                f"num_refinement_blocks={num_refinement_blocks} at least 0"
-            )
 
-        def level(number: int, blocks: int) -> nn.Sequential:
-            width, kind = dim * 2**number, (each[number], local, feed_forward)
-            return nn.Sequential(
-                *(CAMixingBlock(width, heads[number], region_size, topk, expansion, *kind) for _ in range(blocks))
-            )
+PLANE_INPUTS = ("planes", "doubts", "spread")
+"""Those of the parts that what is learnt takes."""
 
-        self.stem = nn.Conv2d(inputs, dim, 3, padding=1)
-        self.noise_level = nn.Linear(facts, dim) if facts else None
-        self.encoder1 = level(0, num_blocks[0])
-        self.down1 = Downsample(dim, 2 * dim)
-        self.encoder2 = level(1, num_blocks[1])
-        self.down2 = Downsample(2 * dim, 4 * dim)
-        self.middle = level(2, num_blocks[2])
-        self.up2 = Upsample(4 * dim, 2 * dim)
-        self.reduce2 = nn.Conv2d(4 * dim, 2 * dim, 1)
-        self.decoder2 = level(1, num_blocks[1])
-        self.up1 = Upsample(2 * dim, dim)
-        self.reduce1 = nn.Conv2d(2 * dim, dim, 1)
-        self.decoder1 = level(0, num_blocks[0])
-        self.refinement = level(0, num_refinement_blocks)
-        self.output = nn.Conv2d(dim, outputs, 3, padding=1)
-        with torch.no_grad():  # start near what is given
-            self.output.weight.mul_(0.1)
-            self.output.bias.zero_()  # type: ignore[union-attr]
 
-    def unet(
-        self, images: Float[Tensor, "batch inputs height width"], facts: Float[Tensor, "batch facts"] | None = None
-    ) -> Float[Tensor, "batch outputs height width"]:
-        """From images to images, in float32.
+def plane_inputs(stages: PlaneStages, planes: int) -> PlaneInputs:
+    """What the network sees of one cube, as a batch of one, in the unit of the stages and without constant bands.
 
-        Args:
-            images: Images of any height and width: they are padded inside.
-            facts: Numbers beside them, where the network takes any.
-        """
-        height, width = images.shape[2:]
-        padded = pad_to_multiple(images, 4)[0].contiguous(memory_format=torch.channels_last)
-        level1 = self.stem(padded)
-        if self.noise_level is not None:
-            level1 = level1 + self.noise_level(facts)[:, :, None, None]
-        level1 = self.encoder1(level1)
-        level2 = self.encoder2(self.down1(level1))
-        level3 = self.middle(self.down2(level2))
-        level2 = self.decoder2(self.reduce2(torch.cat([self.up2(level3), level2], dim=1)))
-        level1 = self.decoder1(self.reduce1(torch.cat([self.up1(level2), level1], dim=1)))
-        return cast(Tensor, self.output(self.refinement(level1)).float()[..., :height, :width])
+    Args:
+        stages: What the filters know.
+        planes: Planes of the network; of a cube with less in it the rest are empty.
+    """
+    with torch.autocast(stages.known.device.type, enabled=False):
+        return _plane_inputs(stages, planes)
+
+
+def _plane_inputs(stages: PlaneStages, planes: int) -> PlaneInputs:
+    sigma = stages.sigma[:, None, None]
+    size = stages.known.shape[1:]
+    mean = stages.denoised.mean((1, 2), keepdim=True)
+    whitened = ((stages.denoised - mean) / sigma).flatten(1)
+    energy, directions = torch.linalg.eigh((whitened @ whitened.mT / whitened.shape[1]).double())
+    # below, there is nothing but rounding to say which direction is which
+    kept = min(planes, max(1, int((energy > LEAST_ENERGY).sum())))
+    basis = directions[:, -kept:].flip(1).to(whitened)
+    basis = basis * torch.where(basis.sum(0) < 0, -1.0, 1.0)
+    empty = planes - kept
+
+    def along(cube: Tensor) -> Tensor:
+        return F.pad((basis.mT @ (cube / sigma).flatten(1)).reshape(kept, *size), (0, 0, 0, 0, 0, empty))
+
+    inside = stages.known - stages.denoised
+    views = (stages.denoised - mean, inside, inside + stages.trusted, inside + stages.residual)
+    rejected = ((stages.residual - stages.trusted) / sigma).square().clamp_max(_MOST_REJECTED).mean(0)
+    spread = (1.0 + energy[-kept:].flip(0).clamp_min(0).to(whitened)).sqrt()
+    return PlaneInputs(
+        stages.denoised[None],
+        torch.cat([along(view) for view in views])[None],
+        torch.stack([rejected, stages.lost.to(rejected).mean(0)])[None],
+        F.pad(spread, (0, empty), value=1.0)[None],
+        F.pad(stages.sigma[:, None] * basis, (0, empty))[None],
+    )
 
 
 class HCANetBRA(MixingUNet):
-    """U-shaped denoiser of hyperspectral cubes with bi-level routing attention.
+    """U-shaped denoiser of the planes of a cube, with bi-level routing attention.
 
     Args:
-        bands: Bands in and out. ``hsidenoise.denoise`` takes cubes of any number through it.
-        dim: Width of level 1; this and the next six arguments as of :class:`MixingUNet`.
+        planes: Leading planes that the network sees and corrects; the filters alone denoise the others.
+        dim: Width of level 1; this and the following arguments as of :class:`~hsidenoise.models.unet.MixingUNet`.
         num_blocks: Blocks of each level.
         num_refinement_blocks: Blocks after the decoder.
         heads: Heads of the attention.
         region_size: Side of a routing region, pixels.
         topk: Regions that each attends to.
         expansion: Width of MSFN's groups.
-        skip: "wiener" or "identity".
-        attention: Global branch of a block, as of :class:`MixingUNet`; so are the next two.
+        attention: Global branch of a block, on each level.
         local: Local branch.
         feed_forward: Feed-forward network.
-        wiener_rounds: Rounds of the spectral Wiener estimate; fewer are cheaper.
-        wiener_overlap: Share by which its windows overlap; less is cheaper.
+
+    Attributes:
+        bands: None: it takes any number.
 
     Raises:
-        ValueError: If ``skip`` or a switch is unknown, a width does not divide, a level is missing or a number is too
-            small.
+        ValueError: As :class:`~hsidenoise.models.unet.MixingUNet`.
 
     Example:
-        >>> network = HCANetBRA(bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4))
-        >>> network(torch.rand(1, 8, 21, 30)).shape
-        torch.Size([1, 8, 21, 30])
+        >>> network = HCANetBRA(planes=4, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4))
+        >>> network(torch.rand(1, 6, 21, 30)).shape
+        torch.Size([1, 6, 21, 30])
     """
+
+    bands = None
+    learnt = "correct"
 
     def __init__(
         self,
-        bands: int = 31,
+        planes: int = 16,
         dim: int = 48,
-        num_blocks: Sequence[int] = (2, 3, 3),
+        num_blocks: Sequence[int] = (1, 2, 2),
         num_refinement_blocks: int = 1,
         heads: Sequence[int] = (1, 2, 4),
         region_size: int = 8,
         topk: int = 4,
         expansion: float = 2.0,
-        skip: str = "wiener",
-        attention: str = "bra",
+        attention: str | Sequence[str] = ("none", "bra", "bra"),
         local: str = "spectral",
         feed_forward: str = "multiscale",
-        wiener_rounds: int = ROUNDS,
-        wiener_overlap: float = OVERLAP,
     ) -> None:
-        if skip not in SKIPS:
-            raise ValueError(f"skip '{skip}' is not one of {', '.join(SKIPS)}")
-        if bands < 1:
-            raise ValueError(f"bands={bands} must be at least 1")
-        wiener = skip == "wiener"
         super().__init__(
-            4 * bands if wiener else bands,
-            2 * bands if wiener else bands,
-            bands if wiener else 0,
+            _VIEWS * planes + 2,
+            (_GATES + 1) * planes,
+            planes,
             dim,
             num_blocks,
             num_refinement_blocks,
@@ -285,15 +164,10 @@ class HCANetBRA(MixingUNet):
             local,
             feed_forward,
         )
-        self.mirrors_bands = True  # says to denoise() that cubes of fewer bands are welcome as they are
-        self.pilot_rounds = int(wiener)  # says to denoise() that its answer makes a good pilot
-        self.bands = bands
-        self.skip = skip
-        if wiener:
-            self.estimator = partial(spectral_wiener, rounds=wiener_rounds, overlap=wiener_overlap)
-            self.learnt = "refine"
+        self.planes = planes
+        self.estimator = partial(estimate_planes, planes=planes)
         self.config: dict[str, Any] = {
-            "bands": bands,
+            "planes": planes,
             "dim": dim,
             "num_blocks": list(num_blocks),
             "num_refinement_blocks": num_refinement_blocks,
@@ -301,78 +175,126 @@ class HCANetBRA(MixingUNet):
             "region_size": region_size,
             "topk": topk,
             "expansion": expansion,
-            "skip": skip,
-            "attention": attention,
+            "attention": attention if isinstance(attention, str) else list(attention),
             "local": local,
             "feed_forward": feed_forward,
-            "wiener_rounds": wiener_rounds,
-            "wiener_overlap": wiener_overlap,
         }
 
-    def forward(self, noisy: Float[Tensor, "batch given height width"]) -> Float[Tensor, "batch given height width"]:
+    def forward(self, noisy: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch bands height width"]:
         """Denoise.
 
         Args:
-            noisy: Cubes scaled to about [0, 1], any height and width. Fewer bands than the network has are continued by
-                mirroring the spectrum inside.
+            noisy: Cubes in any unit, of at least 2x2 pixels and one band.
 
         Returns:
             Denoised cubes in float32, in the unit of ``noisy``.
 
         Raises:
-            ValueError: If there are more bands than the network has.
+            ValueError: If a cube has fewer pixels or values that are not finite.
         """
-        noisy = noisy.float()
-        if noisy.shape[1] > self.bands:
-            raise ValueError(
-                f"this network takes {self.bands} bands at a time, got {noisy.shape[1]}; denoise() makes windows"
-            )
-        if self.skip == "identity":
-            return noisy + self.unet(self._continued(noisy))[:, : noisy.shape[1]]
-        # estimated on the bands there are: a mirrored band is its own perfect prediction, noise included
-        return self.refine(*self.estimate(noisy))
+        return torch.stack([denoise_by_planes(cube.float(), improve=self.improve).denoised for cube in noisy])
 
-    def estimate(self, noisy: Float[Tensor, "batch given height width"]) -> SpectralEstimate:
-        """Make the spectral Wiener estimate that :meth:`refine` takes: all that is not learnt (``skip="wiener"``)."""
-        return spectral_wiener(noisy, self.config["wiener_rounds"], self.config["wiener_overlap"])
+    def improve(self, stages: PlaneStages) -> Float[Tensor, "bands height width"]:
+        """What the network makes of a cube that the filters have seen.
+
+        Args:
+            stages: What the filters know.
+        """
+        return self.refine(*plane_inputs(stages, self.planes))[0]
+
+    def estimate(self, noisy: Float[Tensor, "batch bands height width"]) -> PlaneInputs:
+        """Make all that is not learnt: what :meth:`refine` takes."""
+        return estimate_planes(noisy, self.planes)
 
     def refine(
         self,
-        repaired: Float[Tensor, "batch given height width"],
-        plain: Float[Tensor, "batch given height width"],
-        robust: Float[Tensor, "batch given height width"],
-        column: Float[Tensor, "batch given height width"],
-        sigma: Float[Tensor, "batch given"],
-    ) -> Float[Tensor, "batch given height width"]:
-        """Denoise with the spectral Wiener estimate at hand: all that is learnt (``skip="wiener"``).
+        denoised: Float[Tensor, "batch bands height width"],
+        planes: Float[Tensor, "batch views_planes height width"],
+        doubts: Float[Tensor, "batch 2 height width"],
+        spread: Float[Tensor, "batch planes"],
+        basis: Float[Tensor, "batch bands planes"],
+    ) -> Float[Tensor, "batch bands height width"]:
+        """Denoise with the filters' work at hand: all that is learnt.
 
         Args:
-            repaired: The parts of ``estimate(noisy)``, in their order: cubes scaled to about [0, 1], in float32.
-            plain: Wiener estimate.
-            robust: Robust estimate.
-            column: Column means of what the robust estimate leaves.
-            sigma: Noise level of each band.
+            denoised: The parts of ``estimate(noisy)``, in their order (:class:`PlaneInputs`).
+            planes: Four images of each plane.
+            doubts: What was rejected and lost.
+            spread: Root mean square of each noisy plane.
+            basis: From planes to bands.
 
         Returns:
-            Denoised cubes in float32, in the unit of ``repaired``.
-
-        Example:
-            >>> network = HCANetBRA(bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 2, 4)).eval()
-            >>> noisy = torch.rand(1, 8, 21, 30)
-            >>> torch.equal(network.refine(*network.estimate(noisy)), network(noisy))
-            True
+            Denoised cubes in float32, in the unit of ``denoised``.
         """
-        given = repaired.shape[1]
-        level = torch.log10(sigma[:, self._mirror(repaired)]) + 2.0  # sigma from 0.001 to 0.3: about -1 to 1.5
-        gate, residual = self.unet(self._continued(repaired, plain, robust, column), level).chunk(2, dim=1)
-        strength = sigma.mean(dim=1)[:, None, None, None]
-        residual = residual[:, :given] * (strength / (strength + HALF_RESIDUAL_SIGMA))
-        return robust + torch.sigmoid(gate[:, :given]) * (plain - robust) + residual
+        return corrected(denoised, basis, self.correct(planes, doubts, spread))
 
-    def _mirror(self, noisy: Tensor) -> Tensor:
-        return mirrored_bands(noisy.shape[1], self.bands, noisy.device)
+    def correct(
+        self,
+        planes: Float[Tensor, "batch views_planes height width"],
+        doubts: Float[Tensor, "batch 2 height width"],
+        spread: Float[Tensor, "batch planes"],
+    ) -> Float[Tensor, "batch planes height width"]:
+        """What is missing in the planes of the filters, in units of the noise.
 
-    def _continued(self, *cubes: Tensor) -> Tensor:
-        """Cubes above each other, continued to the network's bands."""
-        mirror = self._mirror(cubes[0])
-        return torch.cat([cube[:, mirror] for cube in cubes], dim=1)
+        Args:
+            planes: As :meth:`refine` takes them; so are the others.
+            doubts: What was rejected and lost.
+            spread: Root mean square of each noisy plane.
+        """
+        height, width = planes.shape[2:]
+        # first of all, as in an exported graph: what is computed at an edge does not depend on where the padding is
+        planes, doubts = (pad_to_multiple(images, 4)[0] for images in (planes, doubts))
+        found, inside, trusted, noisy = planes.chunk(4, dim=1)
+        whole = trusted + found
+        blurred = F.avg_pool2d(F.pad(whole, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        # differences are of the size of the noise, but for outliers and edges: those are drawn in
+        views = [torch.asinh(view) for view in (trusted, inside, noisy - trusted, whole - blurred)]
+        images = torch.cat([found / spread[:, :, None, None], *views, torch.log1p(doubts)], dim=1)
+        *gates, added = self.unet(images, torch.log10(spread)).chunk(_GATES + 1, dim=1)
+        for gate, closed, view in zip(gates, _CLOSED, (trusted, inside, noisy), strict=True):
+            added = added + torch.sigmoid(gate + closed) * view
+        return added[..., :height, :width]
+
+
+def corrected(
+    denoised: Float[Tensor, "batch bands height width"],
+    basis: Float[Tensor, "batch bands planes"],
+    correction: Float[Tensor, "batch planes height width"],
+) -> Float[Tensor, "batch bands height width"]:
+    """Add to cubes what is missing in their planes.
+
+    Args:
+        denoised: Cubes.
+        basis: From planes to bands.
+        correction: What is missing.
+    """
+    with torch.autocast(denoised.device.type, enabled=False):
+        return denoised + (basis @ correction.flatten(2)).reshape(denoised.shape)
+
+
+def estimate_planes(noisy: Float[Tensor, "batch bands height width"], planes: int) -> PlaneInputs:
+    """What the filters know of a batch of cubes, as a network of so many planes takes it.
+
+    Args:
+        noisy: Cubes in any unit.
+        planes: Planes of the network.
+
+    Raises:
+        ValueError: If a cube has fewer than 2x2 pixels or values that are not finite.
+
+    Example:
+        >>> [tuple(part.shape) for part in estimate_planes(torch.rand(2, 6, 21, 30), 4)]
+        [(2, 6, 21, 30), (2, 16, 21, 30), (2, 2, 21, 30), (2, 4), (2, 6, 4)]
+    """
+    found: list[PlaneInputs] = []
+
+    def keep(stages: PlaneStages) -> None:
+        inputs = plane_inputs(stages, planes)
+        whole, basis = noisy[len(found)].float().clone(), inputs.basis.new_zeros(len(stages.alive), planes)
+        whole[stages.alive] = inputs.denoised[0] * stages.span + stages.low
+        basis[stages.alive] = inputs.basis[0] * stages.span
+        found.append(inputs._replace(denoised=whole[None], basis=basis[None]))
+
+    for cube in noisy:
+        denoise_by_planes(cube.float(), improve=keep)
+    return PlaneInputs(*(torch.cat(parts) for parts in zip(*found, strict=True)))

@@ -10,13 +10,8 @@ from torch import nn
 
 from hsidenoise.models.hcanet import HCANet
 from hsidenoise.models.hcanet_bra import HCANetBRA
-from hsidenoise.models.hcanet_bra_planes import HCANetBRAPlanes
 
-MODELS: dict[str, type[nn.Module]] = {
-    "hcanet": HCANet,
-    "hcanet-bra": HCANetBRA,
-    "hcanet-bra-planes": HCANetBRAPlanes,
-}
+MODELS: dict[str, type[nn.Module]] = {"hcanet": HCANet, "hcanet-bra": HCANetBRA}
 
 #: Smallest and largest value of what a configuration says in numbers: far beyond what has ever been of use, and small
 #: enough to fail at once where it is a mistake. Whole numbers, unless the bounds are none.
@@ -30,8 +25,6 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "region_size": (1, 64),  # the cost grows with its square, also where the image is smaller
     "topk": (1, 4096),
     "expansion": (0.001, 16.0),
-    "wiener_rounds": (0, 64),
-    "wiener_overlap": (0.0, 0.9),
 }
 _LISTS, _FLAGS = ("num_blocks", "heads"), ("bias", "released_local_branch")
 _LEVELS = 3
@@ -71,7 +64,7 @@ def create_model(name: str, **config: Any) -> nn.Module:
         ValueError: If the name or an argument is unknown, or :func:`check_config` refuses an argument.
 
     Example:
-        >>> create_model("hcanet-bra", bands=8, dim=8, num_blocks=[1, 1, 1], heads=[1, 1, 1]).bands
+        >>> create_model("hcanet", bands=8, dim=8, num_blocks=[1, 1, 1, 1], heads=[1, 1, 1, 1]).bands
         8
     """
     if name not in MODELS:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from hsidenoise.data.datasets import DATASETS, scene_name
 from hsidenoise.data.scenes import Scenes, find_scenes, read_clean
-from hsidenoise.models.hcanet_bra import MixingUNet
+from hsidenoise.models.unet import MixingUNet
 from hsidenoise.training.pairs import Pair, SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs
 from hsidenoise.training.patches import SCALES, BandAugment, Cache, CubeStore
 

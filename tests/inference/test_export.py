@@ -64,8 +64,8 @@ def wiener(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def planes(tmp_path_factory):
-    network = small("hcanet-bra-planes", heads=(1, 2, 2), region_size=4, planes=3)
-    return exported(network, "hcanet-bra-planes", tmp_path_factory.mktemp("planes"))
+    network = small("hcanet-bra", heads=(1, 2, 2), region_size=4, planes=3)
+    return exported(network, "hcanet-bra", tmp_path_factory.mktemp("planes"))
 
 
 def differs(network: nn.Module, path: Path, *shape: int) -> float:
@@ -84,7 +84,7 @@ def test_hcanet_of_any_batch_height_and_width(hcanet, size):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 33, 64), (2, 5, 50, 37), (1, 40, 5, 70)])
-def test_hcanet_bra_planes_of_any_number_of_bands(planes, shape):
+def test_hcanet_bra_of_any_number_of_bands(planes, shape):
     network, path, printed = planes
     assert differs(network, path, *shape) < 1e-5
     assert "planes" in printed

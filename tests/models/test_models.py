@@ -7,25 +7,25 @@ import pytest
 import torch
 from torch import nn
 
-from hsidenoise.models.hcanet_bra_planes import HCANetBRAPlanes
+from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.models.registry import MODELS, HCANet, HCANetBRA, create_model
 
 SMALL = {
     "hcanet": {"bands": 6, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)},
     "hcanet-bra": {"bands": 6, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)},
-    "hcanet-bra-planes": {"planes": 3, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)},
+    "hcanet-bra": {"planes": 3, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4)},
 }
 
 
 def in_training(network, noisy):
     """As a training step runs it: what is not learnt has no gradient."""
-    if isinstance(network, HCANetBRAPlanes):
+    if isinstance(network, HCANetBRA):
         return network.refine(*network.estimate(noisy))
     return network(noisy)
 
 
 def test_the_table_names_all_networks():
-    assert dict(MODELS) == {"hcanet": HCANet, "hcanet-bra": HCANetBRA, "hcanet-bra-planes": HCANetBRAPlanes}
+    assert dict(MODELS) == {"hcanet": HCANet, "hcanet-bra": HCANetBRA, "hcanet-bra": HCANetBRA}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -55,7 +55,7 @@ def test_nothing_inside_is_made_on_another_device(name, monkeypatch):
     network = create_model(name, **SMALL[name]).to("meta")
     for size in ((16, 16), (69, 90)):  # one window; several, and padding in the attention
         noisy = torch.empty(2, 6, *size, device="meta")
-        if isinstance(network, HCANetBRAPlanes):  # what is not learnt decides by values
+        if isinstance(network, HCANetBRA):  # what is not learnt decides by values
             shapes = ((2, 12, *size), (2, 2, *size), (2, 3), (2, 6, 3))
             denoised = network.refine(noisy, *(torch.empty(shape, device="meta") for shape in shapes))
         else:
