@@ -240,14 +240,13 @@ def _weights() -> list[Files]:
     found = []
     for name, options, metadata in (
         ("hcanet-bra", {"heads": [1, 1, 1]}, {"tile": "32", "passes": "2", "training_scenes": '["beads"]'}),
-        ("hcanet-bra", {"heads": [1, 2, 2], "skip": "identity"}, {"seed": "0", "data": "folder: beads, cd"}),
+        ("hcanet-bra", {"heads": [1, 2, 2], "attention": "channel"}, {"seed": "0", "data": "folder: beads, cd"}),
         ("hcanet", {"heads": [1, 1, 1]}, {"noise": "blind", "validation": "superballs"}),
     ):
         with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
             torch.manual_seed(0)
-            network = create_model(
-                name, bands=3, dim=4, num_blocks=[1, 0, 0] if "bra" in name else [1, 1, 1], **options
-            )
+            usual = {"planes": 3, "num_blocks": [1, 0, 0]} if "bra" in name else {"bands": 3, "num_blocks": [1, 1, 1]}
+            network = create_model(name, dim=4, **usual, **options)
             save_weights(Path(folder, "a"), network, name=name, metadata=metadata)
             header, body = _header(Path(folder, "a").read_bytes())
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # written in the order of a random hash

@@ -163,7 +163,7 @@ def make_place(place: Path) -> dict[str, Verb]:
     (work / "trees.yaml").write_text(yaml.safe_dump(config))
     train = [
         *("train", "--data.root", "data", "--output", "run", "--data.bands", "5", "--trainer.accelerator", "cpu"),
-        *("--model.model_config", "{dim: 8, num_blocks: [1, 0, 0], num_refinement_blocks: 0, skip: identity}"),
+        *("--model.model_config", "{dim: 8, num_blocks: [1, 0, 0], num_refinement_blocks: 0}"),
         *("--data.patch_size", "12", "--data.batch_size", "2", "--data.patches_per_epoch", "20", "--data.workers", "0"),
         *("--data.scales", "[1]", "--data.noise", "[gaussian-50]", "--data.validation_noise", "[mixture]"),
         *("--data.validation_crop", "12", "--model.warmup_steps", "3", "--trainer.precision", "32-true"),

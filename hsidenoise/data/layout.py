@@ -462,6 +462,8 @@ def find_spectrum(sizes: Sequence[int], arrays: Iterable[np.ndarray], *, lines: 
         if _lead(scores) >= CLEAR:
             return int(scores.argmax()), "by its values", False
     best, lead = int(scores.argmax()), _lead(scores)
+    if not array.min() < array.max():  # refused later
+        return index, because, False
     if sure:
         return index, because, best != index and lead > 0
     return (best, "its values hint at it", True) if lead >= _HINT else (index, because, True)

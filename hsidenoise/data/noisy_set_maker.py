@@ -29,7 +29,7 @@ from hsidenoise.data.options import CorruptOptions, NoisySetOptions, ReadOptions
 from hsidenoise.data.scenes import clean_range, cubes_in, scenes_for_tests, scenes_under, some_of
 from hsidenoise.noise.cases import Corruption, NoiseCase, corrupt, noise_case
 from hsidenoise.signal.mask import find_extremes
-from hsidenoise.signal.scaling import centre_crop, to_unit_range, told_apart
+from hsidenoise.signal.scaling import centre_crop, to_unit_range
 from hsidenoise.system.files import check_source, check_target, sha256, write_text
 from hsidenoise.system.options import takes_options, with_changes
 
@@ -113,11 +113,6 @@ def corrupt_file(
         for found in find_extremes(clean).found:
             warnings.warn(f"{found}: no measurement, it seems, but an end of the range; replace it first", stacklevel=2)
         clean = to_unit_range(clean, str(source))[0]
-    elif low < 0 or high > 1:
-        warnings.warn(
-            f"the values reach from {' to '.join(told_apart(low, high))} without minmax, but the noise is for [0, 1]",
-            stacklevel=2,
-        )
     clean = clean.astype(np.float32, copy=False)
     result = corrupt(clean, case, seed=options.seed)
     for kind, bands in result.affected.items():

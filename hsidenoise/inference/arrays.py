@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Bool, Shaped
 
 from hsidenoise.data.io import Cube
-from hsidenoise.data.layout import find_spectrum, times
+from hsidenoise.data.layout import times
+from hsidenoise.signal.spectral_axis import CLEAR, axis_scores
 
 _NAMES = {
     "b": ("band", "wavelength", "wl", "wvl", "spectr", "lambda", "channel", "feature", "frequency"),
@@ -138,8 +139,9 @@ def _check_first(array: np.ndarray) -> None:
     """Warn where the bands do not come first."""
     if array.dtype.kind not in "iuf" or min(array.shape) < 2:
         return
-    index, _, guessed = find_spectrum(array.shape, [array], lines=False)
-    if index and not guessed:
+    scores = axis_scores(array)
+    index = int(scores.argmax())
+    if index and scores[index] >= np.partition(scores, 1)[1] + CLEAR:
         letters = ("bhw", "hbw", "hwb")[index]
         warnings.warn(
             f"the array of {times(array.shape)} is taken for {array.shape[0]} bands of {times(array.shape[1:])}, but "

@@ -193,7 +193,7 @@ class Network(Method):
             FileNotFoundError: If there is no such file.
 
         Example:
-            >>> make_method("weights:hcanet-bra").seen_scenes().trained_on[:2]
+            >>> make_method("weights:hcanet").seen_scenes().trained_on[:2]
             ('balloons', 'cd')
         """
         exported = OnnxNetwork(self.file).metadata if is_exported(self.file) else None

@@ -102,6 +102,7 @@ class TestStart:
         assert refused(message)
         assert says in message
 
+    @pytest.mark.filterwarnings("ignore:what was taken away")  # by weights that were not trained
     def test_older_names_are_taken_with_a_hint(self, noisy, weights, tmp_path, capsys):
         options = ["--weights", str(weights)]
         rounds = {"a.mat": ["--passes", "2"], "b.mat": ["--pilot-rounds", "1"], "c.mat": ["--pilot-rounds", "0"]}
@@ -173,7 +174,7 @@ class TestCorrupt:
     def test_kept_values_outside_0_to_1_are_warned_of(self, tmp_path):
         done = run("corrupt", SAMPLE, "n.mat", "--noise", "blind", "--no-minmax", "--crop", "20", cwd=tmp_path)
         assert done.returncode == 0
-        assert done.stderr.startswith("hsidenoise: warning: the values reach from")
+        assert done.stderr.startswith("hsidenoise: warning: the values of the cube lie in")
         assert done.stderr.count("\n") == 1
         assert scipy.io.loadmat(tmp_path / "n.mat")["gt"].max() > 100
 

@@ -655,7 +655,7 @@ def test_weights_from_a_file(noisy_file, tmp_path):
     torch.manual_seed(0)
     network = create_model("hcanet", bands=8, dim=8, num_blocks=(1, 1, 1), heads=(1, 1, 1))
     weights = tmp_path / "own.safetensors"
-    save_weights(weights, network, name="hcanet-bra", metadata={"data": "none"})
+    save_weights(weights, network, name="hcanet", metadata={"data": "none"})
     done = denoise_file(noisy_file, tmp_path / "clean.mat", weights, device="cpu")
     assert done.model == str(weights)
     assert done.denoised.values == pytest.approx(denoise(done.cube.values, network), rel=1e-4)
