@@ -454,16 +454,16 @@ def find_spectrum(sizes: Sequence[int], arrays: Iterable[np.ndarray], *, lines: 
         (2, 'the other two are equal', False)
     """
     index, because, sure = _by_sizes(sizes, lines=lines)
-    if min(sizes) < 2 or math.prod(sizes) < _FEW:
-        return index, because, not sure
-    scores = np.zeros(3)
+    scores, few = np.zeros(3), min(sizes) < 2 or math.prod(sizes) < _FEW
     for array in arrays:
+        if not array.min() < array.max():  # refused later
+            return index, because, False
+        if few:
+            return index, because, not sure
         scores = scores + axis_scores(array)
         if _lead(scores) >= CLEAR:
             return int(scores.argmax()), "by its values", False
     best, lead = int(scores.argmax()), _lead(scores)
-    if not array.min() < array.max():  # refused later
-        return index, because, False
     if sure:
         return index, because, best != index and lead > 0
     return (best, "its values hint at it", True) if lead >= _HINT else (index, because, True)

@@ -52,10 +52,11 @@ def test_spectral_axis(shape, axes):
 
 @pytest.mark.parametrize("shape", [(40, 40, 40), (145, 150, 200), (60, 90, 80), (1, 640, 224), (40, 39, 38)])
 def test_a_guess_is_said(shape):
+    values = {"x": np.random.default_rng(0).random(shape)}
     with pytest.warns(
         UserWarning, match=r"it is a guess that axis 3 is the spectrum \(the last.*give --axes, such as hwb"
     ):
-        layout_of(number("x", *shape))
+        layout_of(number("x", *shape), values=values)
     for told in ({"axes": "bhw"}, {"size": None, "axes": "wbh"}):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
