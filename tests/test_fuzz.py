@@ -29,7 +29,7 @@ def test_damaged_files_are_read_or_refused_in_one_line(readers, count, tmp_path)
     found = re.findall(r"^(\w+) +(\d+) mutations: (\d+) accepted, (\d+) refused", done.stdout, re.M)
     assert [(reader, int(total)) for reader, total, *_ in found] == [(reader, count) for reader in readers]
     # a reader that refuses everything, or takes everything, is not tested by this
-    assert all(min(int(accepted), int(refused)) > 10 for *_, accepted, refused in found), done.stdout
+    assert all(min(int(accepted), int(refused)) > 5 for *_, accepted, refused in found), done.stdout
 
 
 BAD_READER = """
