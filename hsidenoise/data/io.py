@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Shaped
 
 from hsidenoise.data.formats import envi, geotiff, mat, netcdf, npy, png, zarr
-from hsidenoise.data.formats.base import Format, Wavelengths
+from hsidenoise.data.formats.base import Format, NewCube, Wavelengths
 from hsidenoise.data.formats.mat import write_mat
 from hsidenoise.data.layout import Layout, Variable, find_layout, printable, times
 from hsidenoise.data.metadata import WORDS, Metadata
@@ -407,7 +407,7 @@ def _write(target: Path, cube: Cube, stored: Shaped[np.ndarray, "bands height wi
         warnings.warn(f"{target}: {form.name} has no place for {', '.join(lost)}: left out", stacklevel=3)
     large = cube.layout is not None and cube.layout.format == "mat73"
     with replacing_all(form.targets(target, None), folder=form.folder) as temporaries:
-        form.write_new(temporaries, stored, cube.wavelengths, metadata, name, suffix, large=large)
+        form.write_new(temporaries, NewCube(stored, cube.wavelengths, metadata, name, suffix, large))
 
 
 def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None]:

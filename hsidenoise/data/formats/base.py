@@ -41,6 +41,27 @@ Part = tuple[slice, ...]
 Wavelengths = Float64[np.ndarray, " bands"] | None
 
 
+@dataclass(frozen=True)
+class NewCube:
+    """What goes into a new file.
+
+    Attributes:
+        values: The cube in its stored type.
+        wavelengths: In nm.
+        metadata: What else is known of it.
+        name: Name of its variable, where the format has names.
+        suffix: How the name of the target ends, in lower case.
+        large: Whether to take the version for large files, where the format has one.
+    """
+
+    values: Shaped[np.ndarray, "bands height width"]
+    wavelengths: Wavelengths
+    metadata: Metadata
+    name: str = "cube"
+    suffix: str = ""
+    large: bool = False
+
+
 class Format(ABC):
     """A format of files. A subclass lives in the module of its format, which has its one object, ``FORMAT``.
 
@@ -107,27 +128,12 @@ class Format(ABC):
         """Write a copy of a source with the numbers of one variable replaced; all else is kept."""
 
     @abstractmethod
-    def write_new(
-        self,
-        targets: Sequence[Path],
-        values: Shaped[np.ndarray, "bands height width"],
-        wavelengths: Wavelengths,
-        metadata: Metadata,
-        name: str,
-        suffix: str,
-        *,
-        large: bool = False,
-    ) -> None:
-        """Write a new file with a cube in its stored type and what :attr:`holds` says.
+    def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
+        """Write a new file with a cube and what :attr:`holds` says.
 
         Args:
             targets: Temporary files (or a folder) to fill, one for each of :meth:`targets`.
-            values: The cube.
-            wavelengths: In nm.
-            metadata: What is known of it.
-            name: Name of its variable, where the format has names.
-            suffix: How the name of the target ends, in lower case.
-            large: Whether to take the version for large files, where the format has one.
+            new: The cube.
         """
 
 
@@ -151,13 +157,12 @@ def missing_extra(what: str, extra: str) -> ImportError:
     return ImportError(f"{what} takes a library that is not installed: pip install 'hsidenoise[{extra}]'")
 
 
-def arrays_of(
-    values: Shaped[np.ndarray, "bands height width"], wavelengths: Wavelengths, metadata: Metadata, name: str
-) -> dict[str, np.ndarray]:
+def arrays_of(new: NewCube) -> dict[str, np.ndarray]:
     """A cube as (height, width, bands), and what is known of it, as arrays with names that :func:`beside` knows."""
-    found: dict[str, np.ndarray] = {name: values.transpose(1, 2, 0)}
+    metadata = new.metadata
+    found: dict[str, np.ndarray] = {new.name: new.values.transpose(1, 2, 0)}
     facts = {
-        "wavelength": wavelengths,
+        "wavelength": new.wavelengths,
         "fwhm": metadata.fwhm,
         "good_bands": metadata.good_bands,
         "band_names": None if metadata.band_names is None else np.array(metadata.band_names),
@@ -165,7 +170,7 @@ def arrays_of(
         "crs": None if metadata.crs is None else np.array([metadata.crs]),
         "transform": None if metadata.transform is None else np.array(metadata.transform),
     }
-    return found | {key: value for key, value in facts.items() if value is not None and key != name}
+    return found | {key: value for key, value in facts.items() if value is not None and key != new.name}
 
 
 _FWHM = ("fwhm",)
@@ -227,10 +232,9 @@ class Described:
     mapping: dict[str, str]
 
 
-def described(
-    values: Shaped[np.ndarray, "bands height width"], wavelengths: Wavelengths, metadata: Metadata
-) -> Described:
+def described(new: NewCube) -> Described:
     """What is known of a cube, by the conventions that xarray and rioxarray read."""
+    values, wavelengths, metadata = new.values, new.wavelengths, new.metadata
     spectral = "band" if wavelengths is None else "wavelength"
     coordinates: dict[str, tuple[np.ndarray, dict[str, str]]] = {}
     if wavelengths is not None:

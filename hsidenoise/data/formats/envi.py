@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hsidenoise.data.formats.base import Format, Part, Wavelengths
+from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths
 from hsidenoise.data.layout import Layout, RefusedError, Variable, check_room, leaf, printable
 from hsidenoise.data.metadata import Metadata
 
@@ -252,23 +252,14 @@ class _Envi(Format):
             _put(new, stored.astype(header.dtype, copy=False))
         targets[1].write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
-    def write_new(
-        self,
-        targets: Sequence[Path],
-        values: np.ndarray,
-        wavelengths: Wavelengths,
-        metadata: Metadata,
-        name: str,
-        suffix: str,
-        *,
-        large: bool = False,
-    ) -> None:
-        interleave = suffix.lstrip(".") if suffix.lstrip(".") in _AXES else "bsq"
-        stored = values.transpose(["bhw".index(letter) for letter in _AXES[interleave]])
+    def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
+        wanted = new.suffix.lstrip(".")
+        interleave = wanted if wanted in _AXES else "bsq"
+        stored = new.values.transpose(["bhw".index(letter) for letter in _AXES[interleave]])
         dtype = stored.dtype.newbyteorder("<")
         with targets[0].open("wb") as stream:
             _put(stream, stored.astype(dtype, copy=False))
-        text = _text(values, dtype, interleave, wavelengths, metadata)
+        text = _text(new, dtype, interleave)
         targets[1].write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
@@ -277,10 +268,9 @@ def _put(stream: Any, stored: np.ndarray) -> None:
         stream.write(np.ascontiguousarray(row).data)
 
 
-def _text(
-    values: np.ndarray, dtype: np.dtype[Any], interleave: str, wavelengths: Wavelengths, metadata: Metadata
-) -> str:
-    bands, height, width = values.shape
+def _text(new: NewCube, dtype: np.dtype[Any], interleave: str) -> str:
+    wavelengths, metadata = new.wavelengths, new.metadata
+    bands, height, width = new.values.shape
     code = next(number for number, name in _TYPES.items() if name == dtype.str[1:])
     fields: dict[str, str] = {
         "samples": str(width),

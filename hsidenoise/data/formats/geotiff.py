@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hsidenoise.data.formats.base import Format, Part, Wavelengths, missing_extra, reading
+from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths, missing_extra, reading
 from hsidenoise.data.layout import Layout, RefusedError, Variable, check_room, leaf
 from hsidenoise.data.metadata import Metadata
 
@@ -23,7 +23,6 @@ _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NM = {"nm": 1.0, "nanometers": 1.0, "um": 1e3, "µm": 1e3, "micrometers": 1e3}
 _LOSSY = ("jpeg", "webp", "jxl", "lerc", "lerc_deflate", "lerc_zstd")  # which would not keep what is computed
 _STALE = "STATISTICS_"  # of values that are others now
-_WRITTEN = {"wavelength", "wavelength_units", "fwhm", "good_band"}
 
 
 @contextmanager
@@ -123,18 +122,9 @@ class _GeoTiff(Format):
                     new.gcps = old.gcps
         _check(targets[0], stored)
 
-    def write_new(
-        self,
-        targets: Sequence[Path],
-        values: np.ndarray,
-        wavelengths: Wavelengths,
-        metadata: Metadata,
-        name: str,
-        suffix: str,
-        *,
-        large: bool = False,
-    ) -> None:
-        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
+        wavelengths, metadata = new.wavelengths, new.metadata
+        values = new.values.astype(new.values.dtype.newbyteorder("="), copy=False)
         bands, height, width = values.shape
         with _rasterio() as rasterio:
             transform = None if metadata.transform is None else rasterio.Affine(*metadata.transform)

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import scipy.io
 
-from hsidenoise.data.formats.base import Format, Part, Wavelengths, arrays_of, beside, reading
+from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths, arrays_of, beside, reading
 from hsidenoise.data.formats.hdf5 import list_hdf5, load_hdf5, replace_hdf5, storage_options
 from hsidenoise.data.formats.mat5 import HEADER, MATLAB_NAMES, Element, elements, elements_v4, load, splice
 from hsidenoise.data.layout import Layout, Variable, find_wavelengths, printable
@@ -221,18 +221,8 @@ class _Mat(Format):
     ) -> None:
         replace_variable(source, targets[0], layout.key, stored)
 
-    def write_new(
-        self,
-        targets: Sequence[Path],
-        values: np.ndarray,
-        wavelengths: Wavelengths,
-        metadata: Metadata,
-        name: str,
-        suffix: str,
-        *,
-        large: bool = False,
-    ) -> None:
-        write_mat(targets[0], arrays_of(values, wavelengths, metadata, name), hdf5=large)
+    def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
+        write_mat(targets[0], arrays_of(new), hdf5=new.large)
 
 
 FORMAT = _Mat()

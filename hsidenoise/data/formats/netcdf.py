@@ -15,7 +15,17 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hsidenoise.data.formats.base import Format, Part, Wavelengths, beside, chunks_of, described, merged, reading
+from hsidenoise.data.formats.base import (
+    Format,
+    NewCube,
+    Part,
+    Wavelengths,
+    beside,
+    chunks_of,
+    described,
+    merged,
+    reading,
+)
 from hsidenoise.data.formats.hdf5 import about_hdf5, list_hdf5, load_hdf5, replace_hdf5
 from hsidenoise.data.layout import Layout, Variable, find_wavelengths
 from hsidenoise.data.metadata import Metadata
@@ -108,24 +118,14 @@ class _Hdf5(Format):
     ) -> None:
         replace_hdf5(source, targets[0], layout.key, stored)
 
-    def write_new(
-        self,
-        targets: Sequence[Path],
-        values: np.ndarray,
-        wavelengths: Wavelengths,
-        metadata: Metadata,
-        name: str,
-        suffix: str,
-        *,
-        large: bool = False,
-    ) -> None:
+    def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
         with h5py.File(targets[0], "w") as file:
-            facts = described(values, wavelengths, metadata)
-            chunks = chunks_of(values.shape)
+            facts = described(new)
+            chunks = chunks_of(new.values.shape)
             cube = file.create_dataset(
-                name, data=values, chunks=chunks, compression="gzip", compression_opts=3, shuffle=True
+                new.name, data=new.values, chunks=chunks, compression="gzip", compression_opts=3, shuffle=True
             )
-            for axis, (dimension, size) in enumerate(zip(facts.dimensions, values.shape, strict=True)):
+            for axis, (dimension, size) in enumerate(zip(facts.dimensions, new.values.shape, strict=True)):
                 if dimension in facts.coordinates:
                     scale = file.create_dataset(dimension, data=facts.coordinates[dimension][0])
                     scale.attrs.update(facts.coordinates[dimension][1])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as numpy_format
 
-from hsidenoise.data.formats.base import Format, Part, Wavelengths, arrays_of, beside, reading
+from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths, arrays_of, beside, reading
 from hsidenoise.data.layout import Layout, Variable, check_room, find_wavelengths, leaf
 from hsidenoise.data.metadata import Metadata
 
@@ -72,18 +72,8 @@ class _Npy(_Numpy):
         fortran = np.load(source, mmap_mode="r", allow_pickle=False).flags.fnc
         _save(targets[0], np.asfortranarray(stored) if fortran else stored)
 
-    def write_new(
-        self,
-        targets: Sequence[Path],
-        values: np.ndarray,
-        wavelengths: Wavelengths,
-        metadata: Metadata,
-        name: str,
-        suffix: str,
-        *,
-        large: bool = False,
-    ) -> None:
-        _save(targets[0], np.ascontiguousarray(values.transpose(1, 2, 0)))
+    def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
+        _save(targets[0], np.ascontiguousarray(new.values.transpose(1, 2, 0)))
 
 
 class _Npz(_Numpy):
@@ -123,19 +113,9 @@ class _Npz(_Numpy):
                     else:
                         stream.write(old.read(item))
 
-    def write_new(
-        self,
-        targets: Sequence[Path],
-        values: np.ndarray,
-        wavelengths: Wavelengths,
-        metadata: Metadata,
-        name: str,
-        suffix: str,
-        *,
-        large: bool = False,
-    ) -> None:
+    def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
         with targets[0].open("wb") as stream:
-            np.savez_compressed(stream, **arrays_of(values, wavelengths, metadata, name))  # type: ignore[arg-type]
+            np.savez_compressed(stream, **arrays_of(new))  # type: ignore[arg-type]
 
 
 def _like(item: zipfile.ZipInfo) -> zipfile.ZipInfo:

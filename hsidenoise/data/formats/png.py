@@ -16,7 +16,7 @@ import numpy as np
 import skimage.io
 from jaxtyping import Shaped
 
-from hsidenoise.data.formats.base import Format, Part, Wavelengths
+from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths
 from hsidenoise.data.layout import Layout, RefusedError, Variable, check_room, printable
 from hsidenoise.data.metadata import Metadata
 
@@ -201,18 +201,8 @@ class _Png(Format):
     ) -> None:
         save_bands(targets[0], layout.key, stored)
 
-    def write_new(
-        self,
-        targets: Sequence[Path],
-        values: np.ndarray,
-        wavelengths: Wavelengths,
-        metadata: Metadata,
-        name: str,
-        suffix: str,
-        *,
-        large: bool = False,
-    ) -> None:
-        save_bands(targets[0], name, values.transpose(1, 2, 0))
+    def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
+        save_bands(targets[0], new.name, new.values.transpose(1, 2, 0))
 
 
 FORMAT = _Png()

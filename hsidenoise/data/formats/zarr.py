@@ -20,6 +20,7 @@ import numpy as np
 
 from hsidenoise.data.formats.base import (
     Format,
+    NewCube,
     Part,
     Wavelengths,
     beside,
@@ -99,18 +100,8 @@ class _Zarr(Format):
             array = dict(_arrays(zarr, targets[0], mode="r+"))[layout.key]
             array[...] = stored
 
-    def write_new(
-        self,
-        targets: Sequence[Path],
-        values: np.ndarray,
-        wavelengths: Wavelengths,
-        metadata: Metadata,
-        name: str,
-        suffix: str,
-        *,
-        large: bool = False,
-    ) -> None:
-        facts = described(values, wavelengths, metadata)
+    def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
+        facts = described(new)
         with _zarr() as zarr:
             root = zarr.create_group(store=str(targets[0]), zarr_format=3, attributes=_json(facts.attributes))
 
@@ -125,7 +116,7 @@ class _Zarr(Format):
                 )
                 made[...] = array
 
-            put(name, values, facts.dimensions, facts.of_cube, chunks=chunks_of(values.shape))
+            put(new.name, new.values, facts.dimensions, facts.of_cube, chunks=chunks_of(new.values.shape))
             for key, (array, about) in facts.coordinates.items():
                 put(key, array, [key], about)
             for key, array in facts.vectors.items():
