@@ -6,10 +6,8 @@ The output has the same variable name, axis order and dtype, and every other var
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,6 @@ from hsidenoise.inference.options import DenoiseOptions
 if TYPE_CHECKING:
     from hsidenoise.classical.methods import Baseline
     from hsidenoise.data.io import Cube
-    from hsidenoise.inference.denoise import DenoisedFile
     from hsidenoise.signal.scaling import Scaling
 
 
@@ -70,20 +67,24 @@ def run(arguments: argparse.Namespace) -> None:
     """Denoise the cube of a file."""
     import numpy as np
 
-    from hsidenoise.data.io import locate, write_arrays
-    from hsidenoise.system.files import check_source, check_target
+    from hsidenoise.data.io import check_arrays_target, check_other, locate, write_arrays
+    from hsidenoise.system.files import check_source
 
     source, key = locate(arguments.noisy, arguments.key)
     target = arguments.output or _beside(source)
     options = options_of(DenoiseOptions, arguments, progress=sys.stderr is not None and sys.stderr.isatty())
     reading = replace(options_of(ReadOptions, arguments), key=key)
-    if arguments.save_noise:
-        check_target(arguments.save_noise)
     check_source(source)  # first: where the output is wrong too, the input is what is meant
+    if arguments.save_noise:
+        check_arrays_target(arguments.save_noise)
+        check_other(source, arguments.save_noise, read=(reading.mask, options.noise))
+        if arguments.save_noise.resolve() == target.resolve():
+            raise ValueError(f"{target}: is the denoised cube already; name another file for the noise level")
     _check_picture(arguments.picture, arguments.band, source, target, reading)
 
     from hsidenoise.inference.denoise import denoise_file
     from hsidenoise.inference.network import name_of
+    from hsidenoise.inference.record import record_of, write_record
 
     model = None if arguments.method is None else _method(arguments.method, options)
 
@@ -102,8 +103,8 @@ def run(arguments: argparse.Namespace) -> None:
         done = denoise_file(source, target, model, options=options, reading=reading, announce=announce)
     except _Stop:
         return
-    report = _report(done, options, arguments.method)
-    noted = _write_report(target, report)
+    report = record_of(done, options, arguments.method)
+    noted = write_record(target, report)
     if arguments.save_noise:
         write_arrays(arguments.save_noise, {"noise": np.array(report["residual"]["noise_before"]["per_band"])})
     if arguments.json:
@@ -136,55 +137,6 @@ def run(arguments: argparse.Namespace) -> None:
             path=arguments.picture,
         )
         print(f"picture  {arguments.picture}")
-
-
-def _report(done: DenoisedFile, options: DenoiseOptions, method: str | None) -> dict[str, Any]:
-    """How the output was made, and what was taken away from each band."""
-    import numpy as np
-    import torch
-
-    from hsidenoise import __version__
-    from hsidenoise.data.measure import residual_of
-    from hsidenoise.models.shipped import DEFAULT_WEIGHTS, WEIGHTS
-    from hsidenoise.system.files import sha256
-
-    weights: dict[str, Any] | None = None
-    if method is None:
-        name = options.weights or DEFAULT_WEIGHTS
-        file = WEIGHTS[name].path if name in WEIGHTS else Path(name)
-        weights = {"name": name, "sha256": sha256(file) if file.is_file() else None}
-    return {
-        "hsidenoise": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "input": str(done.source),
-        "output": str(done.target),
-        "variable": None if done.cube.layout is None else done.cube.layout.key,
-        "axes": None if done.cube.layout is None else done.cube.layout.reason,
-        "scaling": done.scaling.reason,
-        "method": method or "network",
-        "weights": weights,
-        "options": {key: value for key, value in dataclasses.asdict(options).items() if key != "progress"},
-        "device": done.device,
-        "seconds": round(done.seconds, 2),
-        "warnings": list(done.warnings),
-        "residual": residual_of(done.cube, done.denoised),
-    }
-
-
-def _write_report(target: Path, report: dict[str, Any]) -> Path | None:
-    """Put the report beside the output; another file of that name is left alone."""
-    from hsidenoise.system.files import write_text
-
-    place = target.with_name(f"{target.name}.json")
-    try:
-        if place.exists() and '"hsidenoise":' not in place.read_text(encoding="utf-8", errors="replace")[:100]:
-            raise FileExistsError(f"{place} is there and of something else")
-        write_text(place, json.dumps(report, indent=2) + "\n")
-    except OSError as error:
-        warnings.warn(f"the record of what was done could not be written: {error}", stacklevel=2)
-        return None
-    return place
 
 
 def _print_quality(found: dict[str, Any]) -> None:

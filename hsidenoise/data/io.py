@@ -452,16 +452,27 @@ def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None
     return form, original
 
 
-def check_other(source: Path, target: str | Path, targets: Sequence[Path] | None = None) -> None:
-    """Refuse a target that is the source, or of the files that belong to it.
+def check_other(
+    source: Path, target: str | Path, targets: Sequence[Path] | None = None, read: Sequence[Any] = ()
+) -> None:
+    """Refuse a target that is the source, of the files that belong to it, or another file that is read.
+
+    Args:
+        source: The file that is read.
+        target: The name of what will be written.
+        targets: Its files.
+        read: What may name further files that are read.
 
     Raises:
         ValueError: If it is.
     """
     files = _format_of(source).files(source)
+    others = [Path(each) for each in read if isinstance(each, str | Path) and Path(each).is_file()]
     for each in (Path(target), *(targets or ())):
         if each.exists() and any(each.samefile(file) for file in files):
             raise ValueError(f"{each} is the source itself and would be lost; choose another output name")
+        if each.exists() and any(each.samefile(file) for file in others):
+            raise ValueError(f"{each} is read by this command and would be lost; choose another output name")
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], *, about: bytes = b"") -> None:

@@ -3,53 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from inspect import signature
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
-from torch import nn
+from jaxtyping import Shaped
 
 from hsidenoise.data.options import ReadOptions
 from hsidenoise.inference.arrays import as_cube
-from hsidenoise.inference.memory import by, enough_memory, fitting_tile, in_fitting_tiles
+from hsidenoise.inference.job import run_model
 from hsidenoise.inference.network import (
-    Ensemble,
     Model,
-    OnnxNetwork,
-    Told,
-    choose_model,
-    mirrorings,
     name_of,
-    traits_of,
 )
 from hsidenoise.inference.options import DenoiseOptions
-from hsidenoise.inference.tiles import run_tiles
-from hsidenoise.models.compiled import Compiled
-from hsidenoise.signal.lost_values import fill_gaps
-from hsidenoise.signal.mask import BadBands, Extremes, Mask, constant_bands, find_mask, fitting_mask, named_bands
-from hsidenoise.signal.noise_level import explained_by_others
-from hsidenoise.signal.pilot_filter import repeat_pilot_filter
-from hsidenoise.signal.scaling import Scaling, fit_scaling, floating, level_offsets
-from hsidenoise.signal.tiling import Tiling, tile_size
-from hsidenoise.system.machine import find_precision, free_memory, in_use
+from hsidenoise.signal.mask import BadBands, Mask, find_mask, fitting_mask
+from hsidenoise.signal.scaling import Scaling
 from hsidenoise.system.options import takes_options, with_changes
 
 if TYPE_CHECKING:
     from hsidenoise.data.io import Cube
-
-# Windows of bands overlap by a third of the network's bands: at its edges a window lacks neighbours to compare with.
-_BAND_OVERLAP = 3
-
-_FEWEST_PIXELS = 4  # with data: fewer are no image
 
 
 @dataclass(frozen=True)
@@ -84,18 +62,6 @@ class DenoisedFile:
     device: str
     model: str
     seconds: float
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A denoised array and how it came about."""
-
-    values: Float[np.ndarray, "bands height width"]
-    scaling: Scaling
-    tiling: Tiling
-    pilot_rounds: int
-    device: torch.device
     warnings: tuple[str, ...]
 
 
@@ -187,7 +153,7 @@ def denoise(
     nodata = given.nodata if nodata is None else nodata
     found = find_mask(cube, nodata=nodata, given=known, bad_bands=bad_bands)
     noise = None if options.noise is None else _known_noise(given.same_way(options.noise), cube.shape)
-    run = _denoise(cube, found, model, options, keep=bad_bands == "keep", noise=noise)
+    run = run_model(cube, found, model, options, keep=bad_bands == "keep", noise=noise)
     return given.back(_weaker(cube, run.values, options.strength))
 
 
@@ -243,7 +209,7 @@ def denoise_file(
     reading, target = dataclasses.replace(reading, key=key), Path(target)
     check_source(source)  # first: where both are wrong, the input is what is meant
     check_target(target)
-    check_other(source, target)
+    check_other(source, target, read=(reading.mask, options.noise))
     cube = read_cube(source, **reading.by_name(), exact=True)
     name = "the cube" if cube.layout is None else f"'{printable(cube.layout.key)}'"
     check_values(cube.values, f"{source}: {name}", cube.mask)
@@ -253,11 +219,16 @@ def denoise_file(
         if isinstance(noise, str | Path) and cube.layout is not None:
             noise = read_beside(source, noise, cube.layout, cube.values.shape, "noise")
         noise = _known_noise(noise, cube.values.shape)
-    if announce is not None:
-        announce(cube, _scaling_of(cube, options))
     start = time.perf_counter()
-    found = Mask(cube.mask, cube.not_data, asked=0)
-    run = _denoise(_as_cube(cube.values), found, model, options, keep=reading.bad_bands == "keep", noise=noise)
+    run = run_model(
+        _as_cube(cube.values),
+        Mask(cube.mask, cube.not_data, asked=0),
+        model,
+        options,
+        keep=reading.bad_bands == "keep",
+        noise=noise,
+        announce=None if announce is None else partial(announce, cube),
+    )
     _weaker(cube.values, run.values, options.strength)
     seconds = time.perf_counter() - start
     denoised = dataclasses.replace(cube, values=run.values)
@@ -300,37 +271,6 @@ def _known_noise(noise: Any, shape: tuple[int, ...]) -> np.ndarray:
     return given
 
 
-def _denoise_even(
-    noisy: np.ndarray, found: Mask, model: Model | None, options: DenoiseOptions, keep: bool, noise: np.ndarray
-) -> _Run:
-    """Denoise a cube whose noise differs from pixel to pixel: the filters see one where it is the same.
-
-    Around the mean of each band, values are divided by how strong the noise is there against the band, and multiplied
-    again at the end. A pixel without a noise level above 0 counts as its band.
-    """
-    usable = np.isfinite(noise) & (noise > 0)
-    if found.valid is not None:
-        usable &= found.valid
-    values = floating(noisy.dtype).type(1) * noisy
-    middle, level = np.zeros(len(noisy)), np.ones(len(noisy))
-    relative = np.ones(noisy.shape)
-    for band in range(len(noisy)):
-        here = usable[band]
-        if here.any():
-            level[band] = np.sqrt(np.square(noise[band][here]).mean())
-            middle[band] = noisy[band][here].astype(np.float64).mean()
-            relative[band][here] = noise[band][here] / level[band]
-            values[band][here] = (noisy[band][here] - middle[band]) / relative[band][here] + middle[band]
-    run = _denoise(values, found, model, options, keep=keep, noise=level)
-    for band in range(len(noisy)):
-        here = usable[band]
-        back = run.values[band]
-        same = back == values[band]
-        back[here] = (back[here] - middle[band]) * relative[band][here] + middle[band]
-        back[same] = noisy[band][same]
-    return run
-
-
 def _weaker(noisy: np.ndarray, denoised: np.ndarray, strength: float) -> np.ndarray:
     """Take away a share only, in place."""
     if strength < 1:
@@ -339,13 +279,6 @@ def _weaker(noisy: np.ndarray, denoised: np.ndarray, strength: float) -> np.ndar
             before = band[changed].astype(np.float64)
             target[changed] = before + strength * (target[changed] - before)
     return denoised
-
-
-def _scaling_of(cube: Cube, options: DenoiseOptions) -> Scaling:
-    values = cube.values
-    if cube.mask is not None:
-        values = np.where(cube.mask, values, np.median(values[cube.mask]))
-    return fit_scaling(_as_cube(values), options.normalize, Extremes(-np.inf, np.inf, ()))
 
 
 def _options(
@@ -371,217 +304,3 @@ def _as_cube(values: Shaped[np.ndarray, "bands height width"]) -> np.ndarray:
             "subtract an offset from the cube first"
         )
     return values
-
-
-def _denoise(
-    noisy: np.ndarray,
-    found: Mask,
-    model: Model | None,
-    options: DenoiseOptions,
-    *,
-    keep: bool = False,
-    noise: np.ndarray | None = None,
-) -> _Run:
-    """Everything that :func:`denoise` and :func:`denoise_file` share."""
-    if noise is not None and noise.ndim == 3:
-        return _denoise_even(noisy, found, model, options, keep, noise)
-    mirrorings(options.ensemble)  # refused before anything is read or loaded
-    job = _Job(model, options, keep, noise)
-    for reason in found.reasons[found.asked :]:
-        job.note(f"{reason}; left out and kept as it is")
-    run = job.valid_part(noisy, found.valid)
-    return dataclasses.replace(run, warnings=tuple(job.notes))
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What is the same for every part of a cube.
-
-    Attributes:
-        model: As for :func:`denoise`.
-        options: As for :func:`denoise`.
-        keep: Whether bands of nothing but noise come back as they are.
-        sigma: Noise level of each band of the part, in the unit of the cube; None: estimated.
-        notes: What a user should know.
-    """
-
-    model: Model | None
-    options: DenoiseOptions
-    keep: bool
-    sigma: np.ndarray | None = None
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-    def note(self, text: str) -> None:
-        """Warn, in the name of whoever called the public function."""
-        self.notes.append(text)
-        frame: FrameType | None = sys._getframe()
-        level = outermost = 0
-        while frame is not None:
-            level += 1
-            if frame.f_code.co_filename == __file__:
-                outermost = level
-            frame = frame.f_back
-        warnings.warn(text, RuntimeWarning, stacklevel=outermost + 1)
-
-    def of(self, bands: np.ndarray) -> _Job:
-        """The same for some of the bands."""
-        return self if self.sigma is None else dataclasses.replace(self, sigma=self.sigma[bands])
-
-    def scaled_sigma(self, scaling: Scaling) -> np.ndarray | None:
-        """The noise level on the scale that a network sees."""
-        return None if self.sigma is None else np.asarray(self.sigma / scaling.scale, np.float64)
-
-    def valid_part(self, noisy: np.ndarray, valid: Bool[np.ndarray, "bands height width"] | None) -> _Run:
-        """Denoise what holds data; all else comes back as it is."""
-        constant = constant_bands(noisy, valid)
-        if constant.any() and not constant.all():  # of a cube that is constant as a whole, that is said
-            self.note(f"one value only: {named_bands(np.flatnonzero(constant).tolist())}; left out and kept as it is")
-            valid = np.broadcast_to(~constant[:, None, None], noisy.shape) & (True if valid is None else valid)
-        if valid is None:
-            return self.whole(noisy, None)
-        exact = floating(noisy.dtype)
-        pixels = np.asarray(valid.any(axis=0))
-        if (count := int(pixels.sum())) < _FEWEST_PIXELS:
-            raise ValueError(f"only {count} of {pixels.size} pixels hold data: nothing can be denoised")
-        rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
-        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        bands = np.flatnonzero(valid.any(axis=(1, 2)))
-        known = valid[(bands, *box)]
-        run = self.of(bands).whole(fill_gaps(noisy[(bands, *box)].astype(exact), known), pixels[box])
-        values = noisy.astype(exact)
-        values[(bands, *box)] = np.where(known, run.values, values[(bands, *box)])
-        return dataclasses.replace(run, values=values)
-
-    def whole(self, noisy: np.ndarray, pixels: Bool[np.ndarray, "height width"] | None, level: bool = False) -> _Run:
-        """Denoise a cube of which every value is a number.
-
-        Args:
-            noisy: The cube.
-            pixels: Those that hold data; the others only look like it.
-            level: Whether bands of far levels were looked for.
-        """
-        if min(noisy.shape[1:]) == 1 and noisy[0].size >= _FEWEST_PIXELS:
-            return self.line(noisy, pixels)
-        if not level and self.options.normalize == "auto" and (offsets := level_offsets(noisy)).any():
-            return self.without_offsets(noisy, offsets, pixels)
-        scaling = fit_scaling(noisy, self.options.normalize, Extremes(-np.inf, np.inf, ()))
-        if (far := scaling.hides(noisy)).any():
-            return self.valid_part(noisy, ~far)
-        if 0 < len(scaling.lost) < len(noisy):
-            return self.without_lost(noisy, scaling, pixels)
-        return self.through_model(noisy, scaling, pixels)
-
-    def line(self, noisy: np.ndarray, pixels: np.ndarray | None) -> _Run:
-        """Denoise a scan line, folded into an image of two rows: methods for images take no less."""
-        count = noisy[0].size
-        half = -(-count // 2)
-        # the second half runs back below the first; the last pixel of an odd number stands there twice
-        places = np.stack([np.arange(half), np.minimum(np.arange(2 * half - 1, half - 1, -1), count - 1)])
-        known = None if pixels is None else pixels.reshape(-1)[places]
-        run = self.whole(noisy.reshape(len(noisy), -1)[:, places], known)
-        values = np.empty((len(noisy), count), run.values.dtype)
-        values[:, places] = run.values
-        return dataclasses.replace(run, values=values.reshape(noisy.shape))
-
-    def without_offsets(self, noisy: np.ndarray, offsets: np.ndarray, pixels: np.ndarray | None) -> _Run:
-        """Denoise a cube without the offsets of some of its bands, which come back at the end."""
-        exact = floating(noisy.dtype)
-        level = np.empty(noisy.shape, exact)
-        for band, target, offset in zip(noisy, level, offsets, strict=True):
-            target[...] = band.astype(np.float64) - offset
-        far = np.flatnonzero(offsets).tolist()
-        self.note(
-            f"{named_bands(far)}: more than a hundred times as far from the other bands as their own values are from "
-            "each other; denoised without that offset, which is added at the end"
-        )
-        run = self.whole(level, pixels, level=True)
-        for band, before, noisy_band, offset in zip(run.values, level, noisy, offsets, strict=True):
-            # what came back as it was is what it was
-            band[...] = np.where(band == before, noisy_band, band.astype(np.float64) + offset)
-        return run
-
-    def without_lost(self, noisy: np.ndarray, scaling: Scaling, pixels: np.ndarray | None) -> _Run:
-        """Denoise the bands that are not noise alone, and say of these what the others explain."""
-        lost = list(scaling.lost)
-        others = np.setdiff1d(np.arange(len(noisy)), lost)
-        done = "left out and kept as it is" if self.keep else "replaced by what the other bands explain of it"
-        self.note(f"noise alone: {named_bands(lost)}; {done}")
-        run = self.of(others).whole(noisy[others], pixels, level=True)
-        values = np.empty(noisy.shape, run.values.dtype)
-        values[others] = run.values
-        values[lost] = noisy[lost] if self.keep else explained_by_others(noisy[lost].astype(values.dtype), run.values)
-        return dataclasses.replace(run, values=values)
-
-    def through_model(self, noisy: np.ndarray, scaling: Scaling, pixels: np.ndarray | None) -> _Run:
-        """Denoise a cube."""
-        model, options = self.model, self.options
-        size, overlap = tile_size(noisy.shape[1], noisy.shape[2], options.tile, options.overlap)
-        if callable(model) and not isinstance(model, nn.Module | str | Path):
-            place, (bands, height, width) = torch.device("cpu"), noisy.shape
-            with enough_memory(
-                place, f"for {name_of(model)}, which takes the whole cube at once", "denoise a part of it"
-            ):
-                told = self.scaled_sigma(scaling)
-                if told is not None and "sigma" not in signature(model).parameters:
-                    raise ValueError(f"{name_of(model)} cannot be given a noise level; leave --noise out")
-                answer = model(scaling.apply(noisy), *([] if told is None else [told]))
-                values = scaling.invert(answer, floating(noisy.dtype))
-            return _Run(
-                values, scaling, Tiling((bands, height, width), (bands, height, width), (0, 0, 0)), 0, place, ()
-            )
-        network, place = choose_model(
-            options.weights if model is None else model, options.device, options.precision, options.compile
-        )
-        traits = traits_of(network)
-        if options.tile is None and traits.tile is not None:
-            size, overlap = tile_size(noisy.shape[1], noisy.shape[2], None, options.overlap, usual=traits.tile)
-        size = min(size[0], noisy.shape[1]), min(size[1], noisy.shape[2])
-        precision = find_precision("float32" if isinstance(network, OnnxNetwork) else options.precision, place)
-        bands = traits.bands or len(noisy)
-        rounds = traits.pilot_rounds if options.pilot_rounds is None else options.pilot_rounds
-        run: nn.Module = Compiled(network) if options.compile else network
-        if (told := self.scaled_sigma(scaling)) is not None:  # the filters take it, which are not compiled
-            run = Told(network, torch.from_numpy(told).float().to(place))
-        if options.ensemble > 1:
-            run = Ensemble(run, options.ensemble)
-        if options.tile is None:
-            wanted = size
-            size = fitting_tile(run, bands, wanted, free_memory(place))
-            if size != wanted:
-                overlap = min(overlap * max(size) // max(wanted), max(size) - 1)
-                self.note(f"little memory is left on {place}; taking tiles of {by(size)} pixels, overlap {overlap}")
-
-        def in_tiles(tile: tuple[int, int], overlap: int) -> tuple[np.ndarray, Tiling]:
-            tiling = _tiling(noisy.shape, bands, tile, overlap)
-            values = run_tiles(
-                noisy,
-                run,
-                bands,
-                scaling,
-                tiling,
-                place,
-                precision=precision,
-                batch=options.batch,
-                progress=options.progress,
-                pixels=None if rounds else pixels,  # the pilot filter looks at all of them
-            )
-            return values, tiling
-
-        with in_use(run, place):
-            values, tiling = in_fitting_tiles(in_tiles, size, overlap, place, self.note)
-        with enough_memory(
-            place,
-            f"for the pilot filter, which takes the whole cube of {noisy.shape} at once",
-            "the network alone (--pilot-rounds 0) does without it",
-        ):
-            values = repeat_pilot_filter(noisy, values, rounds, scaling, device=place)
-        return _Run(values, scaling, tiling, rounds, place, ())
-
-
-def _tiling(shape: tuple[int, ...], bands: int, tile: tuple[int, int], overlap: int) -> Tiling:
-    """Tiles of one window of bands; an axis that fits into a tile is taken whole, and nothing overlaps there."""
-    axes = zip(shape, (bands, *tile), (bands // _BAND_OVERLAP, overlap, overlap), strict=True)
-    (depth, z, dz), (height, y, dy), (width, x, dx) = (
-        (length, min(size, length), shared if size < length else 0) for length, size, shared in axes
-    )
-    return Tiling((depth, height, width), (z, y, x), (dz, dy, dx))

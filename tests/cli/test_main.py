@@ -897,11 +897,31 @@ class TestDenoiseSaysAndRecords:
             raise ValueError("stop")
 
         monkeypatch.setattr(sys, "stdout", stream)
-        monkeypatch.setattr("hsidenoise.inference.denoise._denoise", work)
+        monkeypatch.setattr("hsidenoise.inference.job.choose_model", work)
         assert main(["denoise", str(plain)]) == 2
         assert seen[0].startswith("read     ")
         assert "\nscaling  auto" in seen[0]
         assert stream.buffer.getvalue().decode().count("read     ") == 1
+
+    def test_nothing_that_is_read_is_written_over(self, plain, tmp_path, capsys):
+        scipy.io.savemat(tmp_path / "level.mat", {"noise": np.full((31, 1), 0.1)})
+        scipy.io.savemat(tmp_path / "mask.mat", {"mask": np.ones((48, 48))})
+        files = (plain, tmp_path / "level.mat", tmp_path / "mask.mat")
+        before = [file.read_bytes() for file in files]
+        out = str(tmp_path / "out.mat")
+        read = ["--noise", str(tmp_path / "level.mat"), "--mask", str(tmp_path / "mask.mat")]
+        for options in (
+            ["-o", out, "--save-noise", str(plain)],
+            ["-o", out, "--save-noise", out],
+            ["-o", out, "--save-noise", str(tmp_path / "level.mat"), *read],
+            ["-o", str(tmp_path / "level.mat"), *read],
+            ["-o", str(tmp_path / "mask.mat"), *read],
+            ["-o", out, "--save-noise", str(tmp_path / "level.txt")],
+        ):
+            assert main(["denoise", str(plain), "--method", "planes", *options]) == 2, options
+            assert capsys.readouterr().err.count("\n") == 1
+        assert [file.read_bytes() for file in files] == before
+        assert not (tmp_path / "out.mat").exists()
 
     def test_strength(self, plain, tmp_path):
         found = {}

@@ -1,0 +1,321 @@
+"""A cube in memory through one model: what holds data, what stands apart, scaling, tiles, the pilot filter."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import nn
+
+from hsidenoise.inference.memory import by, enough_memory, fitting_tile, in_fitting_tiles
+from hsidenoise.inference.network import (
+    Ensemble,
+    Model,
+    OnnxNetwork,
+    Told,
+    choose_model,
+    mirrorings,
+    name_of,
+    traits_of,
+)
+from hsidenoise.inference.options import DenoiseOptions
+from hsidenoise.inference.tiles import run_tiles
+from hsidenoise.models.compiled import Compiled
+from hsidenoise.signal.lost_values import fill_gaps
+from hsidenoise.signal.mask import Extremes, Mask, constant_bands, named_bands
+from hsidenoise.signal.noise_level import explained_by_others
+from hsidenoise.signal.pilot_filter import repeat_pilot_filter
+from hsidenoise.signal.scaling import Scaling, fit_scaling, floating, level_offsets
+from hsidenoise.signal.tiling import Tiling, tile_size
+from hsidenoise.system.machine import find_precision, free_memory, in_use
+
+# Windows of bands overlap by a third of the network's bands: at its edges a window lacks neighbours to compare with.
+_BAND_OVERLAP = 3
+
+_FEWEST_PIXELS = 4  # with data: fewer are no image
+_HERE = str(Path(__file__).parent)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A denoised array and how it came about."""
+
+    values: Float[np.ndarray, "bands height width"]
+    scaling: Scaling
+    tiling: Tiling
+    pilot_rounds: int
+    device: torch.device
+    warnings: tuple[str, ...]
+
+
+def run_model(
+    noisy: Shaped[np.ndarray, "bands height width"],
+    found: Mask,
+    model: Model | None,
+    options: DenoiseOptions,
+    *,
+    keep: bool = False,
+    noise: Float[np.ndarray, "*levels"] | None = None,
+    announce: Callable[[Scaling], None] | None = None,
+) -> Run:
+    """Denoise a cube: what :func:`hsidenoise.denoise` and :func:`hsidenoise.denoise_file` share.
+
+    Args:
+        noisy: The cube, in any unit.
+        found: What of it holds data.
+        model: As for :func:`hsidenoise.denoise`, as are the options.
+        options: All but ``strength`` and ``noise``.
+        keep: Whether bands of nothing but noise come back as they are.
+        noise: Noise level of each band, or of each value, in the unit of the cube; None: estimated.
+        announce: Called with the scaling before a model is loaded; what it raises ends all.
+    """
+    if noise is not None and noise.ndim == 3:
+        return _even(noisy, found, model, options, keep, noise, announce)
+    mirrorings(options.ensemble)  # refused before anything is read or loaded
+    job = _Job(model, options, keep, noise, [] if announce is None else [announce])
+    for reason in found.reasons[found.asked :]:
+        job.note(f"{reason}; left out and kept as it is")
+    run = job.valid_part(noisy, found.valid)
+    return dataclasses.replace(run, warnings=tuple(job.notes))
+
+
+def _even(
+    noisy: np.ndarray,
+    found: Mask,
+    model: Model | None,
+    options: DenoiseOptions,
+    keep: bool,
+    noise: np.ndarray,
+    announce: Callable[[Scaling], None] | None,
+) -> Run:
+    """Denoise a cube whose noise differs from pixel to pixel: the filters see one where it is the same.
+
+    Around the mean of each band, values are divided by how strong the noise is there against the band, and multiplied
+    again at the end. A pixel without a noise level above 0 counts as its band.
+    """
+    usable = np.isfinite(noise) & (noise > 0)
+    if found.valid is not None:
+        usable &= found.valid
+    values = floating(noisy.dtype).type(1) * noisy
+    middle, level = np.zeros(len(noisy)), np.ones(len(noisy))
+    relative = np.ones(noisy.shape)
+    for band in range(len(noisy)):
+        here = usable[band]
+        if here.any():
+            level[band] = np.sqrt(np.square(noise[band][here]).mean())
+            middle[band] = noisy[band][here].astype(np.float64).mean()
+            relative[band][here] = noise[band][here] / level[band]
+            values[band][here] = (noisy[band][here] - middle[band]) / relative[band][here] + middle[band]
+    run = run_model(values, found, model, options, keep=keep, noise=level, announce=announce)
+    for band in range(len(noisy)):
+        here = usable[band]
+        back = run.values[band]
+        same = back == values[band]
+        back[here] = (back[here] - middle[band]) * relative[band][here] + middle[band]
+        back[same] = noisy[band][same]
+    return run
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for every part of a cube.
+
+    Attributes:
+        model: As for :func:`denoise`.
+        options: As for :func:`denoise`.
+        keep: Whether bands of nothing but noise come back as they are.
+        sigma: Noise level of each band of the part, in the unit of the cube; None: estimated.
+        announce: Who is to be told of the scaling, once.
+        notes: What a user should know.
+    """
+
+    model: Model | None
+    options: DenoiseOptions
+    keep: bool
+    sigma: np.ndarray | None = None
+    announce: list[Callable[[Scaling], None]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Warn, in the name of whoever called the public function."""
+        self.notes.append(text)
+        frame: FrameType | None = sys._getframe()
+        level = outermost = 0
+        while frame is not None:
+            level += 1
+            if frame.f_code.co_filename.startswith(_HERE):
+                outermost = level
+            frame = frame.f_back
+        warnings.warn(text, RuntimeWarning, stacklevel=outermost + 1)
+
+    def of(self, bands: np.ndarray) -> _Job:
+        """The same for some of the bands."""
+        return self if self.sigma is None else dataclasses.replace(self, sigma=self.sigma[bands])
+
+    def scaled_sigma(self, scaling: Scaling) -> np.ndarray | None:
+        """The noise level on the scale that a network sees."""
+        return None if self.sigma is None else np.asarray(self.sigma / scaling.scale, np.float64)
+
+    def valid_part(self, noisy: np.ndarray, valid: Bool[np.ndarray, "bands height width"] | None) -> Run:
+        """Denoise what holds data; all else comes back as it is."""
+        constant = constant_bands(noisy, valid)
+        if constant.any() and not constant.all():  # of a cube that is constant as a whole, that is said
+            self.note(f"one value only: {named_bands(np.flatnonzero(constant).tolist())}; left out and kept as it is")
+            valid = np.broadcast_to(~constant[:, None, None], noisy.shape) & (True if valid is None else valid)
+        if valid is None:
+            return self.whole(noisy, None)
+        exact = floating(noisy.dtype)
+        pixels = np.asarray(valid.any(axis=0))
+        if (count := int(pixels.sum())) < _FEWEST_PIXELS:
+            raise ValueError(f"only {count} of {pixels.size} pixels hold data: nothing can be denoised")
+        rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        bands = np.flatnonzero(valid.any(axis=(1, 2)))
+        known = valid[(bands, *box)]
+        run = self.of(bands).whole(fill_gaps(noisy[(bands, *box)].astype(exact), known), pixels[box])
+        values = noisy.astype(exact)
+        values[(bands, *box)] = np.where(known, run.values, values[(bands, *box)])
+        return dataclasses.replace(run, values=values)
+
+    def whole(self, noisy: np.ndarray, pixels: Bool[np.ndarray, "height width"] | None, level: bool = False) -> Run:
+        """Denoise a cube of which every value is a number.
+
+        Args:
+            noisy: The cube.
+            pixels: Those that hold data; the others only look like it.
+            level: Whether bands of far levels were looked for.
+        """
+        if min(noisy.shape[1:]) == 1 and noisy[0].size >= _FEWEST_PIXELS:
+            return self.line(noisy, pixels)
+        if not level and self.options.normalize == "auto" and (offsets := level_offsets(noisy)).any():
+            return self.without_offsets(noisy, offsets, pixels)
+        scaling = fit_scaling(noisy, self.options.normalize, Extremes(-np.inf, np.inf, ()))
+        if (far := scaling.hides(noisy)).any():
+            return self.valid_part(noisy, ~far)
+        if 0 < len(scaling.lost) < len(noisy):
+            return self.without_lost(noisy, scaling, pixels)
+        return self.through_model(noisy, scaling, pixels)
+
+    def line(self, noisy: np.ndarray, pixels: np.ndarray | None) -> Run:
+        """Denoise a scan line, folded into an image of two rows: methods for images take no less."""
+        count = noisy[0].size
+        half = -(-count // 2)
+        # the second half runs back below the first; the last pixel of an odd number stands there twice
+        places = np.stack([np.arange(half), np.minimum(np.arange(2 * half - 1, half - 1, -1), count - 1)])
+        known = None if pixels is None else pixels.reshape(-1)[places]
+        run = self.whole(noisy.reshape(len(noisy), -1)[:, places], known)
+        values = np.empty((len(noisy), count), run.values.dtype)
+        values[:, places] = run.values
+        return dataclasses.replace(run, values=values.reshape(noisy.shape))
+
+    def without_offsets(self, noisy: np.ndarray, offsets: np.ndarray, pixels: np.ndarray | None) -> Run:
+        """Denoise a cube without the offsets of some of its bands, which come back at the end."""
+        exact = floating(noisy.dtype)
+        level = np.empty(noisy.shape, exact)
+        for band, target, offset in zip(noisy, level, offsets, strict=True):
+            target[...] = band.astype(np.float64) - offset
+        far = np.flatnonzero(offsets).tolist()
+        self.note(
+            f"{named_bands(far)}: more than a hundred times as far from the other bands as their own values are from "
+            "each other; denoised without that offset, which is added at the end"
+        )
+        run = self.whole(level, pixels, level=True)
+        for band, before, noisy_band, offset in zip(run.values, level, noisy, offsets, strict=True):
+            # what came back as it was is what it was
+            band[...] = np.where(band == before, noisy_band, band.astype(np.float64) + offset)
+        return run
+
+    def without_lost(self, noisy: np.ndarray, scaling: Scaling, pixels: np.ndarray | None) -> Run:
+        """Denoise the bands that are not noise alone, and say of these what the others explain."""
+        lost = list(scaling.lost)
+        others = np.setdiff1d(np.arange(len(noisy)), lost)
+        done = "left out and kept as it is" if self.keep else "replaced by what the other bands explain of it"
+        self.note(f"noise alone: {named_bands(lost)}; {done}")
+        run = self.of(others).whole(noisy[others], pixels, level=True)
+        values = np.empty(noisy.shape, run.values.dtype)
+        values[others] = run.values
+        values[lost] = noisy[lost] if self.keep else explained_by_others(noisy[lost].astype(values.dtype), run.values)
+        return dataclasses.replace(run, values=values)
+
+    def through_model(self, noisy: np.ndarray, scaling: Scaling, pixels: np.ndarray | None) -> Run:
+        """Denoise a cube."""
+        while self.announce:
+            self.announce.pop()(scaling)
+        model, options = self.model, self.options
+        size, overlap = tile_size(noisy.shape[1], noisy.shape[2], options.tile, options.overlap)
+        if callable(model) and not isinstance(model, nn.Module | str | Path):
+            place, (bands, height, width) = torch.device("cpu"), noisy.shape
+            with enough_memory(
+                place, f"for {name_of(model)}, which takes the whole cube at once", "denoise a part of it"
+            ):
+                told = self.scaled_sigma(scaling)
+                if told is not None and "sigma" not in signature(model).parameters:
+                    raise ValueError(f"{name_of(model)} cannot be given a noise level; leave --noise out")
+                answer = model(scaling.apply(noisy), *([] if told is None else [told]))
+                values = scaling.invert(answer, floating(noisy.dtype))
+            return Run(values, scaling, Tiling((bands, height, width), (bands, height, width), (0, 0, 0)), 0, place, ())
+        network, place = choose_model(
+            options.weights if model is None else model, options.device, options.precision, options.compile
+        )
+        traits = traits_of(network)
+        if options.tile is None and traits.tile is not None:
+            size, overlap = tile_size(noisy.shape[1], noisy.shape[2], None, options.overlap, usual=traits.tile)
+        size = min(size[0], noisy.shape[1]), min(size[1], noisy.shape[2])
+        precision = find_precision("float32" if isinstance(network, OnnxNetwork) else options.precision, place)
+        bands = traits.bands or len(noisy)
+        rounds = traits.pilot_rounds if options.pilot_rounds is None else options.pilot_rounds
+        run: nn.Module = Compiled(network) if options.compile else network
+        if (told := self.scaled_sigma(scaling)) is not None:  # the filters take it, which are not compiled
+            run = Told(network, torch.from_numpy(told).float().to(place))
+        if options.ensemble > 1:
+            run = Ensemble(run, options.ensemble)
+        if options.tile is None:
+            wanted = size
+            size = fitting_tile(run, bands, wanted, free_memory(place))
+            if size != wanted:
+                overlap = min(overlap * max(size) // max(wanted), max(size) - 1)
+                self.note(f"little memory is left on {place}; taking tiles of {by(size)} pixels, overlap {overlap}")
+
+        def in_tiles(tile: tuple[int, int], overlap: int) -> tuple[np.ndarray, Tiling]:
+            tiling = _tiling(noisy.shape, bands, tile, overlap)
+            values = run_tiles(
+                noisy,
+                run,
+                bands,
+                scaling,
+                tiling,
+                place,
+                precision=precision,
+                batch=options.batch,
+                progress=options.progress,
+                pixels=None if rounds else pixels,  # the pilot filter looks at all of them
+            )
+            return values, tiling
+
+        with in_use(run, place):
+            values, tiling = in_fitting_tiles(in_tiles, size, overlap, place, self.note)
+        with enough_memory(
+            place,
+            f"for the pilot filter, which takes the whole cube of {noisy.shape} at once",
+            "the network alone (--pilot-rounds 0) does without it",
+        ):
+            values = repeat_pilot_filter(noisy, values, rounds, scaling, device=place)
+        return Run(values, scaling, tiling, rounds, place, ())
+
+
+def _tiling(shape: tuple[int, ...], bands: int, tile: tuple[int, int], overlap: int) -> Tiling:
+    """Tiles of one window of bands; an axis that fits into a tile is taken whole, and nothing overlaps there."""
+    axes = zip(shape, (bands, *tile), (bands // _BAND_OVERLAP, overlap, overlap), strict=True)
+    (depth, z, dz), (height, y, dy), (width, x, dx) = (
+        (length, min(size, length), shared if size < length else 0) for length, size, shared in axes
+    )
+    return Tiling((depth, height, width), (z, y, x), (dz, dy, dx))
