@@ -22,7 +22,16 @@ from jaxtyping import Float32, Float64
 from tqdm.auto import tqdm
 
 from hsidenoise.data.datasets import DATASETS, Split, find_split, scene_name
-from hsidenoise.data.io import ABOUT, Cube, check_arrays_target, check_values, locate, read_cube, write_arrays
+from hsidenoise.data.io import (
+    ABOUT,
+    Cube,
+    check_arrays_target,
+    check_other,
+    check_values,
+    locate,
+    read_cube,
+    write_arrays,
+)
 from hsidenoise.data.layout import printable, times
 from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, key_if_there, pair_files, published_arrays
 from hsidenoise.data.options import CorruptOptions, NoisySetOptions, ReadOptions
@@ -101,8 +110,7 @@ def corrupt_file(
     source, key = locate(source, reading.key)
     target = Path(target)
     check_source(source)
-    if target.exists() and target.samefile(source):
-        raise ValueError(f"{target}: is the clean cube itself; name another output")
+    check_other(source, target, read=(reading.mask,))
     check_arrays_target(target)
     chosen = reading.by_name() | {"key": key or key_if_there(source, CLEAN_KEY)}
     cube = read_cube(source, **chosen, exact=True)

@@ -203,7 +203,7 @@ class TestCorrupt:
         path = tmp_path / "clean.mat"
         path.write_bytes(SAMPLE.read_bytes())
         assert main(["corrupt", str(path), str(path), "--noise", "blind"]) == 2
-        assert "clean cube itself" in capsys.readouterr().err
+        assert "is the source itself" in capsys.readouterr().err
         assert path.read_bytes() == SAMPLE.read_bytes()
 
 
