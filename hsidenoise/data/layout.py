@@ -7,14 +7,14 @@ Files of this field do not say. Each decision here follows a stated rule, ends u
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Shaped
 
-from hsidenoise.signal.spectral_axis import CLEAR, axis_scores
+from hsidenoise.signal.spectral_axis import find_spectrum
 from hsidenoise.system.options import plain
 
 #: Names under which cubes are published, in lower case (ICVL, Pavia, Indian Pines and the other sets in common use).
@@ -43,8 +43,6 @@ DIMENSIONS = {
 #: How the note of a variable begins whose numbers lie in another file.
 ELSEWHERE = "in another file"
 _LETTERS = ("bhw", "hbw", "hwb")  # by the place of the bands
-_FEW = 1000  # values that say nothing of axes
-_HINT = 0.3  # lead of an axis by its values from which a guess follows it
 _UNCHECKED = 1 << 28  # bytes that any machine has to spare
 _LONGEST = 120  # letters of a name that are shown
 _WAVELENGTH_KEYS = frozenset({"wl", "wls", "bands", "band", "centers", "centres", "bandcenters", "bandcentres"})
@@ -435,64 +433,6 @@ def _find_spectrum(
             stacklevel=2,
         )
     return letters, f"axes {shown} = {letters}: axis {index + 1} is the spectrum, {because}"
-
-
-def find_spectrum(sizes: Sequence[int], arrays: Iterable[np.ndarray], *, lines: bool) -> tuple[int, str, bool]:
-    """Which axis is the spectrum, by values and sizes.
-
-    Args:
-        sizes: Of three axes.
-        arrays: One array, or several of these sizes and with the same meaning: where the first is not clear, the next
-            speaks too.
-        lines: Whether an axis of one is an image of one line, else one band.
-
-    Returns:
-        Index of the axis, why, and whether it is a guess.
-
-    Example:
-        >>> find_spectrum((512, 512, 31), [np.zeros((512, 512, 31))], lines=False)
-        (2, 'the other two are equal', False)
-    """
-    index, because, sure = _by_sizes(sizes, lines=lines)
-    scores, few = np.zeros(3), min(sizes) < 2 or math.prod(sizes) < _FEW
-    for array in arrays:
-        if not array.min() < array.max():  # refused later
-            return index, because, False
-        if few:
-            return index, because, not sure
-        scores = scores + axis_scores(array)
-        if _lead(scores) >= CLEAR:
-            return int(scores.argmax()), "by its values", False
-    best, lead = int(scores.argmax()), _lead(scores)
-    if sure:
-        return index, because, best != index and lead > 0
-    return (best, "its values hint at it", True) if lead >= _HINT else (index, because, True)
-
-
-def _lead(scores: Float64[np.ndarray, "3"]) -> float:
-    return float(np.diff(np.sort(scores))[-1])
-
-
-def _by_sizes(sizes: Sequence[int], *, lines: bool) -> tuple[int, str, bool]:
-    """Index of the spectrum, why, and whether that is usual enough to go by.
-
-    An axis of one is a band unless images of one line are expected.
-    """
-    order = sorted(range(3), key=lambda axis: sizes[axis])
-    shortest = order[0]
-    if sizes[2] == 1:
-        return 2, "the last and shortest", True
-    for index, (one, other) in {2: (0, 1), 0: (1, 2), 1: (0, 2)}.items():
-        if sizes[one] == sizes[other] != sizes[index]:
-            return index, "the other two are equal", True
-    if lines and sizes[shortest] == 1:  # `cube(:, 7, :)` of MATLAB keeps its three axes
-        return 2, "the last, as is usual, of an image of one line", False
-    if 2 * sizes[shortest] < sizes[order[1]]:
-        sure = 4 * sizes[shortest] < sizes[order[1]]
-        return shortest, f"less than {'a quarter' if sure else 'half'} as long as the other two", sure
-    if sizes[2] == min(sizes) < max(sizes):
-        return 2, "the last and shortest", False
-    return 2, "the last, as is usual", False
 
 
 def _find_size(

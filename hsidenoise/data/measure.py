@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Real
 
 from hsidenoise.data.io import Cube, locate, read_cube
 from hsidenoise.data.layout import printable
@@ -15,7 +16,7 @@ from hsidenoise.data.noisy_sets import CLEAN_KEY, NOISY_KEY, clean_beside, key_i
 from hsidenoise.data.options import EvaluateOptions, ReadOptions
 from hsidenoise.metrics.functional import evaluate
 from hsidenoise.metrics.protocols import PROTOCOLS, Scores
-from hsidenoise.signal.mask import scorable, spans
+from hsidenoise.signal.mask import spans
 from hsidenoise.signal.noise_level import bad_bands, spread_of_most
 from hsidenoise.signal.scaling import told_apart
 from hsidenoise.signal.survey import residual_check, survey
@@ -150,6 +151,70 @@ def evaluate_files(
         bands_of_infinite_psnr=infinite,
         bands_of_infinite_ergas=undefined,
     )
+
+
+@dataclass(frozen=True)
+class Scorable:
+    """What :func:`scorable` leaves.
+
+    Attributes:
+        bands: True where a band can be scored.
+        pixels: True where a pixel holds data in all of these bands, in both cubes.
+        reasons: What is scored though it looks like no data, for people.
+    """
+
+    bands: Bool[np.ndarray, " bands"]
+    pixels: Bool[np.ndarray, "height width"]
+    reasons: tuple[str, ...]
+
+
+def scorable(
+    denoised: Real[np.ndarray, "bands height width"],
+    clean: Real[np.ndarray, "bands height width"],
+    denoised_valid: Bool[np.ndarray, "bands height width"] | None = None,
+    clean_valid: Bool[np.ndarray, "bands height width"] | None = None,
+    *,
+    asked: bool = False,
+) -> Scorable:
+    """Find the bands and pixels in which two cubes can be compared.
+
+    Left out is what holds no data in the clean cube, and what is NaN or infinite in the denoised one. Its other values
+    without data are scored, or a denoiser could hide what it has spoilt, unless somebody has said what they are. A band
+    without anything else is left out as a band, a pixel if a value of any other band is left out.
+
+    Args:
+        denoised: The one cube.
+        clean: The other.
+        denoised_valid: True where the first holds data, see :func:`hsidenoise.signal.mask.find_mask`; None: everywhere.
+        clean_valid: The same of the second.
+        asked: Whether somebody has said which values of the first hold no data.
+
+    Raises:
+        ValueError: If nothing is left.
+
+    Example:
+        >>> clean = np.random.default_rng(0).random((3, 40, 50))
+        >>> clean[:, :4], clean[2] = -9999, np.nan
+        >>> left = scorable(clean, clean, clean_valid=np.isfinite(clean) & (clean != -9999))
+        >>> left.bands.tolist(), int(left.pixels.sum())
+        ([True, True, False], 1800)
+    """
+    finite = np.isfinite(denoised)
+    invalid = ~(finite & np.isfinite(clean))
+    if clean_valid is not None:
+        invalid |= ~clean_valid
+    reasons = []
+    if denoised_valid is not None:
+        alone = ~denoised_valid & ~invalid
+        if asked:
+            invalid |= alone
+        elif count := int(alone.sum()):
+            reasons.append(f"{count} values seem to be no data in the denoised cube only: scored as they are")
+    bands = ~invalid.all(axis=(1, 2))
+    pixels = ~invalid[bands].any(axis=0)
+    if not bands.any() or not pixels.any():
+        raise ValueError("no pixel holds data in all bands of both cubes")
+    return Scorable(bands, pixels, tuple(reasons))
 
 
 def describe(cube: Cube) -> dict[str, Any]:

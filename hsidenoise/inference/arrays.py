@@ -19,7 +19,7 @@ from jaxtyping import Bool, Shaped
 
 from hsidenoise.data.io import Cube
 from hsidenoise.data.layout import times
-from hsidenoise.signal.spectral_axis import CLEAR, axis_scores
+from hsidenoise.signal.spectral_axis import CLEAR, axis_scores, lead
 
 _NAMES = {
     "b": ("band", "wavelength", "wl", "wvl", "spectr", "lambda", "channel", "feature", "frequency"),
@@ -141,7 +141,7 @@ def _check_first(array: np.ndarray) -> None:
         return
     scores = axis_scores(array)
     index = int(scores.argmax())
-    if index and scores[index] >= np.partition(scores, 1)[1] + CLEAR:
+    if index and lead(scores) >= CLEAR:
         letters = ("bhw", "hbw", "hwb")[index]
         warnings.warn(
             f"the array of {times(array.shape)} is taken for {array.shape[0]} bands of {times(array.shape[1:])}, but "

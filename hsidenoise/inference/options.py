@@ -41,7 +41,7 @@ class DenoiseOptions:
     )
     precision: Precision = option(
         "float32",
-        "bfloat16 is faster where the hardware has it, off by 0.0004 of the range in the mean (PSNR by 0.01 dB); "
+        "bfloat16 is faster where the hardware has it, off by 0.0001 of the range in the mean (PSNR by 0.002 dB); "
         "auto takes it there",
     )
     compile: bool = option(False, "compile the network first: minutes, hardly ever worth it on a CPU")
