@@ -70,7 +70,7 @@ def axis_scores(array: Any) -> Float64[np.ndarray, " 3"]:
         return np.zeros(3)
     extremes = find_extremes(sample)
     known = (sample >= extremes.low) & (sample <= extremes.high) & np.isfinite(sample)
-    inside = _Inside(array, known, steps)  # an edge without data is no band
+    inside = _Inside(array, np.where(known, sample, np.nan), steps)  # an edge without data is no band
     if inside.shape != array.shape:
         return axis_scores(inside) if min(inside.shape) > 1 else np.zeros(3)
     finite = sample[known]
@@ -181,14 +181,17 @@ def _by_sizes(sizes: Sequence[int], *, lines: bool) -> tuple[int, str, bool]:
 
 
 class _Inside:
-    """What is left of an array without the edges that hold no data."""
+    """What is left of an array without the edges that hold no data, or one value only."""
 
-    def __init__(self, array: Any, known: np.ndarray, steps: Sequence[int]) -> None:
+    def __init__(self, array: Any, sample: np.ndarray, steps: Sequence[int]) -> None:
         self.array, self.first, shape = array, [], []
+        known = np.isfinite(sample)
         for axis, (size, step) in enumerate(zip(array.shape, steps, strict=True)):
-            share = known.mean(axis=tuple(other for other in range(3) if other != axis))
-            held = np.flatnonzero(share > 0.5 * share.max())
-            whole = held[0] == 0 and held[-1] == len(share) - 1
+            others = tuple(other for other in range(3) if other != axis)
+            share = known.mean(axis=others)
+            varied = np.where(known, sample, -np.inf).max(others) > np.where(known, sample, np.inf).min(others)
+            held = np.flatnonzero((share > 0.5 * share.max()) & (varied | ~varied.any()))
+            whole = not held.size or (held[0] == 0 and held[-1] == len(share) - 1)
             self.first.append(0 if whole else int(held[0]) * step)
             shape.append(size if whole else min(size, (int(held[-1]) + 1) * step) - self.first[-1])
         self.shape = tuple(shape)

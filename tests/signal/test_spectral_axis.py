@@ -11,7 +11,7 @@ def test_of_noise_alone_nothing_is_said():
         assert np.ptp(axis_scores(rng.random(shape))) == 0
 
 
-@pytest.mark.parametrize("value", [np.nan, -9999.0])
+@pytest.mark.parametrize("value", [np.nan, -9999.0, 0.0])
 def test_edges_without_data_are_no_bands(value):
     rng = np.random.default_rng(0)
     cube = np.linspace(1, 2, 30)[:, None] * np.linspace(1, 3, 24) + rng.normal(0, 0.01, (6, 30, 24))
