@@ -137,6 +137,7 @@ def denoise(
         TypeError: If there is no option of that name.
 
     Example:
+        >>> from torch import nn
         >>> class Mean3x3(nn.AvgPool2d):
         ...     bands = 31
         >>> noisy = np.random.default_rng(0).normal(0.5, 0.1, (40, 30, 20))

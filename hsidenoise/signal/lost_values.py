@@ -105,6 +105,25 @@ def stuck_pixels(
     return stuck & (stuck.float().mean(0) < 0.5) if len(cube) > 2 else stuck
 
 
+def no_measurements(cube: Float[Tensor, "bands height width"]) -> Bool[Tensor, "bands height width"]:
+    """Values of dead lines of either direction and of stuck pixels.
+
+    Args:
+        cube: Noisy cube.
+
+    Returns:
+        True for them.
+
+    Example:
+        >>> cube = torch.rand(3, 10, 16, generator=torch.Generator().manual_seed(0))
+        >>> cube[1, :, 2] = 0
+        >>> no_measurements(cube).sum((1, 2)).tolist()
+        [0, 10, 0]
+    """
+    dead = (dead_lines(cube)[:, None, :] | dead_lines(cube, axis=2)[:, :, None]).expand_as(cube)
+    return dead | stuck_pixels(cube, dead)
+
+
 def _frequent(values: Tensor) -> list[float]:
     """Values that are far more frequent than those next to them."""
     ordered = np.sort(values.cpu().numpy())

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hsidenoise.signal.defects import column_offsets, trust, without_common
-from hsidenoise.signal.lost_values import dead_lines, fill, fill_invalid, stuck_pixels
+from hsidenoise.signal.lost_values import fill, fill_invalid, no_measurements
 from hsidenoise.signal.noise_level import level_of_residual
 from hsidenoise.signal.plane_basis import band_kernels, find_basis
 from hsidenoise.signal.plane_filter import threshold, wiener
@@ -223,8 +223,7 @@ def _range(cube: Tensor) -> tuple[Tensor, Tensor]:
 
 def _denoise(cube: Tensor, told: Tensor | None, improve: Callable[..., Tensor | None] | None) -> PlaneEstimate:
     """Denoise a cube on about [0, 1] without invalid pixels or constant bands."""
-    dead = (dead_lines(cube)[:, None, :] | dead_lines(cube, axis=2)[:, :, None]).expand_as(cube)
-    lost = dead | stuck_pixels(cube, dead)
+    lost = no_measurements(cube)
     filled = fill(cube, lost)
     estimate = spectral_wiener(filled[None], _ESTIMATE_ROUNDS, _ESTIMATE_OVERLAP)
     known, regression = estimate.robust[0].clone(), estimate.sigma[0]

@@ -38,7 +38,7 @@ _WIDENED = 2.0
 # Ranges of the less noisy half: a band with a noise above holds nothing else. With 4 to 9 of 31 bands of noise 3 to 20
 # ranges, the RMSE of the others falls to 0.2 to 0.7 of what it is beside them (cave/validation at a tenth of its
 # contrast, centre 96 x 96).
-_LOST = 3.0
+_LOST, _LOUDER = 3.0, 2.0  # and times the median noise of the other bands
 _SCENE = 2.0  # times its noise: a band whose block medians spread more does; those of pure noise spread 0.9
 _SHARED = 0.2  # correlation of signs with another band: noise of 3 ranges leaves 0.05 of a scene, of none 0.01
 _CENTRE = 256  # pixels; noise is measured on a square of at most this side
@@ -338,7 +338,9 @@ def _clean_range(
     if ends is not None and not 0.8 * (high - low) < ends[1] - ends[0] < _WIDEST * (high - low):
         ends = None
     low, high = ends or (low, high)
-    lost = _noise_alone(cube, extremes, noise, noise > _LOST * (high - low))
+    loud = noise > _LOST * (high - low)
+    if loud.any() and not loud.all():  # of noise alone, all bands have about as much: none of them drowns the others
+        lost = _noise_alone(cube, extremes, noise, loud & (noise > _LOUDER * np.median(noise[~loud])))
     if ends is not None:
         return low, high, f"values of the impulses ({', '.join(told_apart(low, high))}) to 0 and 1", lost
     span = f"estimated range of the clean cube ({', '.join(told_apart(low, high))})"
@@ -382,7 +384,7 @@ def _noise_alone(
 ) -> Bool[np.ndarray, " bands"]:
     """Which of some bands hold nothing else: no blocks that differ, and no pattern that other bands have too."""
     alone = loud.copy()
-    if not loud.any() or loud.all():
+    if not loud.any():
         return alone
     part = centre_crop(cube, _CENTRE).reshape(len(cube), -1)
     above = np.sign(part - np.median(part, axis=1, keepdims=True)).astype(np.float32)  # no outlier can count for more

@@ -66,6 +66,12 @@ def test_hot_pixels_marks_and_bands_of_noise_set_no_range(rng):
     assert "; bands 10-11 are noise alone" in scaling.reason
 
 
+@pytest.mark.parametrize("shape", [(10, 14, 26), (10, 27, 14), (23, 11, 35)])
+def test_no_band_drowns_others_that_are_noise_as_well(shape):
+    noisy = np.random.default_rng(0).normal(0.5, 0.3, shape).astype(np.float32)
+    assert fit_scaling(noisy, "auto").lost == ()
+
+
 def test_scaling_is_one_for_the_whole_cube(rng):
     cube = 500 + 4000 * scene(rng)
     cube[3] *= 7
