@@ -273,8 +273,13 @@ def describe(cube: Cube) -> dict[str, Any]:
     }
 
 
-def residual_of(noisy: Cube, denoised: Cube) -> dict[str, Any]:
+def residual_of(noisy: Cube, denoised: Cube, strength: float = 1.0) -> dict[str, Any]:
     """What was taken away from a cube, band by band, see :func:`hsidenoise.signal.survey.residual_check`.
+
+    Args:
+        noisy: Noisy cube.
+        denoised: Denoised cube.
+        strength: Share, 0 to 1, of the noise found that was taken away.
 
     Warns:
         UserWarning: If the residual of some bands has a structure that noise has not.
@@ -288,7 +293,7 @@ def residual_of(noisy: Cube, denoised: Cube) -> dict[str, Any]:
     if min(mask.shape) < 2 or not mask.any():
         return {}
     left = np.where(mask, noisy.values.astype(np.float64) - denoised.values, 0.0)
-    sigma = spread_of_most(left[:, mask][:, None])
+    sigma = spread_of_most(left[:, mask][:, None]) / strength if strength > 0 else None
     found = residual_check(noisy.values, denoised.values, None if mask.all() else mask, sigma)
     structured = tuple(np.flatnonzero(found.structured).tolist())
     if structured:

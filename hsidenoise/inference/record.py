@@ -50,7 +50,7 @@ def record_of(done: DenoisedFile, options: DenoiseOptions, method: str | None = 
         "device": done.device,
         "seconds": round(done.seconds, 2),
         "warnings": list(done.warnings),
-        "residual": residual_of(done.cube, done.denoised),
+        "residual": residual_of(done.cube, done.denoised, options.strength),
     }
 
 

@@ -929,6 +929,8 @@ class TestDenoiseSaysAndRecords:
             target = tmp_path / f"{strength}.mat"
             assert main(["denoise", str(plain), "-o", str(target), "--method", "planes", "--strength", strength]) == 0
             found[strength] = scipy.io.loadmat(target)["input"].astype(np.float64)
+        record = json.loads((tmp_path / "0.5.mat.json").read_text())
+        assert record["residual"]["noise_before"]["median"] == pytest.approx(10 / 255, rel=0.1)  # not half of it
         noisy = scipy.io.loadmat(plain)["input"].astype(np.float64)
         assert np.array_equal(found["0"], noisy)
         np.testing.assert_allclose(found["0.5"], (noisy + found["1"]) / 2, atol=1e-6)
