@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from hsidenoise.signal.scaling import Scaling
 
 
+_UNTOLD = 0.5  # of the noise before: a bound on what is left that says nothing
+
+
 class _Stop(Exception):  # noqa: N818 - nothing went wrong
     """A dry run ends here."""
 
@@ -144,14 +147,19 @@ def _print_quality(found: dict[str, Any]) -> None:
     if not found:
         return
     before, after = found["noise_before"], found["noise_after"]
+    left = f"at most {after['median']:.3g}"
+    if after["median"] > _UNTOLD * before["median"]:  # the bound is that of the scene's own detail
+        left = "too little to be told from the detail of the scene"
+    print(f"noise    {before['median']:.3g} before (median of bands); after: {left}")
     print(
-        f"noise    {before['median']:.3g} before, {after['median']:.3g} after at most (median of bands); taken away: "
-        f"autocorrelation {found['whiteness_most']:.2f}, correlation with the image {found['eaten_most']:.2f} at most"
+        f"residual largest autocorrelation {found['whiteness_most']:.2f}, largest correlation with the image "
+        f"{found['eaten_most']:.2f}; about 0 if it is nothing but noise"
     )
     contrast = found["contrast"]
     print(
-        f"contrast {contrast['before_ridge']:.3g} before, {contrast['after_ridge']:.3g} after, of a dip of 1 % to a "
-        f"matched filter with a ridge of the noise; without: {contrast['before']:.3g}, {contrast['after']:.3g}"
+        f"contrast of an absorption of 1 % to a matched filter: {contrast['before_ridge']:.3g} before, "
+        f"{contrast['after_ridge']:.3g} after (without a ridge of the noise: {contrast['before']:.3g}, "
+        f"{contrast['after']:.3g})"
     )
 
 
