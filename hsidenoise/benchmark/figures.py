@@ -286,8 +286,8 @@ def efficiency(path: str | Path, points: Sequence[EfficiencyPoint], *, title: st
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
     if most:
-        told = f"area: number of weights, largest {most / 1e6:.3g} M; diamonds have none"
-        figure.text((side - 0.13) / side, 0.93 if title else 0.99, told, ha="right", va="top", fontsize=7, color="0.35")
+        note = f"area: number of weights, largest {most / 1e6:.3g} M; diamonds have none"
+        figure.text((side - 0.13) / side, 0.93 if title else 0.99, note, ha="right", va="top", fontsize=7, color="0.35")
     if title:
         figure.text(_LEFT / side, 0.97, title, ha="left", va="top", fontsize=11)
     save_figure(figure, Path(path))

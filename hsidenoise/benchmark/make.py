@@ -170,7 +170,7 @@ def _table(
             Line(
                 method.label,
                 _scores(plan, cells, method.label, protocol),
-                told=not method.blind,
+                given_sigma=not method.blind,
                 parameters=costs[method.label]["parameters"],
                 gflop=None if per_pixel is None else per_pixel * pixels / 1e9,
                 marks=marks.get(method.label, ()),

@@ -1,7 +1,7 @@
 """Tables as papers print them: methods x noise cases x PSNR, SSIM and SAM, as Markdown, LaTeX and CSV.
 
 Text out of data (:mod:`hsidenoise.benchmark.table`), nothing is read or measured here. A page must say what its numbers
-may be used for: facts at its head, lines that were told sigma and lines that leak marked inside it, cells of fewer
+may be used for: facts at its head, lines that were given sigma and lines that leak marked inside it, cells of fewer
 scenes than the others counted and left out of the ranking, published numbers apart. Two runs of the same benchmark
 differ in the seconds only, which have a column of their own.
 
@@ -29,7 +29,7 @@ from hsidenoise.benchmark.table import (
 
 AS_PUBLISHED = "as published, other images"
 
-_TOLD = "told the true sigma of every band; the other methods are not"
+_GIVEN = "given the true sigma of every band; the other methods are not"
 _PARAMETERS, _GFLOP, _SECONDS = "params (M)", "GFLOP", "seconds"
 
 
@@ -40,13 +40,13 @@ def to_csv(table: Table) -> str:
         >>> from hsidenoise.benchmark.table import Score
         >>> score = Score("toys", 30.0, 0.9, 0.1, 2.0)
         >>> print(to_csv(Table("t", ("blind",), (Line("svd-tv", {"blind": (score,)}),), ())), end="")
-        method,case,scenes,psnr,psnr_std,ssim,ssim_std,sam,sam_std,seconds,parameters,gflop,told_sigma,marks
+        method,case,scenes,psnr,psnr_std,ssim,ssim_std,sam,sam_std,seconds,parameters,gflop,given_sigma,marks
         svd-tv,blind,1,30.000000,,0.900000,,0.100000,,2.000,,,no,
     """
     head = ["method", "case", "scenes", *(f"{metric}{end}" for metric in METRICS for end in ("", "_std"))]
-    rows: list[list[str]] = [[*head, "seconds", "parameters", "gflop", "told_sigma", "marks"]]
+    rows: list[list[str]] = [[*head, "seconds", "parameters", "gflop", "given_sigma", "marks"]]
     for line in table.lines:
-        told, marks = "yes" if line.told else "no", "; ".join(line.marks)
+        given, marks = "yes" if line.given_sigma else "no", "; ".join(line.marks)
         for case in (case for case in table.cases if line.scores.get(case)):
             scores = line.scores[case]
             numbers = [
@@ -57,7 +57,7 @@ def to_csv(table: Table) -> str:
             seconds = _plain(mean_and_deviation([score.seconds for score in scores])[0], 3)
             parameters = "" if line.parameters is None else str(line.parameters)
             gflop = "" if line.gflop is None else _plain(line.gflop, 3)
-            rows.append([line.label, case, str(len(scores)), *numbers, seconds, parameters, gflop, told, marks])
+            rows.append([line.label, case, str(len(scores)), *numbers, seconds, parameters, gflop, given, marks])
     return _csv(rows)
 
 
@@ -145,7 +145,7 @@ def to_latex(table: Table) -> str:
     for number, line in enumerate(table.lines):
         parts += ["\\addlinespace"] if number else []
         parts += [f"\\multicolumn{{{width}}}{{l}}{{\\textbf{{{_tex('! ' + mark)}}}}} \\\\" for mark in line.marks]
-        label = _tex(line.label) + ("$^\\dagger$" if line.told else "")
+        label = _tex(line.label) + ("$^\\dagger$" if line.given_sigma else "")
         for metric in METRICS:
             first = metric == METRICS[0]
             row = [_tex_cell(column[number], _decimals(metric, table.sam_unit)) for column in columns[metric]]
@@ -174,8 +174,8 @@ def _notes(table: Table) -> list[str]:
         f"Mean ± sample standard deviation over {scenes} scene{'' if scenes == '1' else 's'}; best bold, second "
         f"best underlined; SAM in {table.sam_unit}; seconds per scene, mean over all cells."
     ]
-    if any(line.told for line in table.lines):
-        notes.append(f"† {_TOLD}.")
+    if any(line.given_sigma for line in table.lines):
+        notes.append(f"† {_GIVEN}.")
     if any(0 < cell.scenes < cell.of for cell in every):
         notes.append("(n/N): only n of the N scenes of this case are done; not ranked.")
     return [*notes, *table.notes]
@@ -246,7 +246,7 @@ def _tex_cell(cell: Cell, decimals: int) -> str:
 
 def _md_label(line: Line) -> str:
     marks = "".join(f"<br>**{_md(mark)}**" for mark in line.marks)
-    return _md(line.label) + (" †" if line.told else "") + marks
+    return _md(line.label) + (" †" if line.given_sigma else "") + marks
 
 
 def _md(text: str) -> str:

@@ -40,7 +40,7 @@ class Line:
     Attributes:
         label: Name shown.
         scores: Noise case -> one score per scene; a missing case is shown as a dash.
-        told: Whether the method was told sigma; marked with a dagger and a note.
+        given_sigma: Whether the method was given sigma; marked with a dagger and a note.
         parameters: Number of weights, if it has any.
         gflop: Cost of one scene, a multiplication and an addition being two operations.
         marks: Loud warnings, such as "LEAK: trained on scene x": shown in the table and below it. A line with marks
@@ -50,7 +50,7 @@ class Line:
 
     label: str
     scores: Mapping[str, tuple[Score, ...]]
-    told: bool = False
+    given_sigma: bool = False
     parameters: int | None = None
     gflop: float | None = None
     marks: tuple[str, ...] = ()

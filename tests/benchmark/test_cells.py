@@ -324,30 +324,30 @@ class TestPairs:
         assert found["scores"]["standard"]["psnr"] == evaluate(noisy, clean).psnr
 
     @pytest.fixture
-    def told(self, monkeypatch):
-        """A method that must be told sigma, and remembers it."""
+    def given(self, monkeypatch):
+        """A method that must be given sigma, and remembers it."""
         seen = []
 
         def function(noisy, sigma=None):
             seen.append(sigma)
             return noisy
 
-        monkeypatch.setitem(BASELINES, "told", Baseline("told", function, "s", "r", blind=False))
+        monkeypatch.setitem(BASELINES, "given", Baseline("given", function, "s", "r", blind=False))
         return seen
 
-    def test_a_method_that_must_be_told_sigma_gets_the_files(self, tmp_path, pair, told):
-        compute(job("told", pair[0], pair=True), str(tmp_path), "cell")
-        np.testing.assert_allclose(told[0], pair[3], rtol=1e-6)
+    def test_a_method_that_must_be_given_sigma_gets_the_files(self, tmp_path, pair, given):
+        compute(job("given", pair[0], pair=True), str(tmp_path), "cell")
+        np.testing.assert_allclose(given[0], pair[3], rtol=1e-6)
 
-    def test_or_that_of_the_noise_made_here(self, tmp_path, scene, told):
-        compute(job("told", scene, case="non-iid", seed=2), str(tmp_path), "cell")
-        np.testing.assert_array_equal(told[0], corrupt(read_clean(scene), "non-iid", seed=2).sigma)
+    def test_or_that_of_the_noise_made_here(self, tmp_path, scene, given):
+        compute(job("given", scene, case="non-iid", seed=2), str(tmp_path), "cell")
+        np.testing.assert_array_equal(given[0], corrupt(read_clean(scene), "non-iid", seed=2).sigma)
 
-    def test_without_one_it_is_refused_and_blind_methods_go_on(self, tmp_path, pair, told):
+    def test_without_one_it_is_refused_and_blind_methods_go_on(self, tmp_path, pair, given):
         write_mat(tmp_path / "b.mat", {"input": pair[1].transpose(1, 2, 0), "gt": pair[2].transpose(1, 2, 0)})
-        with pytest.raises(ValueError, match=r"told on oak, gaussian-30: .*which this noisy set does not hold"):
-            compute(job("told", tmp_path / "b.mat", pair=True), str(tmp_path), "cell")
-        assert not told
+        with pytest.raises(ValueError, match=r"given on oak, gaussian-30: .*which this noisy set does not hold"):
+            compute(job("given", tmp_path / "b.mat", pair=True), str(tmp_path), "cell")
+        assert not given
         assert computed(job("pca", tmp_path / "b.mat", pair=True), tmp_path)["seconds"] > 0
 
 

@@ -34,7 +34,7 @@ def table():
         (
             Line("noisy", {case: scores(99.0, ssim=0.99, sam=0.0) for case in CASES}, is_input=True),
             Line("svd_tv", {"gaussian-30": scores(36.0, sam=0.2), "mixture": scores(25.0)}),
-            Line("bm4d", {"gaussian-30": scores(37.0, sam=0.3)}, told=True),
+            Line("bm4d", {"gaussian-30": scores(37.0, sam=0.3)}, given_sigma=True),
             Line("hcanet-bra", {case: scores(38.0, sam=0.1) for case in CASES}, parameters=1_910_000, gflop=97.14),
             Line("cheat", {case: scores(60.0) for case in CASES}, marks=("LEAK: trained on scene toys",)),
         ),
@@ -138,7 +138,7 @@ def test_markdown_cells(table):
 def test_markdown_says_what_it_is(table):
     page = to_markdown(table)
     assert page.startswith("# CAVE, 6 scenes & more\n\n- **commit**: abc1234\n- **protocol**: standard\n")
-    assert "told the true sigma" in page
+    assert "given the true sigma" in page
     assert "over 3 scenes" in page
     assert "Scenes at 512x512 \\| cropped." in page
     assert all("LEAK: trained on scene toys" in row for row in rows(page, "cheat"))
@@ -149,12 +149,12 @@ def test_markdown_says_what_it_is(table):
 
 def test_notes_only_where_they_are_needed():
     page = to_markdown(one(30.0))
-    assert "told the true" not in page
+    assert "given the true" not in page
     assert "published" not in page
     assert "params" not in page
     assert "over 1 scene;" in page
     assert "| m | **30.00** | 1.00 |" in page
-    assert "† told" in to_markdown(one(30.0, told=True))
+    assert "† given" in to_markdown(one(30.0, given_sigma=True))
 
 
 def test_markdown_tables_are_rectangular(table):
@@ -210,8 +210,8 @@ def test_csv_of_means(table):
     row = next(row for row in read if (row["method"], row["case"]) == ("hcanet-bra", "mixture"))
     assert (row["scenes"], row["psnr"], row["psnr_std"]) == ("3", "39.000000", "1.000000")
     assert (row["ssim"], row["sam"], row["seconds"]) == ("0.910000", "0.110000", "2.000")
-    assert (row["parameters"], row["gflop"], row["told_sigma"]) == ("1910000", "97.140", "no")
-    assert next(row for row in read if row["method"] == "bm4d")["told_sigma"] == "yes"
+    assert (row["parameters"], row["gflop"], row["given_sigma"]) == ("1910000", "97.140", "no")
+    assert next(row for row in read if row["method"] == "bm4d")["given_sigma"] == "yes"
     assert next(row for row in read if row["method"] == "cheat")["marks"] == "LEAK: trained on scene toys"
 
 
