@@ -24,7 +24,6 @@ import numpy as np
 from jaxtyping import Float64
 
 from hsidenoise.signal.mask import find_extremes
-from hsidenoise.signal.noise_level import haar_details
 
 CLEAR = 3.0
 """Lead of the best axis over the second, from which the values decide.
@@ -63,6 +62,8 @@ def axis_scores(array: Any) -> Float64[np.ndarray, " 3"]:
         >>> int(axis_scores(cube).argmax()), int(axis_scores(cube.transpose(1, 2, 0)).argmax())
         (0, 2)
     """
+    from hsidenoise.signal.noise_level import haar_details  # with torch, which who only reads a file need not wait for
+
     steps = [-(-size // _SIDE) for size in array.shape]
     every = tuple(slice(None, None, step) for step in steps)
     sample = np.asarray(array[every], dtype=np.float64)
