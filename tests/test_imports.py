@@ -21,6 +21,6 @@ def test_denoising_loads_neither_lightning_nor_matplotlib(tmp_path):
     assert (tmp_path / "denoised.mat").is_file()
 
 
-def test_the_process_that_reads_hdf5_does_not_wait_for_torch():
-    code = "import hsidenoise.data.formats.hdf5, sys; print(*{'torch', 'scipy'} & set(sys.modules))"
+def test_reading_does_not_wait_for_torch():
+    code = "import hsidenoise.data.formats.hdf5, hsidenoise.data.io, sys; print(*{'torch', 'scipy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"

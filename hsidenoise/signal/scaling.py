@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float, Float32, Float64, Real, Shaped
 from numpy.typing import DTypeLike
 
 from hsidenoise.signal.mask import Extremes, find_extremes, spans
-from hsidenoise.signal.noise_level import noise_level
 from hsidenoise.system.options import Normalize
 
 NORMALIZE_MODES: tuple[str, ...] = get_args(Normalize)
@@ -353,6 +352,8 @@ def _clean_range(
 
 def _noise(cube: np.ndarray) -> Float64[np.ndarray, " bands"]:
     """Noise level of each band, 0 where there are too few pixels to say."""
+    from hsidenoise.signal.noise_level import noise_level  # with torch, which who only reads a file need not wait for
+
     return noise_level(centre_crop(cube, _CENTRE)) if min(cube.shape[1:]) > 1 else np.zeros(len(cube))
 
 

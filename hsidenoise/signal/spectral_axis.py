@@ -62,7 +62,7 @@ def axis_scores(array: Any) -> Float64[np.ndarray, " 3"]:
         >>> int(axis_scores(cube).argmax()), int(axis_scores(cube.transpose(1, 2, 0)).argmax())
         (0, 2)
     """
-    from hsidenoise.signal.noise_level import haar_details  # with torch, which who only reads a file need not wait for
+    from hsidenoise.signal.noise_level import haar_details  # with torch: see scaling
 
     steps = [-(-size // _SIDE) for size in array.shape]
     every = tuple(slice(None, None, step) for step in steps)
