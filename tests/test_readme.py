@@ -51,7 +51,8 @@ def test_every_command_of_the_front_page_runs_as_it_stands(clone):
     assert verbs == ["corrupt", "inspect", "denoise", "evaluate", "convert", "denoise"]
     printed = [call(*shlex.split(command)[1:], cwd=clone) for command in found]
     assert float(re.search(r"PSNR ([\d.]+) dB", printed[3])[1]) > 35
-    assert (clone / "clean.hdr").read_text() == (clone / "scene.hdr").read_text()
+    header, _, record = (clone / "clean.hdr").read_text().partition("hsidenoise = ")
+    assert (header, record.count("\n")) == ((clone / "scene.hdr").read_text(), 1)
     assert (clone / "page.png").stat().st_size > 10_000
 
 

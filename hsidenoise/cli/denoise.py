@@ -87,7 +87,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     from hsidenoise.inference.denoise import denoise_file
     from hsidenoise.inference.network import name_of
-    from hsidenoise.inference.record import record_of, write_record
 
     model = None if arguments.method is None else _method(arguments.method, options)
 
@@ -106,8 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
         done = denoise_file(source, target, model, options=options, reading=reading, announce=announce)
     except _Stop:
         return
-    report = record_of(done, options, arguments.method)
-    noted = write_record(target, report)
+    report = done.record
     if arguments.save_noise:
         write_arrays(arguments.save_noise, {"noise": np.array(report["residual"]["noise_before"]["per_band"])})
     if arguments.json:
@@ -125,8 +123,10 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"network  {done.model} on {done.device}, {tiles}{windows}, {done.seconds:.1f} s")
     _print_quality(report["residual"])
     print(f"wrote    {target}")
-    if noted:
-        print(f"record   {noted}: versions, weights, options, noise of each band before and after")
+    if done.recorded == target:
+        print("record   in it: versions, weights, options, noise before and after; of each band with --json")
+    elif done.recorded:
+        print(f"record   {done.recorded}: versions, weights, options, noise of each band before and after")
     if arguments.picture:
         from hsidenoise.data.noisy_sets import clean_beside
         from hsidenoise.figures.cubes import before_after

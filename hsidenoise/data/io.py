@@ -7,6 +7,7 @@ as they are; the stored type comes back on the way out, integers rounded and cli
 """
 
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from hsidenoise.data.metadata import WORDS, Metadata
 from hsidenoise.data.options import ReadOptions
 from hsidenoise.signal.mask import BadBands, find_mask
 from hsidenoise.signal.scaling import floating, value_range
-from hsidenoise.system.files import check_source, check_target, replacing, replacing_all
+from hsidenoise.system.files import check_source, check_target, replacing, replacing_all, write_text
 from hsidenoise.system.options import takes_options, with_changes
 
 __all__ = [
@@ -46,6 +47,8 @@ __all__ = [
 
 #: Free text in the header of a .mat file, between "MATLAB 5.0 MAT-file" and the binary part.
 ABOUT = slice(19, 116)
+
+_LONGEST_RECORD = 1 << 24  # bytes
 
 #: Every format, in the order in which they are tried on the content of a file; of some only their neighbours tell.
 FORMATS: tuple[Format, ...] = (
@@ -193,7 +196,10 @@ def _read(
             raise
         raise ValueError(f"{path}: {error}") from error
     stored = layout.to_bands_first(load(layout.key))
-    return stored, layout, *form.read_metadata(path, layout, variables, allow_external=allow_external)
+    wavelengths, metadata = form.read_metadata(path, layout, variables, allow_external=allow_external)
+    if path.is_file() and not form.holds_record(path) and _is_record(beside := _record_beside(path)):
+        metadata = replace(metadata, record=beside.read_text(encoding="utf-8", errors="replace"))
+    return stored, layout, wavelengths, metadata
 
 
 def _format_of(path: Path) -> Format:
@@ -313,7 +319,7 @@ def list_variables(path: str | Path, *, allow_external: bool = False) -> list[Va
     return _format_of(path).list_variables(path, allow_external=allow_external)
 
 
-def write_cube(path: str | Path, cube: Cube) -> None:
+def write_cube(path: str | Path, cube: Cube) -> Path | None:
     """Write a cube in the format that the target's name asks for.
 
     If the cube was read from a file of that format, a copy of that file is written with the cube in its place: same
@@ -321,9 +327,15 @@ def write_cube(path: str | Path, cube: Cube) -> None:
     the source. Into another format go the values in the type of the source, wavelengths, and of the metadata what that
     format has a place for; a cube without a layout goes as float32.
 
+    The record of how a cube was computed, ``cube.metadata.record``, goes where the format has no place for it (MATLAB
+    v4 and v5, .npy) into a file of its own beside the target, ``<path>.json``.
+
     Args:
         path: The target; it may be the file that the cube was read from, but not one of an ENVI pair.
         cube: The cube; finite values.
+
+    Returns:
+        The file that holds the record; None without one.
 
     Raises:
         OSError: If the target cannot be written, or the file the cube came from is gone.
@@ -332,18 +344,18 @@ def write_cube(path: str | Path, cube: Cube) -> None:
         ImportError: If the format takes a library that is not installed.
 
     Warns:
-        UserWarning: Of what another format has no place for.
+        UserWarning: Of what another format has no place for, or if a record cannot be put beside the target.
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
-        ...     write_cube(Path(folder, "a.mat"), Cube(np.arange(60, dtype=np.float32).reshape(3, 4, 5)))
+        ...     _ = write_cube(Path(folder, "a.mat"), Cube(np.arange(60, dtype=np.float32).reshape(3, 4, 5)))
         ...     [(item.name, item.shape) for item in list_variables(Path(folder, "a.mat"))]
         [('cube', (4, 5, 3))]
     """
     if not np.isfinite(cube.values if cube.mask is None else cube.values[cube.mask]).all():
         raise ValueError(f"cannot write {path}: the cube has NaN or infinite values")
-    _write(Path(path), cube, _cast(cube.values, _dtype(cube)))
+    return _write(Path(path), cube, _cast(cube.values, _dtype(cube)))
 
 
 @takes_options(ReadOptions)
@@ -392,15 +404,17 @@ def _dtype(cube: Cube) -> np.dtype[Any]:
     return np.dtype(np.float32) if cube.layout is None else cube.layout.dtype
 
 
-def _write(target: Path, cube: Cube, stored: Shaped[np.ndarray, "bands height width"]) -> None:
+def _write(target: Path, cube: Cube, stored: Shaped[np.ndarray, "bands height width"]) -> Path | None:
     form, like = check_cube_target(target, cube)
-    suffix = target.suffix.lower()
+    metadata, suffix = cube.metadata or Metadata(), target.suffix.lower()
+    record, inside = metadata.record, form.holds_record(like)
+    if not inside:
+        metadata = replace(metadata, record=None)
     if like is not None and cube.layout is not None:
         arranged = cube.layout.from_bands_first(stored)
         with replacing_all(form.targets(target, like), folder=form.folder) as temporaries:
-            form.write_like(like, temporaries, cube.layout, arranged, suffix)
-        return
-    metadata = cube.metadata or Metadata()
+            form.write_like(like, temporaries, cube.layout, arranged, suffix, metadata.record)
+        return _keep_record(target, record, inside=inside)
     name = "cube" if cube.layout is None or cube.layout.format == "png" else cube.layout.leaf
     said = metadata.said if cube.wavelengths is None else ("wavelengths", *metadata.said)
     if lost := [WORDS[each] for each in said if each not in form.holds]:
@@ -408,6 +422,36 @@ def _write(target: Path, cube: Cube, stored: Shaped[np.ndarray, "bands height wi
     large = cube.layout is not None and cube.layout.format == "mat73"
     with replacing_all(form.targets(target, None), folder=form.folder) as temporaries:
         form.write_new(temporaries, NewCube(stored, cube.wavelengths, metadata, name, suffix, large))
+    return _keep_record(target, record, inside=inside)
+
+
+def _record_beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is a record, not somebody's own of the same name."""
+    if not path.is_file() or path.stat().st_size > _LONGEST_RECORD:
+        return False
+    with path.open("rb") as file:
+        return re.match(rb'\s*\{\s*"hsidenoise":', file.read(100)) is not None
+
+
+def _keep_record(target: Path, record: str | None, *, inside: bool) -> Path | None:
+    """Put a record beside a new file if it is not in it, and take away that of the file that was there before."""
+    place = _record_beside(target)
+    try:
+        if record is not None and not inside:
+            if place.exists() and not _is_record(place):
+                raise FileExistsError(f"{place} is there and of something else")
+            write_text(place, record.rstrip("\n") + "\n")
+            return place
+        if _is_record(place):
+            place.unlink()
+    except OSError as error:
+        warnings.warn(f"the record of what was done could not be written: {error}", stacklevel=4)
+        return None
+    return None if record is None else target
 
 
 def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None]:

@@ -23,6 +23,7 @@ class Metadata:
         transform: ``(a, b, c, d, e, f)``: a pixel's corner (column, row) lies at x = a column + b row + c,
             y = d column + e row + f in that system.
         attributes: All else by name: text, numbers, or lists of them.
+        record: How the cube was computed, JSON of ``hsidenoise.inference.record``.
 
     Example:
         >>> Metadata(nodata=-9999.0).said
@@ -36,6 +37,7 @@ class Metadata:
     crs: str | None = None
     transform: tuple[float, ...] | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    record: str | None = None
 
     @property
     def said(self) -> tuple[str, ...]:
@@ -45,7 +47,10 @@ class Metadata:
         )
 
 
-#: What people call the fields, and ``wavelengths``.
+#: What :attr:`Metadata.record` is called in a file.
+RECORD = "hsidenoise"
+
+#: What people call the fields that are left out where a format has no place for them, and ``wavelengths``.
 WORDS = {
     "wavelengths": "wavelengths",
     "fwhm": "FWHM",

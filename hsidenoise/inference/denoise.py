@@ -22,6 +22,7 @@ from hsidenoise.inference.network import (
     name_of,
 )
 from hsidenoise.inference.options import DenoiseOptions
+from hsidenoise.inference.record import record_of, text_of
 from hsidenoise.signal.mask import BadBands, Mask, find_mask, fitting_mask
 from hsidenoise.signal.scaling import Scaling
 from hsidenoise.system.options import takes_options, with_changes
@@ -38,7 +39,7 @@ class DenoisedFile:
         source: The file that was read.
         target: The file that was written.
         cube: What was read.
-        denoised: What was written, before the file's dtype rounded it.
+        denoised: What was written, before the file's dtype rounded it; its metadata has the record as text.
         scaling: The scaling that took the values to the network's range; ``reason`` says why.
         tile: Height and width of the tiles in the end, pixels.
         overlap: Smallest overlap of the tiles, pixels.
@@ -48,6 +49,9 @@ class DenoisedFile:
         model: Name of the weights, or of the network's class.
         seconds: Time for denoising, without reading and writing.
         warnings: What a user should know, already issued as warnings.
+        record: How it was done, and what was taken away from each band, see :mod:`hsidenoise.inference.record`.
+        recorded: The file that holds this: the target, there without the numbers of each band, or
+            ``<target>.json`` where its format has no place for it; None if that could not be written.
     """
 
     source: Path
@@ -63,6 +67,8 @@ class DenoisedFile:
     model: str
     seconds: float
     warnings: tuple[str, ...]
+    record: dict[str, Any]
+    recorded: Path | None
 
 
 @takes_options(DenoiseOptions)
@@ -172,7 +178,8 @@ def denoise_file(
     """Denoise the cube in a file and write a file of the same layout.
 
     Variable name, axis order and dtype stay, and every other variable of the file is carried over. The target is
-    checked before anything is computed.
+    checked before anything is computed. How it was done is written too: into the file, or where its format has no
+    place for that (MATLAB v4 and v5, .npy) beside it.
 
     Args:
         source: File to read, see :func:`hsidenoise.read_cube`.
@@ -201,6 +208,7 @@ def denoise_file(
         write_cube,
     )
     from hsidenoise.data.layout import printable
+    from hsidenoise.data.metadata import Metadata
     from hsidenoise.system.files import check_source, check_target
 
     given = {name: changes.pop(name) for name in list(changes) if name in ReadOptions.__dataclass_fields__}
@@ -214,7 +222,7 @@ def denoise_file(
     cube = read_cube(source, **reading.by_name(), exact=True)
     name = "the cube" if cube.layout is None else f"'{printable(cube.layout.key)}'"
     check_values(cube.values, f"{source}: {name}", cube.mask)
-    check_cube_target(target, cube)
+    form, like = check_cube_target(target, cube)
     noise = options.noise
     if noise is not None:
         if isinstance(noise, str | Path) and cube.layout is not None:
@@ -233,7 +241,10 @@ def denoise_file(
     _weaker(cube.values, run.values, options.strength)
     seconds = time.perf_counter() - start
     denoised = dataclasses.replace(cube, values=run.values)
-    write_cube(target, denoised)
+    record = record_of(cube, denoised, run, model, options, target, seconds)
+    text = text_of(record, short=form.holds_record(like))
+    denoised = dataclasses.replace(denoised, metadata=dataclasses.replace(cube.metadata or Metadata(), record=text))
+    recorded = write_cube(target, denoised)
     return DenoisedFile(
         source=source,
         target=target,
@@ -248,6 +259,8 @@ def denoise_file(
         model=name_of(options.weights if model is None else model),
         seconds=seconds,
         warnings=run.warnings,
+        record=record,
+        recorded=recorded,
     )
 
 

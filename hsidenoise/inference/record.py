@@ -1,74 +1,103 @@
-"""What is written beside a denoised cube: how it was made, and what was taken away from each band."""
+"""What goes with a denoised cube: how it was made, and what was taken away from each band."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from hsidenoise.data.io import Cube
+from hsidenoise.data.layout import times
 from hsidenoise.data.measure import residual_of
-from hsidenoise.inference.denoise import DenoisedFile
+from hsidenoise.inference.job import Run
+from hsidenoise.inference.network import Model, OnnxNetwork, name_of
 from hsidenoise.inference.options import DenoiseOptions
-from hsidenoise.models.shipped import DEFAULT_WEIGHTS, WEIGHTS
-from hsidenoise.system.files import sha256, write_text
+from hsidenoise.models.shipped import WEIGHTS
+from hsidenoise.system.files import sha256
 
 
-def record_of(done: DenoisedFile, options: DenoiseOptions, method: str | None = None) -> dict[str, Any]:
+def record_of(
+    noisy: Cube, denoised: Cube, run: Run, model: Model | None, options: DenoiseOptions, target: Path, seconds: float
+) -> dict[str, Any]:
     """How a file was denoised: versions, weights, options, warnings, and :func:`hsidenoise.data.measure.residual_of`.
 
     Args:
-        done: What :func:`hsidenoise.denoise_file` gave.
-        options: The options that it was given.
-        method: Name of a classical method, None for a network.
+        noisy: The cube as it was read.
+        denoised: The cube as it will be written.
+        run: What came out of the model.
+        model: As for :func:`hsidenoise.denoise`; None: what ``options`` name.
+        options: The options.
+        target: The file.
+        seconds: Time that it took.
+
+    Returns:
+        What JSON can hold.
 
     Warns:
         UserWarning: If the residual of some bands has a structure that noise has not.
     """
+    model = options.weights if model is None else model
+    name = name_of(model)
+    network = model is None or isinstance(model, str | Path | nn.Module)
     weights: dict[str, Any] | None = None
-    if method is None:
-        name = options.weights or DEFAULT_WEIGHTS
+    if network:
         file = WEIGHTS[name].path if name in WEIGHTS else Path(name)
-        weights = {"name": name, "sha256": sha256(file) if file.is_file() else None}
+        held = not isinstance(model, nn.Module) or isinstance(model, OnnxNetwork)
+        weights = {"name": name, "sha256": sha256(file) if held and file.is_file() else None}
+    asked = {key: value for key, value in vars(options).items() if key != "progress"}
     return {
         "hsidenoise": version("hsidenoise"),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "input": str(done.source),
-        "output": str(done.target),
-        "variable": None if done.cube.layout is None else done.cube.layout.key,
-        "axes": None if done.cube.layout is None else done.cube.layout.reason,
-        "scaling": done.scaling.reason,
-        "method": method or "network",
+        "input": str(noisy.path),
+        "output": str(target),
+        "variable": None if noisy.layout is None else noisy.layout.key,
+        "axes": None if noisy.layout is None else noisy.layout.reason,
+        "scaling": run.scaling.reason,
+        "method": "network" if network else name,
         "weights": weights,
-        "options": {key: value for key, value in dataclasses.asdict(options).items() if key != "progress"},
-        "device": done.device,
-        "seconds": round(done.seconds, 2),
-        "warnings": list(done.warnings),
-        "residual": residual_of(done.cube, done.denoised, options.strength),
+        "options": asked | {"noise": _noise(options.noise)},
+        "device": str(run.device),
+        "seconds": round(seconds, 2),
+        "warnings": list(run.warnings),
+        "residual": residual_of(noisy, denoised, options.strength),
     }
 
 
-def write_record(target: Path, record: dict[str, Any]) -> Path | None:
-    """Put a record beside the output, as ``<output>.json``; another file of that name is left alone.
+def text_of(record: Mapping[str, Any], *, short: bool = False) -> str:
+    """A record as JSON.
 
-    Returns:
-        The file; None if it could not be written.
+    Args:
+        record: What :func:`record_of` gives.
+        short: In one line and without the numbers of each band.
 
-    Warns:
-        UserWarning: If it could not be written.
+    Example:
+        >>> text_of({"noise_after": {"median": 0.1, "per_band": [0.1, 0.1]}, "structured": []}, short=True)
+        '{"noise_after": {"median": 0.1}, "structured": []}'
     """
-    place = target.with_name(f"{target.name}.json")
-    try:
-        if place.exists() and '"hsidenoise":' not in place.read_text(encoding="utf-8", errors="replace")[:100]:
-            raise FileExistsError(f"{place} is there and of something else")
-        write_text(place, json.dumps(record, indent=2) + "\n")
-    except OSError as error:
-        warnings.warn(f"the record of what was done could not be written: {error}", stacklevel=2)
-        return None
-    return place
+    return json.dumps(_without_bands(record)) if short else json.dumps(record, indent=2)
+
+
+def _without_bands(record: Any) -> Any:
+    if not isinstance(record, Mapping):
+        return record
+    kept = {key: value for key, value in record.items() if not isinstance(value, list) or not _numbers(value)}
+    return {key: _without_bands(value) for key, value in kept.items()}
+
+
+def _numbers(values: list[Any]) -> bool:
+    return any(value is None or isinstance(value, float) for value in values)
+
+
+def _noise(noise: Any) -> str | float | None:
+    """A noise level that was given; of an array its sizes."""
+    if noise is None or isinstance(noise, str | Path):
+        return None if noise is None else str(noise)
+    array = np.asarray(noise, np.float64)
+    return array.item() if array.size == 1 else f"array of {times(array.shape)}"

@@ -952,7 +952,12 @@ class TestDenoiseSaysAndRecords:
             warnings.simplefilter("always")
             assert main(["denoise", str(plain), "-o", str(target), "--method", "planes"]) == 0
         assert (tmp_path / "d.mat.json").read_text() == "mine"
-        assert "is there and of something else" in capsys.readouterr().err
+        shown = capsys.readouterr()
+        assert "is there and of something else" in shown.err
+        assert "record " not in shown.out
+        for name, said in (("e.npz", "in it"), ("e.mat", f"{tmp_path / 'e.mat.json'}")):
+            assert main(["denoise", str(plain), "-o", str(tmp_path / name), "--method", "planes"]) == 0
+            assert f"\nrecord   {said}: versions" in capsys.readouterr().out
 
     def test_bands_whose_signal_was_eaten_are_named(self, plain, tmp_path, capsys, monkeypatch):
         from hsidenoise.classical.methods import BASELINES, Baseline

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from hsidenoise.data.io import write_arrays
+from hsidenoise.data.io import read_cube, write_arrays
 from hsidenoise.inference.denoise import denoise, denoise_file
 from hsidenoise.models import create_model
 from hsidenoise.models.weights import load_model, save_weights
 from hsidenoise.noise.cases import NOISE_CASES, corrupt
 from hsidenoise.signal.tiling import plan
+from hsidenoise.system.files import sha256
 
 ROOT = Path(__file__).parents[2]
 
@@ -642,6 +644,38 @@ def test_file_keeps_its_layout(noisy_file, tmp_path):
     assert (done.device, done.model, done.warnings) == ("cpu", "Local", ())
     assert done.scaling.mode == "auto"
     assert done.seconds > 0
+
+
+def test_how_it_was_done_is_written_into_the_file_or_beside_it(noisy_file, tmp_path):
+    weights = tmp_path / "own.safetensors"
+    network = create_model("hcanet-bra", planes=3, dim=8, num_blocks=(0, 0, 1), num_refinement_blocks=0)
+    save_weights(weights, network, name="hcanet-bra")
+    level = np.linspace(3, 4, 12)
+    beside = denoise_file(noisy_file, tmp_path / "a.mat", weights, noise=level, device="cpu")
+    assert beside.recorded == tmp_path / "a.mat.json"
+    record = json.loads(beside.recorded.read_text())
+    assert record == beside.record
+    assert record["weights"] == {"name": str(weights), "sha256": sha256(weights)}
+    assert (record["options"]["noise"], record["torch"]) == ("array of 12", torch.__version__)
+    assert len(record["residual"]["noise_before"]["per_band"]) == 12
+
+    inside = denoise_file(noisy_file, tmp_path / "b.npz", weights, noise=level, device="cpu")
+    assert inside.recorded == tmp_path / "b.npz"
+    with np.load(inside.recorded) as file:
+        short = json.loads(str(file["hsidenoise"]))
+        assert np.array_equal(file["scene"], scipy.io.loadmat(tmp_path / "a.mat")["scene"])
+    assert short["residual"] == {
+        "noise_before": {"median": record["residual"]["noise_before"]["median"]},
+        "noise_after": {"median": record["residual"]["noise_after"]["median"]},
+        **{key: record["residual"][key] for key in ("whiteness_most", "eaten_most", "structured", "contrast")},
+    }
+    assert short | {"residual": 0} == inside.record | {"residual": 0}
+
+    again = denoise_file(inside.recorded, tmp_path / "c.npz", Local(5))
+    found = json.loads(read_cube(again.recorded).metadata.record)
+    assert found["weights"] == {"name": "Local", "sha256": None}
+    assert found["input"] == str(inside.recorded)
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["a.mat.json"]
 
 
 def test_file_through_the_identity_comes_back_the_same(noisy_file, tmp_path):

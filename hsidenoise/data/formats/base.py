@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float64, Shaped
 
 from hsidenoise.data.layout import Layout, RefusedError, Variable, printable
-from hsidenoise.data.metadata import Metadata
+from hsidenoise.data.metadata import RECORD, Metadata
 
 _DAMAGE: tuple[type[Exception], ...] = (
     OSError,
@@ -81,6 +81,14 @@ class Format(ABC):
     types: ClassVar[frozenset[str] | None] = None
     folder: ClassVar[bool] = False
 
+    def holds_record(self, source: Path | None) -> bool:
+        """Whether what is written keeps :attr:`Metadata.record`.
+
+        Args:
+            source: What the file will be like; None for a new one.
+        """
+        return "record" in self.holds
+
     def ready(self) -> None:
         """Find out whether the libraries that it takes are there.
 
@@ -123,9 +131,24 @@ class Format(ABC):
 
     @abstractmethod
     def write_like(
-        self, source: Path, targets: Sequence[Path], layout: Layout, stored: Shaped[np.ndarray, "*axes"], suffix: str
+        self,
+        source: Path,
+        targets: Sequence[Path],
+        layout: Layout,
+        stored: Shaped[np.ndarray, "*axes"],
+        suffix: str,
+        record: str | None,
     ) -> None:
-        """Write a copy of a source with the numbers of one variable replaced; all else is kept."""
+        """Write a copy of a source with the numbers of one variable replaced; all else is kept.
+
+        Args:
+            source: The file to copy.
+            targets: Temporary files (or a folder) to fill, one for each of :meth:`targets`.
+            layout: How the variable lies in it.
+            stored: Its numbers.
+            suffix: How the name of the target ends, in lower case.
+            record: Text to put in place of the source's; None leaves that.
+        """
 
     @abstractmethod
     def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
@@ -169,6 +192,7 @@ def arrays_of(new: NewCube) -> dict[str, np.ndarray]:
         "nodata": None if metadata.nodata is None else np.array([metadata.nodata]),
         "crs": None if metadata.crs is None else np.array([metadata.crs]),
         "transform": None if metadata.transform is None else np.array(metadata.transform),
+        RECORD: None if metadata.record is None else np.array(metadata.record),
     }
     return found | {key: value for key, value in facts.items() if value is not None and key != new.name}
 
@@ -251,6 +275,8 @@ def described(new: NewCube) -> Described:
     if metadata.nodata is not None:
         fits = values.dtype.kind == "f" or float(metadata.nodata) == np.array(metadata.nodata).astype(values.dtype)
         of_cube["_FillValue" if fits else "nodata"] = values.dtype.type(metadata.nodata) if fits else metadata.nodata
+    if metadata.record is not None:
+        of_cube[RECORD] = metadata.record
     mapping: dict[str, str] = {}
     if metadata.crs is not None or metadata.transform is not None:
         of_cube["grid_mapping"] = "spatial_ref"

@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 
 from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths
 from hsidenoise.data.layout import Layout, RefusedError, Variable, check_room, leaf, printable
-from hsidenoise.data.metadata import Metadata
+from hsidenoise.data.metadata import RECORD, Metadata
 
 _TYPES = {
     1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 6: "c8", 9: "c16", 12: "u2", 13: "u4", 14: "i8", 15: "u8",
@@ -34,6 +35,7 @@ _NM |= {"um": 1e3, "µm": 1e3, "μm": 1e3, "millimeters": 1e6, "mm": 1e6, "angst
 _OWN = frozenset(
     {"samples", "lines", "bands", "header offset", "file type", "data type", "interleave", "byte order", "wavelength"}
     | {"wavelength units", "fwhm", "band names", "bbl", "data ignore value", "map info", "coordinate system string"}
+    | {RECORD}
 )
 
 
@@ -113,12 +115,13 @@ class _Header:
             return None
         return array
 
-    def replaced(self, name: str, value: str) -> str:
-        """The text with another value of a field that is there."""
-        for match in _FIELD.finditer(self.text):
-            if " ".join(match["key"].lower().split()) == name:
-                return self.text[: match.start("value")] + value + self.text[match.end("value") :]
-        return f"{self.text.rstrip()}\n{name} = {value}\n"
+
+def _replaced(text: str, name: str, value: str) -> str:
+    """The text of a header with another value of a field, at its end if it is not there."""
+    for match in _FIELD.finditer(text):
+        if " ".join(match["key"].lower().split()) == name:
+            return text[: match.start("value")] + value + text[match.end("value") :]
+    return f"{text.rstrip()}\n{name} = {value}\n"
 
 
 def _pair(path: Path) -> tuple[Path, Path] | None:
@@ -173,7 +176,9 @@ def _open(path: Path) -> tuple[Path, _Header]:
 class _Envi(Format):
     name, kinds = "ENVI", ("envi",)
     suffixes = (".hdr", ".img", ".dat", ".bsq", ".bil", ".bip")
-    holds = frozenset({"wavelengths", "fwhm", "band_names", "good_bands", "nodata", "crs", "transform", "attributes"})
+    holds = frozenset(
+        {"wavelengths", "fwhm", "band_names", "good_bands", "nodata", "crs", "transform", "record", "attributes"}
+    )
     types = frozenset(_TYPES.values())
 
     def recognises(self, path: Path) -> bool:
@@ -235,18 +240,21 @@ class _Envi(Format):
             nodata=ignored,
             crs=crs or None,
             transform=_transform(header.values("map info")),
+            record=unquote(header.fields.get(RECORD, "")) or None,
             attributes={name: value for name, value in header.fields.items() if name not in _OWN},
         )
 
     def write_like(
-        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str
+        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str, record: str | None
     ) -> None:
         data, header = _open(source)
         wanted = suffix.lstrip(".")
         text, offset = header.text, header.number("header offset", 0)
         if wanted in _AXES and wanted != header.interleave:
             stored = stored.transpose([_AXES[header.interleave].index(letter) for letter in _AXES[wanted]])
-            text = header.replaced("interleave", wanted)
+            text = _replaced(text, "interleave", wanted)
+        if record is not None:
+            text = _replaced(text, RECORD, _plain(record))
         with data.open("rb") as old, targets[0].open("wb") as new:
             new.write(old.read(offset))
             _put(new, stored.astype(header.dtype, copy=False))
@@ -296,6 +304,8 @@ def _text(new: NewCube, dtype: np.dtype[Any], interleave: str) -> str:
         fields["map info"] = _map_info(metadata.transform, metadata.crs)
     if metadata.crs is not None:
         fields["coordinate system string"] = "{" + metadata.crs.replace("\n", " ") + "}"
+    if metadata.record is not None:
+        fields[RECORD] = _plain(metadata.record)
     for key, value in metadata.attributes.items():
         name = re.sub(r"[={};\n]", " ", key).strip()
         if name and name.lower() not in fields and name.lower() not in _OWN:
@@ -310,6 +320,11 @@ def _attribute(value: Any) -> str:
         plain = re.sub(r"[{}]", " ", value)
         return f"{{{plain}}}" if re.search(r"[\n,]", plain) else plain
     return _braces(np.ravel(value)) if isinstance(value, list | tuple | np.ndarray) else str(value)
+
+
+def _plain(text: str) -> str:
+    """A text as one line of a header: braces, which only lists have, line ends, ;, = and % as they stand in a URL."""
+    return re.sub(r"[{}%;=\r\n]", lambda match: quote(match[0]), text)
 
 
 def _braces(values: Any) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths, missing_extra, reading
 from hsidenoise.data.layout import Layout, RefusedError, Variable, check_room, leaf
-from hsidenoise.data.metadata import Metadata
+from hsidenoise.data.metadata import RECORD, Metadata
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NM = {"nm": 1.0, "nanometers": 1.0, "um": 1e3, "µm": 1e3, "micrometers": 1e3}
@@ -39,7 +39,9 @@ def _rasterio() -> Iterator[Any]:
 
 class _GeoTiff(Format):
     name, kinds, suffixes = "GeoTIFF", ("geotiff",), (".tif", ".tiff")
-    holds = frozenset({"wavelengths", "fwhm", "band_names", "good_bands", "nodata", "crs", "transform", "attributes"})
+    holds = frozenset(
+        {"wavelengths", "fwhm", "band_names", "good_bands", "nodata", "crs", "transform", "record", "attributes"}
+    )
     types = frozenset({"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"})
 
     def ready(self) -> None:
@@ -91,11 +93,12 @@ class _GeoTiff(Format):
                 nodata=None if file.nodata is None else float(file.nodata),
                 crs=file.crs.to_wkt() if file.crs else None,
                 transform=None if file.transform.is_identity else tuple(file.transform)[:6],
-                attributes={key: value for key, value in file.tags().items() if key != "AREA_OR_POINT"},
+                record=file.tags().get(RECORD),
+                attributes={key: value for key, value in file.tags().items() if key not in ("AREA_OR_POINT", RECORD)},
             )
 
     def write_like(
-        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str
+        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str, record: str | None
     ) -> None:
         with _rasterio() as rasterio, rasterio.open(source, driver="GTiff") as old:
             profile = dict(old.profile) | {"driver": "GTiff", "BIGTIFF": "IF_SAFER"}
@@ -108,6 +111,8 @@ class _GeoTiff(Format):
                 _put(new, stored)
                 for space in ("", *(each for each in old.tag_namespaces() if each in ("RPC", "IMD", "IMAGERY"))):
                     new.update_tags(ns=space or None, **old.tags(ns=space or None))
+                if record is not None:
+                    new.update_tags(**{RECORD: record})
                 for band in old.indexes:
                     for space in ("", *(each for each in old.tag_namespaces(band) if each == "IMAGERY")):
                         tags = old.tags(band, ns=space or None)
@@ -134,6 +139,8 @@ class _GeoTiff(Format):
             with rasterio.open(targets[0], "w", **profile) as file:
                 _put(file, values)
                 file.update_tags(**{re.sub(r"[=\0]", "_", key): str(each) for key, each in metadata.attributes.items()})
+                if metadata.record is not None:
+                    file.update_tags(**{RECORD: metadata.record})
                 for index in range(bands):
                     tags: dict[str, str] = {}
                     if wavelengths is not None:

@@ -34,6 +34,7 @@ import numpy as np
 
 from hsidenoise.data.formats.mat5 import MATLAB_NAMES, MOST_DEFLATED
 from hsidenoise.data.layout import ELSEWHERE, RefusedError, Variable, axes_of, check_room, printable
+from hsidenoise.data.metadata import RECORD
 
 _CLASS_TYPES = {name: np.dtype(code) for code, name in MATLAB_NAMES.items()}
 _DEFLATE, _SHUFFLE = 1, 2  # registered numbers of the filters that are undone here
@@ -90,12 +91,12 @@ def load_hdf5(
     return stored if variable.foreign else stored.T
 
 
-def replace_hdf5(source: Path, target: Path, name: str, array: np.ndarray) -> None:
+def replace_hdf5(source: Path, target: Path, name: str, array: np.ndarray, record: str | None = None) -> None:
     """Copy an HDF5 file with the numbers of one data set replaced.
 
     A data set of the file is overwritten in the copy. In place of one whose data lie in another file (or whose type
     is not that of its MATLAB class) comes a plain one of the same name and attributes. Links to other files are
-    carried over as they are.
+    carried over as they are. A record becomes its attribute.
 
     Warns:
         UserWarning: Of what lies in another file beside that data set.
@@ -110,7 +111,8 @@ def replace_hdf5(source: Path, target: Path, name: str, array: np.ndarray) -> No
     shutil.copyfile(source, target)
     foreign = any(item.foreign for item in list_hdf5(source, allow_external=True) if item.name == name)
     content = np.ascontiguousarray(array if foreign else array.T)
-    request = {"do": "write", "path": str(target), "name": name, "shape": content.shape, "dtype": content.dtype.str}
+    request: dict[str, Any] = {"do": "write", "path": str(target), "name": name, "record": record}
+    request |= {"shape": content.shape, "dtype": content.dtype.str}
     try:
         _in_child(request, write=content)
     except ValueError as error:
@@ -565,7 +567,7 @@ def _child() -> None:
         else:
             array = np.frombuffer(sys.stdin.buffer.read(), request["dtype"]).reshape(request["shape"])
             with _Links(Path(request["path"]), allow_external=True, mode="r+") as links:
-                _write(links, request["name"], array)
+                _write(links, request["name"], array, request["record"])
     except Exception as error:  # one line for the process that asked
         raise SystemExit((str(error).splitlines() or [type(error).__name__])[0]) from error
 
@@ -578,7 +580,7 @@ def _be_done_soon() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + _LOOK, resource.RLIM_INFINITY))
 
 
-def _write(links: _Links, name: str, array: np.ndarray) -> None:
+def _write(links: _Links, name: str, array: np.ndarray, record: str | None) -> None:
     """Put numbers into a data set that the file owns, or a plain data set in the place of another."""
     folder, _, leaf = _ELEMENT.sub(r"/\2{\1}", name).rpartition("/")
     parent = links.find(folder or "/")
@@ -588,6 +590,7 @@ def _write(links: _Links, name: str, array: np.ndarray) -> None:
         if node.file == links.file and not _places(node) and node.dtype == array.dtype:
             _have_filters(node)
             node[...] = array
+            _keep(node, record)
             return
         for key in node.attrs:
             kind = node.attrs.get_id(key).dtype
@@ -601,3 +604,9 @@ def _write(links: _Links, name: str, array: np.ndarray) -> None:
     created = parent.create_dataset(leaf, data=array, **storage_options(array.shape, array.size))
     for key, value, kind in attributes:
         created.attrs.create(key, value, dtype=kind)
+    _keep(created, record)
+
+
+def _keep(node: Any, record: str | None) -> None:
+    if record is not None:  # of a fixed length where that is possible: others lie in a heap, see `_look`
+        node.attrs[RECORD] = np.bytes_(record.encode()) if record.isascii() and len(record) < _LONG - 1024 else record

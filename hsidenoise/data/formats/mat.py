@@ -11,6 +11,7 @@ References:
 
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -18,10 +19,10 @@ import numpy as np
 import scipy.io
 
 from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths, arrays_of, beside, reading
-from hsidenoise.data.formats.hdf5 import list_hdf5, load_hdf5, replace_hdf5, storage_options
+from hsidenoise.data.formats.hdf5 import about_hdf5, list_hdf5, load_hdf5, replace_hdf5, storage_options
 from hsidenoise.data.formats.mat5 import HEADER, MATLAB_NAMES, Element, elements, elements_v4, load, splice
 from hsidenoise.data.layout import Layout, Variable, find_wavelengths, printable
-from hsidenoise.data.metadata import Metadata
+from hsidenoise.data.metadata import RECORD, Metadata
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _V5_LIMIT = 2**31 - 1  # bytes of one variable that a v5 file can hold
@@ -113,7 +114,7 @@ def load_variable(path: Path, name: str, part: Part | None = None, *, allow_exte
         return whole if part is None else whole[part]
 
 
-def replace_variable(source: Path, target: Path, name: str, array: np.ndarray) -> None:
+def replace_variable(source: Path, target: Path, name: str, array: np.ndarray, record: str | None = None) -> None:
     """Copy a MATLAB file with the numbers of one variable replaced.
 
     Args:
@@ -121,6 +122,7 @@ def replace_variable(source: Path, target: Path, name: str, array: np.ndarray) -
         target: Another path, overwritten.
         name: The variable to replace.
         array: Its new numbers, in MATLAB's axis order, of the shape and type that `list_mat` gives.
+        record: Text for its attribute, in a v7.3 file.
 
     Raises:
         OSError: If the target cannot be written.
@@ -135,7 +137,7 @@ def replace_variable(source: Path, target: Path, name: str, array: np.ndarray) -
             "read the cube again"
         )
     if kind == "mat73":
-        replace_hdf5(source, target, name, array)
+        replace_hdf5(source, target, name, array, record)
     else:
         element = [item for item in _elements(source, kind) if item.variable.name == name][-1]
         splice(source, target, element, array)
@@ -200,6 +202,9 @@ class _Mat(Format):
     def kind(self, path: Path) -> str:
         return mat_format(path)
 
+    def holds_record(self, source: Path | None) -> bool:
+        return source is not None and mat_format(source) == "mat73"
+
     def list_variables(self, path: Path, *, allow_external: bool = False) -> list[Variable]:
         return list_mat(path, allow_external=allow_external)
 
@@ -214,12 +219,17 @@ class _Mat(Format):
         def load(name: str) -> np.ndarray:
             return load_variable(path, name, allow_external=allow_external)
 
-        return find_wavelengths(variables, load, layout.bands), beside(variables, load, layout.bands)
+        metadata = beside(variables, load, layout.bands)
+        if self.holds_record(path):
+            with reading(path):
+                record = about_hdf5(path, layout.key, allow_external=allow_external).get(RECORD)
+            metadata = replace(metadata, record=None if record is None else str(record))
+        return find_wavelengths(variables, load, layout.bands), metadata
 
     def write_like(
-        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str
+        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str, record: str | None
     ) -> None:
-        replace_variable(source, targets[0], layout.key, stored)
+        replace_variable(source, targets[0], layout.key, stored, record)
 
     def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
         write_mat(targets[0], arrays_of(new), hdf5=new.large)

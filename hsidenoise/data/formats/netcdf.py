@@ -28,7 +28,7 @@ from hsidenoise.data.formats.base import (
 )
 from hsidenoise.data.formats.hdf5 import about_hdf5, list_hdf5, load_hdf5, replace_hdf5
 from hsidenoise.data.layout import Layout, Variable, find_wavelengths
-from hsidenoise.data.metadata import Metadata
+from hsidenoise.data.metadata import RECORD, Metadata
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _NODATA = ("fillvalue", "missingvalue", "nodata", "nodatavalue", "dataignorevalue")
@@ -42,6 +42,7 @@ _OWN |= {
     "_nc3_strict",
     "band_names",
     "Conventions",
+    RECORD,
 }
 
 
@@ -70,6 +71,7 @@ def facts_of(about: Mapping[str, Any], bands: int, key: str) -> tuple[Wavelength
         nodata=None if nodata is None else float(nodata),
         crs=str(crs) if crs else None,
         transform=transform,
+        record=str(about[RECORD]) if RECORD in about else None,
         attributes={
             name: value for name, value in about.items() if name not in _OWN and _squeezed(name) not in _NODATA
         },
@@ -83,7 +85,9 @@ def _squeezed(name: str) -> str:
 class _Hdf5(Format):
     name, kinds = "HDF5/NetCDF", ("hdf5",)
     suffixes = (".h5", ".hdf5", ".hdf", ".he5", ".nc", ".nc4")
-    holds = frozenset({"wavelengths", "fwhm", "band_names", "good_bands", "nodata", "crs", "transform", "attributes"})
+    holds = frozenset(
+        {"wavelengths", "fwhm", "band_names", "good_bands", "nodata", "crs", "transform", "record", "attributes"}
+    )
 
     def recognises(self, path: Path) -> bool:
         if not path.is_file() or path.suffix.lower() == ".mat":
@@ -114,9 +118,9 @@ class _Hdf5(Format):
         return listed if wavelengths is None else wavelengths, merged(said, beside(variables, load, layout.bands))
 
     def write_like(
-        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str
+        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str, record: str | None
     ) -> None:
-        replace_hdf5(source, targets[0], layout.key, stored)
+        replace_hdf5(source, targets[0], layout.key, stored, record)
 
     def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
         with h5py.File(targets[0], "w") as file:

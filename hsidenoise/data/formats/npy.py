@@ -7,6 +7,7 @@ References:
 import math
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from numpy.lib import format as numpy_format
 
 from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths, arrays_of, beside, reading
 from hsidenoise.data.layout import Layout, Variable, check_room, find_wavelengths, leaf
-from hsidenoise.data.metadata import Metadata
+from hsidenoise.data.metadata import RECORD, Metadata
 
 _MAGIC = b"\x93NUMPY"
+_RECORD = f"{RECORD}.npy"
+_LONG = 1 << 20  # bytes; a longer text is not a record
 
 
 def _variable(stream: Any, name: str, held: int | None) -> Variable:
@@ -67,7 +70,7 @@ class _Npy(_Numpy):
             return np.array(taken)
 
     def write_like(
-        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str
+        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str, record: str | None
     ) -> None:
         fortran = np.load(source, mmap_mode="r", allow_pickle=False).flags.fnc
         _save(targets[0], np.asfortranarray(stored) if fortran else stored)
@@ -78,7 +81,7 @@ class _Npy(_Numpy):
 
 class _Npz(_Numpy):
     name, kinds, suffixes = "NumPy archive", ("npz",), (".npz",)
-    holds = frozenset({"wavelengths", "fwhm", "band_names", "good_bands", "nodata", "crs", "transform"})
+    holds = frozenset({"wavelengths", "fwhm", "band_names", "good_bands", "nodata", "crs", "transform", "record"})
 
     def recognises(self, path: Path) -> bool:
         return path.is_file() and _starts(path, b"PK\x03\x04")  # any other zip was refused before
@@ -92,6 +95,21 @@ class _Npz(_Numpy):
                         found.append(_variable(stream, item.filename[:-4], item.file_size))
         return found
 
+    def holds_record(self, source: Path | None) -> bool:
+        """Not if an array of numbers is called so."""
+        return source is None or all(item.name != RECORD or _is_text(item) for item in self.list_variables(source))
+
+    def read_metadata(
+        self, path: Path, layout: Layout, variables: Sequence[Variable], *, allow_external: bool = False
+    ) -> tuple[Wavelengths, Metadata]:
+        wavelengths, metadata = super().read_metadata(path, layout, variables, allow_external=allow_external)
+        if any(item.name == RECORD and _is_text(item) for item in variables):
+            with reading(path), zipfile.ZipFile(path) as archive:
+                short = archive.getinfo(_RECORD).file_size < _LONG
+            if short:
+                metadata = replace(metadata, record=str(self.load_variable(path, RECORD)))
+        return wavelengths, metadata
+
     def load_variable(
         self, path: Path, name: str, part: Part | None = None, *, allow_external: bool = False
     ) -> np.ndarray:
@@ -103,19 +121,28 @@ class _Npz(_Numpy):
         return whole if part is None else whole[part]
 
     def write_like(
-        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str
+        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str, record: str | None
     ) -> None:
         with zipfile.ZipFile(source) as old, zipfile.ZipFile(targets[0], "w", allowZip64=True) as new:
             for item in old.infolist():  # member by member: what is no array, or not to be read, is carried over
+                if record is not None and item.filename == _RECORD:
+                    continue
                 with new.open(_like(item), "w", force_zip64=True) as stream:
                     if item.filename == f"{layout.key}.npy":
                         numpy_format.write_array(stream, stored, allow_pickle=False)
                     else:
                         stream.write(old.read(item))
+            if record is not None:
+                with new.open(_RECORD, "w") as stream:
+                    numpy_format.write_array(stream, np.array(record), allow_pickle=False)
 
     def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
         with targets[0].open("wb") as stream:
             np.savez_compressed(stream, **arrays_of(new))  # type: ignore[arg-type]
+
+
+def _is_text(variable: Variable) -> bool:
+    return variable.dtype is None and variable.shape == ()
 
 
 def _like(item: zipfile.ZipInfo) -> zipfile.ZipInfo:

@@ -197,7 +197,7 @@ class _Png(Format):
         return np.array(CAVE_WAVELENGTHS) if layout.bands == len(CAVE_WAVELENGTHS) else None, Metadata()
 
     def write_like(
-        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str
+        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str, record: str | None
     ) -> None:
         save_bands(targets[0], layout.key, stored)
 

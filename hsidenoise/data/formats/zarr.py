@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from hsidenoise.data.formats.base import (
 )
 from hsidenoise.data.formats.netcdf import facts_of
 from hsidenoise.data.layout import Layout, Variable, axes_of, check_room, find_wavelengths
-from hsidenoise.data.metadata import Metadata
+from hsidenoise.data.metadata import RECORD, Metadata
 
 _MARKS = ("zarr.json", ".zgroup", ".zarray")
 _DEEPEST = 32
@@ -49,7 +50,9 @@ def _zarr() -> Iterator[Any]:
 
 class _Zarr(Format):
     name, kinds, suffixes, folder = "zarr", ("zarr",), (".zarr",), True
-    holds = frozenset({"wavelengths", "fwhm", "band_names", "good_bands", "nodata", "crs", "transform", "attributes"})
+    holds = frozenset(
+        {"wavelengths", "fwhm", "band_names", "good_bands", "nodata", "crs", "transform", "record", "attributes"}
+    )
 
     def ready(self) -> None:
         with _zarr():
@@ -93,12 +96,15 @@ class _Zarr(Format):
         return listed if wavelengths is None else wavelengths, merged(said, beside(variables, load, layout.bands))
 
     def write_like(
-        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str
+        self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str, record: str | None
     ) -> None:
         shutil.copytree(source, targets[0], dirs_exist_ok=True)
         with _zarr() as zarr:
             array = dict(_arrays(zarr, targets[0], mode="r+"))[layout.key]
             array[...] = stored
+            if record is not None:
+                array.attrs[RECORD] = record
+                _consolidate(zarr, targets[0])
 
     def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
         facts = described(new)
@@ -123,6 +129,15 @@ class _Zarr(Format):
                 put(key, array, facts.dimensions[:1], {})
             if facts.mapping:
                 put("spatial_ref", np.array(0, np.int32), [], facts.mapping)
+
+
+def _consolidate(zarr: Any, path: Path) -> None:
+    """Bring the copy of all attributes up to date that some stores keep at their root."""
+    root = zarr.open(store=str(path), mode="r")
+    if getattr(root.metadata, "consolidated_metadata", None) is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that version 3 says nothing of such a copy
+            zarr.consolidate_metadata(str(path))
 
 
 def _arrays(zarr: Any, path: Path, mode: str = "r") -> Iterator[tuple[str, Any]]:

@@ -1,11 +1,20 @@
 """What holds for every format: values and type arrive, a full disk leaves nothing, what was lost is said."""
 
+import json
 import os
+from dataclasses import replace
+from urllib.parse import unquote
 
+import h5py
 import numpy as np
 import pytest
+import rasterio
+import spectral.io.envi
+import xarray
+import zarr
 from command_line import call, child, refused
 
+from hsidenoise.data.formats.mat import write_mat
 from hsidenoise.data.io import FORMATS, Cube, convert, list_variables, read_cube, write_cube
 from hsidenoise.data.metadata import Metadata
 
@@ -133,3 +142,91 @@ def test_values_that_are_not_finite_are_converted_as_they_are(tmp_path):
         call("convert", "a.npy", f"b{suffix}", *convert_in, cwd=tmp_path)
         again = read_cube(tmp_path / f"b{suffix}", exact=True, axes="hwb" if suffix == ".mat" else None)
         assert np.array_equal(again.values, values, equal_nan=True)
+
+
+def by_another(path):
+    """The record of a file, by a reader of somebody else."""
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return str(file["hsidenoise"])
+    if path.suffix == ".hdr":
+        with rasterio.open(path.with_suffix(".img")) as file:
+            text = file.tags(ns="ENVI")["hsidenoise"]
+        assert spectral.io.envi.read_envi_header(str(path))["hsidenoise"] == text
+        return unquote(text)
+    if path.suffix == ".tif":
+        with rasterio.open(path) as file:
+            return file.tags()["hsidenoise"]
+    if path.suffix == ".zarr":
+        with xarray.open_zarr(path) as data:
+            return next(iter(data.values())).attrs["hsidenoise"]
+    if path.suffix == ".nc":
+        with xarray.open_dataset(path, engine="h5netcdf") as data:
+            return next(iter(data.values())).attrs["hsidenoise"]
+    with h5py.File(path) as file:
+        return bytes(file["cube"].attrs["hsidenoise"]).decode()
+
+
+RECORD = json.dumps({"hsidenoise": "1", "options": {"tile": None}, "warnings": ["100 % {of; it}, = \n \u00e9"]})
+
+
+@pytest.mark.parametrize("suffix", [".hdr", ".tif", ".npz", ".nc", ".zarr", ".mat"])
+@pytest.mark.filterwarnings("ignore:.*[Cc]onsolidated metadata", "ignore:Dataset has no geotransform")
+def test_a_record_is_put_in_and_replaced(tmp_path, suffix):
+    """Other readers find it."""
+    before, after = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    if suffix == ".mat":
+        write_mat(before, {"cube": values_of().transpose(1, 2, 0), "odd": np.eye(3)}, hdf5=True)
+    else:
+        assert write_cube(before, Cube(values_of("f4"), metadata=Metadata(record=RECORD))) == before
+        assert by_another(before) == RECORD
+    if suffix == ".zarr":  # as xarray writes it
+        zarr.consolidate_metadata(str(before))
+    cube = read_cube(before, key="cube" if suffix == ".mat" else None)
+    assert cube.metadata.record == (None if suffix == ".mat" else RECORD)
+    assert "hsidenoise" not in cube.metadata.attributes
+    metadata = replace(cube.metadata, record=RECORD.replace("1", "2"))
+    assert write_cube(after, replace(cube, values=cube.values + 1, metadata=metadata)) == after
+    assert by_another(after) == metadata.record
+    again = read_cube(after)
+    assert again.metadata.record == metadata.record
+    assert np.array_equal(again.values, cube.values + 1)
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.filterwarnings("ignore:.*[Cc]onsolidated metadata", "ignore:Dataset has no geotransform")
+def test_a_record_is_converted(tmp_path):
+    metadata = Metadata(record=RECORD)
+    assert write_cube(tmp_path / "a.npy", Cube(values_of("f4"), metadata=metadata)) == tmp_path / "a.npy.json"
+    path = tmp_path / "a.npy"
+    for suffix in (".hdr", ".tif", ".npz", ".nc", ".zarr"):
+        convert(path, path := tmp_path / f"b{suffix}", axes="hwb" if path.suffix == ".npy" else None)
+        assert by_another(path).strip() == RECORD
+    convert(path, tmp_path / "c.mat")
+    assert (tmp_path / "c.mat.json").read_text().strip() == RECORD
+
+
+def test_a_record_beside_a_file_goes_with_it(tmp_path):
+    cube = Cube(values_of("f4"), metadata=Metadata(record=RECORD))
+    target, beside = tmp_path / "a.mat", tmp_path / "a.mat.json"
+    assert write_cube(target, cube) == beside
+    assert read_cube(target, axes="hwb").metadata.record.strip() == RECORD
+    write_cube(target, replace(cube, metadata=None))
+    assert not beside.exists()
+    beside.write_text("mine")
+    with pytest.warns(UserWarning, match=r"a.mat.json is there and of something else"):
+        assert write_cube(target, cube) is None
+    assert beside.read_text() == "mine"
+    assert read_cube(target, axes="hwb").metadata.record is None
+
+
+def test_a_long_record_and_an_array_of_its_name(tmp_path):
+    record = json.dumps({"hsidenoise": "1", "all": list(range(20000))})
+    write_mat(tmp_path / "a.mat", {"cube": values_of().transpose(1, 2, 0)}, hdf5=True)
+    np.savez(tmp_path / "a.npz", cube=values_of().transpose(1, 2, 0), hsidenoise=np.eye(3))
+    for name, place in (("a.mat", "b.mat"), ("a.npz", "b.npz.json")):
+        cube = read_cube(tmp_path / name)
+        target = tmp_path / f"b{cube.path.suffix}"
+        assert write_cube(target, replace(cube, metadata=replace(cube.metadata, record=record))).name == place
+        assert read_cube(target).metadata.record.strip() == record
+    assert np.array_equal(np.load(tmp_path / "b.npz")["hsidenoise"], np.eye(3))
