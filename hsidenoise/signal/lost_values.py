@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from hsidenoise.signal.noise_level import noise_level, unexplained_by_others
+
 FEWEST = 8
 """A line shorter than this, or a value rarer in its band, is not looked at."""
 
@@ -195,7 +197,9 @@ def fill_gaps(
     """Continue a cube over its invalid values, in a way that any denoiser takes for more of the same scene.
 
     Where a pixel has valid values in some bands, the others are what these say by the principal directions of all
-    spectra, with noise as the band has it. Pixels without any are the mirror image of others, see :func:`fill_invalid`.
+    spectra, with noise as the band has it. Pixels without any are the mean of what is near them, with such noise: the
+    copy of a noisy pixel would be taken for scene. Three pixels from a slanted border the error is 1.1 times that
+    without a border, with copies 1.5 times (remote_sensing_clean, gaussian-30). Dead lines and stuck pixels go on.
 
     Args:
         cube: Cube with anything in its invalid values, such as NaN.
@@ -209,19 +213,38 @@ def fill_gaps(
         >>> valid = np.ones(cube.shape, dtype=bool)
         >>> valid[2, :10], valid[:, 15, :5] = False, False
         >>> filled = fill_gaps(np.where(valid, cube, np.nan), valid)
-        >>> bool(np.abs(filled - cube)[:, :10].max() < 1e-3), bool((filled[:, 15, 0] == cube[:, 14, 0]).all())
+        >>> bool(np.abs(filled - cube)[:, :10].max() < 1e-3), bool(np.isfinite(filled).all())
         (True, True)
 
     References:
         Tipping and Bishop, "Probabilistic principal component analysis", JRSS B 1999. doi:10.1111/1467-9868.00196
     """
     filled = np.ascontiguousarray(cube).copy()
-    known = valid.any(axis=0)
+    known = np.asarray(valid.any(axis=0))
     partly = known & ~valid.all(axis=0)
     if partly.any():
         _complete(filled.reshape(len(cube), -1), valid.reshape(len(cube), -1), known.ravel(), partly.ravel())
-    if not known.all():
-        filled = filled.reshape(len(cube), -1)[:, _sources(torch.from_numpy(known)).numpy()]
+    return filled if known.all() else _continued(filled, known)
+
+
+def _continued(cube: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Fill the pixels that miss all of their bands."""
+    filled = fill_invalid(torch.from_numpy(cube), torch.from_numpy(known)).numpy()
+    if min(known.shape) < 2:
+        return filled
+    spectra = cube[:, known]
+    unexplained = unexplained_by_others(spectra[:, None])
+    lost = no_measurements(torch.from_numpy(filled)).numpy()
+    rng = np.random.default_rng(0)
+    for band, image in enumerate(filled):
+        there = known & ~lost[band]
+        sigma = np.fmin(noise_level(image[None], there)[0], unexplained[band])
+        if not np.isfinite(sigma):
+            continue  # too few pixels to say
+        middle = image[there].mean(dtype=np.float64)
+        near = _fill_image(torch.from_numpy(image - middle), torch.from_numpy(~there)).numpy() + middle
+        here = ~known & ~lost[band]
+        image[here] = (near + rng.normal(0.0, sigma, known.shape))[here]
     return filled
 
 

@@ -37,7 +37,9 @@ _CLEARLY = 4.0  # standard errors that a coefficient is from 0
 _OUTLIER = 2.0  # times the median share: equal noise on all bands singles out none of them
 
 
-def noise_level(cube: Shaped[np.ndarray, "bands height width"]) -> Float64[np.ndarray, " bands"]:
+def noise_level(
+    cube: Shaped[np.ndarray, "bands height width"], known: Bool[np.ndarray, "height width"] | None = None
+) -> Float64[np.ndarray, " bands"]:
     """Standard deviation of the Gaussian noise of every band.
 
     The median magnitude of the diagonal Haar details (of all 2x2 blocks, overlapping), divided by that of a normal
@@ -46,9 +48,10 @@ def noise_level(cube: Shaped[np.ndarray, "bands height width"]) -> Float64[np.nd
 
     Args:
         cube: Noisy cube, any real type, at least 2x2 pixels.
+        known: Pixels that count; None: all.
 
     Returns:
-        Sigma per band, in the unit of the cube.
+        Sigma per band, in the unit of the cube; NaN where no 2x2 pixels count.
 
     Raises:
         ValueError: If the cube is not three-dimensional, not real, too small, or has non-finite values.
@@ -62,10 +65,15 @@ def noise_level(cube: Shaped[np.ndarray, "bands height width"]) -> Float64[np.nd
         Donoho and Johnstone, Biometrika 1994, section 6. doi:10.1093/biomet/81.3.425
     """
     check_cube(cube)
+    counted = None
+    if known is not None:
+        counted = known[1:, 1:] & known[1:, :-1] & known[:-1, 1:] & known[:-1, :-1]
+        if not counted.any():
+            return np.full(len(cube), np.nan)
     levels = np.empty(len(cube))
     for index, values in enumerate(cube):  # band by band: float64 copies of a large cube would not fit
-        band = values.astype(np.float64)
-        levels[index] = np.median(np.abs(haar_details(band))) / normal_quantile(0.5)
+        details = haar_details(values.astype(np.float64))
+        levels[index] = np.median(np.abs(details if counted is None else details[counted])) / normal_quantile(0.5)
     return levels
 
 
@@ -143,7 +151,7 @@ def noise_sigma(noisy: Float32[np.ndarray, "bands height width"]) -> Float64[np.
     return np.asarray(np.maximum(np.minimum(noise_level(noisy), unexplained_by_others(noisy)), CLASSICAL_FLOOR))
 
 
-def unexplained_by_others(noisy: Float32[np.ndarray, "bands height width"]) -> Float64[np.ndarray, " bands"]:
+def unexplained_by_others(noisy: Float[np.ndarray, "bands height width"]) -> Float64[np.ndarray, " bands"]:
     """Standard deviation of what a linear regression on all other bands leaves of each band.
 
     Returns:

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hsidenoise.signal.defects import column_offsets, trust, without_common
-from hsidenoise.signal.lost_values import fill, fill_invalid, no_measurements
+from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements
 from hsidenoise.signal.noise_level import level_of_residual
 from hsidenoise.signal.plane_basis import band_kernels, find_basis
 from hsidenoise.signal.plane_filter import threshold, wiener
@@ -170,7 +170,9 @@ def _by_planes(
     noisy: Tensor, mask: Tensor | None, sigma: Tensor | None, improve: Callable[..., Tensor | None] | None
 ) -> PlaneEstimate:
     _check(noisy, mask)
-    whole = noisy if mask is None else fill_invalid(noisy, mask)
+    whole = noisy
+    if mask is not None:
+        whole = torch.from_numpy(fill_gaps(noisy.cpu().numpy(), mask.expand_as(noisy).cpu().numpy())).to(noisy)
     denoised = noisy.clone()
     level = torch.zeros(len(noisy)).to(noisy)
     lost = torch.zeros_like(noisy, dtype=torch.bool)

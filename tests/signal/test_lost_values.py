@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from hsidenoise.noise.cases import corrupt
-from hsidenoise.signal.lost_values import dead_lines, fill, fill_invalid, stuck_pixels
+from hsidenoise.signal.lost_values import dead_lines, fill, fill_gaps, fill_invalid, no_measurements, stuck_pixels
+from hsidenoise.signal.plane_basis import band_kernels, find_basis
 
 
 def noisy(real_crop, case="gaussian-30"):
@@ -78,3 +79,31 @@ def test_fill_invalid_mirrors_the_valid_pixels_of_a_column():
     assert torch.equal(filled[:, :3, 0], cube[:, [5, 4, 3], 0])
     spectra = {tuple(spectrum) for spectrum in cube[:, mask].T.tolist()}
     assert {tuple(spectrum) for spectrum in filled.flatten(1).T.tolist()} == spectra
+
+
+def slanted(height, width):
+    rows, columns = np.mgrid[:height, :width]
+    return columns > 8 + 0.3 * rows
+
+
+def test_what_fill_gaps_puts_beyond_a_slanted_border_is_not_taken_for_scene(rng):
+    known = slanted(60, 50)
+    noise = rng.normal(300, 1, (80, 60, 50)).astype(np.float32)
+    filled = torch.from_numpy(fill_gaps(noise, np.broadcast_to(known, noise.shape)))
+    assert np.array_equal(filled.numpy()[:, known], noise[:, known])
+    assert filled[:, ~known].std(1).mean() == pytest.approx(1, abs=0.05)
+    assert find_basis(filled, torch.ones(80), band_kernels(80, filled)).basis.shape[1] < 4  # copies: 11
+
+
+def test_fill_gaps_leaves_outliers_out_and_continues_dead_lines(rng):
+    known = slanted(60, 50)
+    cube = np.linspace(0, 1, 50, dtype=np.float32) + rng.normal(0, 0.01, (4, 60, 50)).astype(np.float32)
+    clean = cube.copy()
+    cube[1][rng.random((60, 50)) < 0.3] = 2
+    cube[2, :, 12] = 0
+    filled = fill_gaps(np.where(known, cube, np.nan), np.broadcast_to(known, cube.shape))
+    lost = no_measurements(torch.from_numpy(filled)).numpy()
+    assert lost[2, :, 12].all()
+    assert lost[1].mean() > 0.25
+    beside = np.pad(known[:, 4:], [(0, 0), (0, 4)], constant_values=True) & ~known
+    assert np.abs(filled - clean)[~lost & beside].max() < 0.2
