@@ -10,12 +10,12 @@ from pathlib import Path
 from hsidenoise.benchmark.cells import Given, Job, read_given, version_of
 from hsidenoise.benchmark.config import NOISY_SET, Data, TableConfig
 from hsidenoise.benchmark.published import published_lines
-from hsidenoise.data.datasets import Split, find_split, read_split, scene_name
+from hsidenoise.data.datasets import Split, find_split, plain_name, read_split, scene_name
+from hsidenoise.data.io import digest_of
 from hsidenoise.data.noisy_sets import find_noisy_set
-from hsidenoise.data.scenes import cubes_in, scenes_for_tests, scenes_under, some_of
+from hsidenoise.data.scenes import NEEDED, cubes_in, scenes_for_tests, scenes_under, some_of
 from hsidenoise.inference.method import Method
 from hsidenoise.noise.cases import noise_case
-from hsidenoise.system.files import sha256
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,10 @@ def _of_folder(root: Path, part: str, cases: Sequence[str]) -> tuple[Scene, ...]
     folders = [root / name for name in names if (root / name).is_dir()]
     if part == "all":
         folders = [root / name for name in ("train", "validation", "val", "test") if (root / name).is_dir()]
-    # other systems leave hidden files (._oak.mat) beside the cubes
-    found = [path for folder in folders or [root] for path in cubes_in(folder) if path.name[0] != "."]
+    found = [path for folder in folders or [root] for path in cubes_in(folder)]
     paths = sorted(found, key=lambda path: (path.name, path))
     if not paths:
-        raise ValueError(f"{root}: no cube found in it; .mat files or folders of PNG bands are needed")
+        raise ValueError(f"{root}: no cube found in it; {NEEDED}")
     return _scenes([(path, cases) for path in paths], root)
 
 
@@ -135,7 +134,7 @@ def _of_split(root: Path, split: Split, data: Data, cases: Sequence[str]) -> tup
 def _scenes(found: Sequence[tuple[Path, Sequence[str]]], root: Path) -> tuple[Scene, ...]:
     files: dict[str, dict[str, Path]] = {}
     for path, cases in found:
-        name = path.stem if path.suffix.lower() == ".mat" else path.name
+        name = plain_name(path)
         for case in cases:
             if files.setdefault(name, {}).setdefault(case, path) != path:
                 raise ValueError(f"{root}: {path.name} is there twice; keep one")
@@ -183,7 +182,7 @@ def plan_table(config: TableConfig, device: str) -> Plan:
     if config.published:
         published_lines(config.published, cases=cases)  # for its errors
     versions = {method.name: version_of(method) for method in config.methods}
-    digests = {path: sha256(path) for scene in scenes for path in scene.files.values()}
+    digests = {path: digest_of(path) for scene in scenes for path in scene.files.values()}
     jobs = {}
     for scene in scenes:
         for case in cases:

@@ -16,7 +16,7 @@ from hsidenoise.data.options import NoisySetOptions
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
     parser.add_argument(
-        "source", type=path, metavar="SOURCE", help="folder of clean cubes (.mat files or folders of PNG)"
+        "source", type=path, metavar="SOURCE", help="folder of clean cubes (files of any format, or folders of PNG)"
     )
     parser.add_argument("target", type=path, metavar="TARGET", help="folder to write to; made if missing")
     add_options(parser, NoisySetOptions)

@@ -11,11 +11,16 @@ References:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 SPLITS = Path(__file__).parent / "splits"
+
+_ENDING = re.compile(
+    r"(\.(mat|hdr|img|dat|bsq|bil|bip|tiff?|np[yz]|h5|hdf5?|he5|nc4?|zarr))+$", re.IGNORECASE
+)  # of every format; the modules of the formats, which know them, would be imported with the weights
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ _ROWS = (
             "hsir": Split("HSIR", "cave_hsir_train.txt", ("cave_hsir_test.txt",), "cave_hsidenoise_validation.txt")
         },
     ),
-    Dataset("folder", "any folder of cubes, with or without sub-folders train, validation and test"),
+    Dataset("folder", "any folder of cubes of any format, with or without sub-folders train, validation and test"),
 )
 
 #: Every data set that ``hsidenoise train`` knows.
@@ -90,8 +95,17 @@ def scene_name(path: str | Path) -> str:
         >>> scene_name("cave/balloons_ms"), scene_name("BGU_0403-1419-1.mat")
         ('balloons', 'bgu_0403-1419-1')
     """
-    name = Path(path).name
-    return name.removesuffix(".mat").removesuffix("_ms").lower()
+    return plain_name(path).removesuffix("_ms").lower()
+
+
+def plain_name(path: str | Path) -> str:
+    """Name of a file or folder without the ending of a format of cubes.
+
+    Example:
+        >>> plain_name("oak.mat"), plain_name("elm.img.hdr"), plain_name("fir_v1.2")
+        ('oak', 'elm', 'fir_v1.2')
+    """
+    return _ENDING.sub("", Path(path).name)
 
 
 def read_split(file: str) -> tuple[str, ...]:

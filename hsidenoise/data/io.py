@@ -6,6 +6,7 @@ A cube is float32. Integers beyond 24 bits and float64 lose their last digits on
 as they are; the stored type comes back on the way out, integers rounded and clipped to its range.
 """
 
+import hashlib
 import math
 import re
 import warnings
@@ -25,7 +26,7 @@ from hsidenoise.data.metadata import WORDS, Metadata
 from hsidenoise.data.options import ReadOptions
 from hsidenoise.signal.mask import BadBands, find_mask
 from hsidenoise.signal.scaling import floating, value_range
-from hsidenoise.system.files import check_source, check_target, replacing, replacing_all, write_text
+from hsidenoise.system.files import check_source, check_target, replacing, replacing_all, sha256, write_text
 from hsidenoise.system.options import takes_options, with_changes
 
 __all__ = [
@@ -38,6 +39,9 @@ __all__ = [
     "check_other",
     "check_values",
     "convert",
+    "digest_of",
+    "files_of",
+    "is_cube",
     "list_variables",
     "locate",
     "read_cube",
@@ -218,6 +222,37 @@ def _format_of(path: Path) -> Format:
             "kind; copy or download it again"
         )
     raise ValueError(f"cannot read {path}: none of the formats that are known ({_known()})")
+
+
+def is_cube(path: Path) -> bool:
+    """Whether a file or folder is called like a cube; of an ENVI pair the header is, a hidden file never."""
+    return not path.name.startswith(".") and any(form.is_named(path) for form in FORMATS)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a cube is read from: both of an ENVI pair, all in a folder.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If its content is of no format that is known.
+    """
+    check_source(path)
+    parts = (
+        part for each in _format_of(path).files(path) for part in (each, *(each.rglob("*") if each.is_dir() else ()))
+    )
+    return sorted(part for part in parts if part.is_file())
+
+
+def digest_of(path: Path, *, ending: str = "") -> str:
+    """SHA-256 of what a cube is read from, see :func:`hsidenoise.system.files.sha256`; of an ENVI pair, of both.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If its content is of no format that is known.
+    """
+    check_source(path)
+    each = [sha256(part, ending=ending) for part in _format_of(path).files(path)]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 def _a(name: str) -> str:

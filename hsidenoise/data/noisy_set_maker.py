@@ -21,13 +21,14 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from tqdm.auto import tqdm
 
-from hsidenoise.data.datasets import DATASETS, Split, find_split, scene_name
+from hsidenoise.data.datasets import DATASETS, Split, find_split, plain_name, scene_name
 from hsidenoise.data.io import (
     ABOUT,
     Cube,
     check_arrays_target,
     check_other,
     check_values,
+    digest_of,
     locate,
     read_cube,
     write_arrays,
@@ -35,11 +36,11 @@ from hsidenoise.data.io import (
 from hsidenoise.data.layout import printable, times
 from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, key_if_there, pair_files, published_arrays
 from hsidenoise.data.options import CorruptOptions, NoisySetOptions, ReadOptions
-from hsidenoise.data.scenes import clean_range, cubes_in, scenes_for_tests, scenes_under, some_of
+from hsidenoise.data.scenes import NEEDED, clean_range, cubes_in, scenes_for_tests, scenes_under, some_of
 from hsidenoise.noise.cases import Corruption, NoiseCase, corrupt, noise_case
 from hsidenoise.signal.mask import find_extremes
 from hsidenoise.signal.scaling import centre_crop, to_unit_range
-from hsidenoise.system.files import check_source, check_target, sha256, write_text
+from hsidenoise.system.files import check_source, check_target, write_text
 from hsidenoise.system.options import takes_options, with_changes
 
 #: File in the folder of a set that says how it was made.
@@ -197,13 +198,13 @@ def make_noisy_set(
     digests, known = {}, _read_manifest(target)
     for path in tqdm(scenes, desc="check", unit="scene", disable=not progress, file=sys.stderr):
         check_source(path)
-        digests[path] = sha256(path, ending=".png")
+        digests[path] = digest_of(path, ending="" if path.suffix.lower() == ".zarr" else ".png")
         if known is None:  # else this was done before anything was written
             _read_clean(path, key, crop)
     made = {"hsidenoise": _VERSION, "seed": seed, "crop": crop, "prefix": prefix, "dataset": dataset, "split": split}
     wanted: dict[str, Any] = made | {
         "cases": names,
-        "scenes": {_stem(path): {"source": path.name, "sha256": digests[path]} for path in scenes},
+        "scenes": {plain_name(path): {"source": path.name, "sha256": digests[path]} for path in scenes},
     }
     if known is not None:
         _check_same(target, known, wanted)
@@ -211,7 +212,7 @@ def make_noisy_set(
 
     folders = {case: target / f"{prefix}_{_SUFFIXES.get(case, case)}" for case in names}
     stamps = {
-        folders[case] / f"{_stem(path)}.mat": _stamp(made, case, digests[path])
+        folders[case] / f"{plain_name(path)}.mat": _stamp(made, case, digests[path])
         for path, own in scenes.items()
         for case in own
     }
@@ -222,7 +223,7 @@ def make_noisy_set(
         _write_manifest(target, wanted)
     with tqdm(total=len(stamps), initial=len(done), desc="make", unit="file", disable=not progress) as bar:
         for path, own in scenes.items():
-            files = {case: folders[case] / f"{_stem(path)}.mat" for case in own}
+            files = {case: folders[case] / f"{plain_name(path)}.mat" for case in own}
             if done.issuperset(files.values()):
                 continue
             clean, wavelengths = _read_clean(path, key, crop)
@@ -233,10 +234,6 @@ def make_noisy_set(
     counts = {folder: sum(file.parent == folder for file in done) for folder in folders.values()}
     total = {folder: sum(file.parent == folder for file in stamps) for folder in folders.values()}
     return tuple(CaseFolder(case, path, total[path] - counts[path], counts[path]) for case, path in folders.items())
-
-
-def _stem(path: Path) -> str:
-    return path.stem if path.suffix.lower() == ".mat" else path.name
 
 
 def _default_prefix(source: Path, dataset: str, crop: int | None) -> str:
@@ -259,7 +256,7 @@ def _find_sources(source: Path, split: Split | None, missing: str, cases: Sequen
             if len(same) > 1:
                 raise ValueError(f"{source}: {' and '.join(same)} have the same scene name; keep one")
     if not any(found.values()):
-        raise ValueError(f"{source}: no cube for the noisy set found; .mat files or folders of PNG bands are needed")
+        raise ValueError(f"{source}: no cube for the noisy set found; {NEEDED}")
     return found
 
 

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from hsidenoise.data.datasets import Split, find_split, read_split, scene_name
-from hsidenoise.data.io import Cube, read_cube
+from hsidenoise.data.io import Cube, is_cube, read_cube
+from hsidenoise.data.layout import times
 from hsidenoise.noise.cases import noise_case
 from hsidenoise.signal.scaling import centre_crop, to_unit_range
 
+#: What a folder of cubes has to hold, for messages.
+NEEDED = ".mat, .hdr, .tif, .npy, .h5, .zarr and the like, or folders of PNG bands, are needed"
 _TRAIN, _VALIDATION, _TEST = ("train",), ("validation", "val"), ("test",)
+_FINEST = 1000  # blocks of a side in which a rectangle is looked for: a second
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,13 @@ def find_scenes(
         scenes = _split_scenes(published, root, missing)
     for part, paths in (("train", scenes.train), ("validation", scenes.validation)):
         if not paths:
-            raise ValueError(f"{root}: no {part} cube found; .mat files or folders of PNG bands are needed")
+            raise ValueError(f"{root}: no {part} cube found; {NEEDED}")
     _check_disjoint({"train": scenes.train, "validation": scenes.validation, "test": scenes.test})
     return scenes
 
 
 def read_clean(
-    path: str | Path, *, key: str | None = None, crop: int | None = None
+    path: str | Path, *, key: str | None = None, crop: int | None = None, valid_part: bool = False
 ) -> Float32[np.ndarray, "bands height width"]:
     """Read a clean cube and scale it to [0, 1] by its smallest and largest value (one scaling for all bands).
 
@@ -104,6 +108,11 @@ def read_clean(
         path: File or folder of PNG.
         key: Variable to read, where a file has several.
         crop: Side of the centre square to cut first, in pixels; a cube that is smaller is left as it is.
+        valid_part: Whether, if some pixels hold no data, the largest rectangle without them is taken, with a warning;
+            else such a cube is refused.
+
+    Warns:
+        UserWarning: Of what is left out of a cube, with the name of the file.
 
     Raises:
         ValueError: If the cube is constant, or some of its pixels hold no data; with the name of the file.
@@ -112,6 +121,8 @@ def read_clean(
     if crop is not None:
         mask = None if cube.mask is None else centre_crop(cube.mask, crop)
         cube = dataclasses.replace(cube, values=centre_crop(cube.values, crop), mask=mask)
+    if valid_part and cube.mask is not None:
+        cube = _valid_part(cube, cube.mask, str(path))
     return clean_range(cube, str(path))
 
 
@@ -137,24 +148,57 @@ def clean_range(cube: Cube, name: str) -> Float32[np.ndarray, "bands_with_data h
     return to_unit_range(values, name)[0]
 
 
+def _valid_part(cube: Cube, mask: Bool[np.ndarray, "bands height width"], name: str) -> Cube:
+    """The largest rectangle of a cube in which every pixel holds data."""
+    pixels = np.asarray(mask[mask.any(axis=(1, 2))].all(axis=0))
+    if pixels.all() or not pixels.any():
+        return cube
+    rows, columns = _largest_rectangle(pixels)
+    height, width = pixels[rows, columns].shape
+    warnings.warn(
+        f"{name}: {'; '.join(cube.not_data)}; of its {times(pixels.shape)} pixels only {height}x{width} are used, "
+        f"from row {rows.start} and column {columns.start} on, which all hold data",
+        stacklevel=4,
+    )
+    return dataclasses.replace(cube, values=cube.values[:, rows, columns], mask=mask[:, rows, columns])
+
+
+def _largest_rectangle(pixels: Bool[np.ndarray, "height width"]) -> tuple[slice, slice]:
+    """Rows and columns of the largest rectangle of pixels that are all True; of a large image to a few pixels."""
+    step = -(-max(pixels.shape) // _FINEST)
+    height, width = (side // step for side in pixels.shape)
+    blocks = np.asarray(pixels[: height * step, : width * step].reshape(height, step, width, step).all(axis=(1, 3)))
+    if step > 1 and not blocks.any():
+        blocks, step = pixels, 1
+    # columns of True that end in a row; each time one is shorter than those before it, their rectangles are complete
+    tall = np.zeros(blocks.shape[1] + 1, int)
+    largest, found = 0, (slice(0, 0), slice(0, 0))
+    for row, line in enumerate(blocks):
+        tall[:-1] = (tall[:-1] + 1) * line
+        open_ones: list[tuple[int, int]] = []
+        for column, length in enumerate(tall.tolist()):
+            start = column
+            while open_ones and open_ones[-1][1] >= length:
+                start, before = open_ones.pop()
+                if before * (column - start) > largest:
+                    largest = before * (column - start)
+                    found = slice((row + 1 - before) * step, (row + 1) * step), slice(start * step, column * step)
+            open_ones.append((start, length))
+    return found
+
+
 def cubes_in(folder: Path) -> list[Path]:
-    """Cubes that lie directly in a folder: .mat files and folders of PNG, sorted by name."""
-    return sorted(path for path in folder.iterdir() if _is_cube(path))
+    """Cubes that lie directly in a folder, by their names (:func:`hsidenoise.data.io.is_cube`), sorted."""
+    return sorted(path for path in folder.iterdir() if is_cube(path))
 
 
-def _is_cube(path: Path) -> bool:
-    if path.name.startswith("."):  # such as ._scene.mat, which macOS puts beside scene.mat
-        return False
-    if path.suffix.lower() == ".mat":
-        return True
-    # one PNG may be a preview; a cube has one per band
-    bands = path.glob("[!.]*.[pP][nN][gG]") if path.is_dir() else ()
-    return sum(1 for _ in bands) > 1
-
-
-def _cubes_under(root: Path) -> list[Path]:
-    """Cubes at any depth."""
-    return [path for path in root.rglob("*") if _is_cube(path)]
+def _cubes_under(root: Path) -> Iterator[Path]:
+    """Cubes at any depth; nothing inside of a zarr store or a hidden folder is one."""
+    for path in root.iterdir():
+        if is_cube(path):
+            yield path
+        if path.is_dir() and not path.is_symlink() and path.suffix.lower() != ".zarr" and path.name[0] != ".":
+            yield from _cubes_under(path)
 
 
 def _folder_scenes(root: Path) -> Scenes:
@@ -168,7 +212,7 @@ def _folder_scenes(root: Path) -> Scenes:
     if len(cubes) < 2:
         raise ValueError(
             f"{root}: {len(cubes)} cube(s) found; at least two are needed, one of them for validation "
-            f"(.mat files or folders of PNG bands, or sub-folders train, validation and test of them)"
+            f"(or sub-folders train, validation and test of them); {NEEDED}"
         )
     held_out = max(1, len(cubes) // 10)
     return Scenes(tuple(cubes[:-held_out]), tuple(cubes[-held_out:]), ())
@@ -205,9 +249,16 @@ def _split_scenes(split: Split, root: Path, missing: str) -> Scenes:
 
 
 def scenes_under(root: Path) -> dict[str, Path]:
-    """Every cube under a folder by scene name. Of two with one name the one nearest to the root counts."""
+    """Every cube under a folder by scene name. Of two with one name the one nearest to the root counts.
+
+    Of two at one place a .mat file comes first: ICVL has raw data of the same names beside its cubes.
+    """
     scenes: dict[str, Path] = {}
-    for path in sorted(_cubes_under(root), key=lambda path: (len(path.parts), path.is_dir(), path)):
+
+    def order(path: Path) -> tuple[Any, ...]:
+        return len(path.parts), path.is_dir(), path.suffix.lower() != ".mat", path
+
+    for path in sorted(_cubes_under(root), key=order):
         scenes.setdefault(scene_name(path), path)
     return scenes
 

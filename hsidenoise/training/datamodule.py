@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hsidenoise.data.datasets import DATASETS, scene_name
-from hsidenoise.data.scenes import Scenes, find_scenes, read_clean
+from hsidenoise.data.io import is_cube
+from hsidenoise.data.scenes import NEEDED, Scenes, cubes_in, find_scenes, read_clean
 from hsidenoise.models.unet import MixingUNet
 from hsidenoise.training.pairs import Pair, SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs
 from hsidenoise.training.patches import SCALES, BandAugment, Cache, CubeStore
@@ -54,7 +55,8 @@ class CubeDataModule(pl.LightningDataModule):
 
     Args:
         root: Folder of the cubes.
-        dataset: Data set: ``folder`` (any cubes; sub-folders train, validation, test if present), ``cave`` or ``icvl``.
+        dataset: Data set: ``folder`` (cubes of any format; sub-folders train, validation, test if present), ``cave`` or
+            ``icvl``.
         split: Published split of the data set, its first by default.
         missing: ``error``, or ``skip`` to go on without scenes of the split that are not there.
         bands: Bands of the network. Of a cube with more, a random run of neighbouring bands is taken. A pair, for a
@@ -69,7 +71,7 @@ class CubeDataModule(pl.LightningDataModule):
             take fewer bands than they were made for, as HCANetBRA does; so is ``fewest_bands``.
         fewest_bands: Fewest bands of a patch; for each batch a number from there on is drawn. None: all there are.
         gain: Smallest and largest factor, drawn for each patch, of its brightness before noise is added.
-        extra: Further clean cubes, files or folders of PNG, of any size and at least ``bands`` bands.
+        extra: Further clean cubes, or folders of them, of any size and at least ``bands`` bands.
         extra_share: Share of the patches that are cut from ``extra``, 0 to 1.
         estimate: Whether the workers make what the network in training does not learn but starts from, with its
             settings (on a GPU, its small decompositions take long). A core takes 10 ms for 64 pixels and 50 ms for 96
@@ -166,9 +168,15 @@ class CubeDataModule(pl.LightningDataModule):
             ValueError: If a scene is missing, a part is empty, or a scene is in two parts.
             FileNotFoundError: If ``root`` is not a folder.
         """
+        found: list[Path] = []
         for path in self.extra:
             if not path.exists():
                 raise FileNotFoundError(f"{path}: no such file or folder; --data.extra names clean cubes")
+            cubes = cubes_in(path) if path.is_dir() and not is_cube(path) else [path]
+            if not cubes:
+                raise ValueError(f"{path}: no cube in it for --data.extra; {NEEDED}")
+            found += cubes
+        self.extra = tuple(found)
         if self.scenes is None:
             self.scenes = find_scenes(self.dataset, self.root, split=self.split, missing=self.missing)
         return self.scenes
@@ -218,7 +226,7 @@ class CubeDataModule(pl.LightningDataModule):
         if stage in ("fit", "validate") and self._validation is None:
             cubes = []
             for path in scenes.validation:
-                cube = read_clean(path, key=key, crop=self.validation_crop)
+                cube = read_clean(path, key=key, crop=self.validation_crop, valid_part=True)
                 if self._own_bands is not None:
                     if len(cube) < self._own_bands:
                         raise ValueError(f"{path}: {len(cube)} bands, {self._own_bands} are needed: lower --data.bands")

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float32, Shaped
 from torch.nn import functional as F
 
+from hsidenoise.data.io import files_of
 from hsidenoise.data.scenes import read_clean
 from hsidenoise.system.files import replacing
 from hsidenoise.system.machine import free_memory
@@ -123,7 +124,8 @@ class CubeStore:
     """Clean cubes at several scales, from which patches are cut.
 
     Args:
-        paths: Files (or folders of PNG) of the cubes; each is scaled to [0, 1] by its smallest and largest value.
+        paths: Files (or folders) of the cubes; each is scaled to [0, 1] by its smallest and largest value, and of one
+            in which some pixels hold no data only the largest rectangle without them is used.
         patch_size: Side of a patch in pixels. A scale at which it does not fit a cube is left out for that cube.
         bands: Bands of a patch; a cube with more gives a random run of neighbouring ones. None: all bands.
         scales: Factors in (0, 1] by which the cubes are reduced.
@@ -186,7 +188,7 @@ class CubeStore:
             if found and len(found[0]) >= (bands or 0):
                 self.cubes.append(found)
                 continue
-            levels = self._levels(read_clean(path, key=key, crop=crop), path)
+            levels = self._levels(read_clean(path, key=key, crop=crop, valid_part=True), path)
             if number == 0:
                 need = sum(level.nbytes for level in levels) * len(paths)
                 free = free_memory(torch.device("cpu"))
@@ -303,9 +305,10 @@ class CubeStore:
     def _file(self, path: str | Path, folder: Path, key: str | None, crop: int | None) -> Path:
         """Name of a cube's memory-mapped file; another option, or a file that is not the same, gives another name."""
         source = Path(path).resolve()
-        parts = sorted(part for part in source.rglob("*") if part.is_file()) if source.is_dir() else [source]
         # the time of the last change of any kind too: a copy may keep size and time of another file
-        stats = [(part.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for part in parts for s in [part.stat()]]
+        stats = [
+            (part.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for part in files_of(Path(path)) for s in [part.stat()]
+        ]
         what = (_FORM, str(source), stats, key, crop, self.patch_size, self.scales, self.mirror)
         name = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
         return folder / f"{source.stem}-{name}.levels"

@@ -1,12 +1,15 @@
+import itertools
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hsidenoise.data.datasets import DATASETS, SPLITS, read_split, scene_name
-from hsidenoise.data.io import write_arrays
-from hsidenoise.data.scenes import find_scenes, read_clean
+from hsidenoise.data.datasets import DATASETS, SPLITS, plain_name, read_split, scene_name
+from hsidenoise.data.io import FORMATS, convert, digest_of, write_arrays
+from hsidenoise.data.scenes import _largest_rectangle, cubes_in, find_scenes, read_clean
 
 
 def touch(root, *names):
@@ -169,6 +172,95 @@ def test_read_clean_keeps_the_digits_of_a_large_offset(tmp_path, rng):
     plain, *others = (read_clean(tmp_path / f"{name}.mat") for name in "abcd")
     for other in others:
         np.testing.assert_allclose(other, plain, atol=1e-6)
+
+
+EVERY = ("a.mat", "b.HDR", "b.img", "c.tif", "d.npy", "e.npz", "f.h5", "g.nc", "h.img.hdr", "h.img", "i.hdr", "i")
+OTHERS = (
+    "._a.mat",
+    ".b.hdr",
+    "notes.txt",
+    "lone.img",
+    "lone.dat",
+    "x.json",
+    ".hidden/k.mat",
+    "j.zarr/c/0.npy",
+    "a.mat.json",
+)
+
+
+def test_a_folder_of_every_format_has_each_cube_once(tmp_path):
+    touch(tmp_path, *EVERY, *OTHERS, "j.zarr/zarr.json")
+    scenes = find_scenes("folder", tmp_path)
+    found = [path.name for path in scenes.train + scenes.validation]
+    assert found == ["a.mat", "b.HDR", "c.tif", "d.npy", "e.npz", "f.h5", "g.nc", "h.img.hdr", "i.hdr", "j.zarr"]
+    assert "".join(scene_name(path) for path in found) == "abcdefghij"
+
+
+def test_endings_are_those_of_the_formats():
+    for ending in (suffix for form in FORMATS for suffix in form.suffixes):
+        assert plain_name(f"a.b{ending}") == plain_name(f"a.b{ending.upper()}") == "a.b"
+    assert plain_name("a.raw") == "a.raw"
+
+
+def test_raw_data_of_icvl_beside_its_cubes_are_not_taken(tmp_path):
+    names = [scene_name(name).upper() for name in read_split("icvl_sert_train.txt")]
+    names += [scene_name(name).upper() for name in read_split("icvl_sert_val.txt")]
+    touch(tmp_path, *(f"{name}{ending}" for name in names for ending in (".mat", ".hdr", ".raw")))
+    scenes = find_scenes("icvl", tmp_path)
+    assert {path.suffix for path in scenes.train + scenes.validation} == {".mat"}
+
+
+def test_a_scene_is_read_from_every_format(tmp_path, rng):
+    stored = rng.uniform(1, 9, (12, 14, 5))
+    write_arrays(tmp_path / "a.mat", {"cube": stored})
+    for suffix in (".hdr", ".tif", ".npz", ".nc", ".zarr"):
+        convert(tmp_path / "a.mat", tmp_path / f"{suffix[1:]}{suffix}", axes="hwb")
+    clean, *others = (read_clean(path) for path in cubes_in(tmp_path))
+    assert len(others) == 5
+    for other in others:
+        assert np.array_equal(clean, other)
+    before = {path: digest_of(path) for path in cubes_in(tmp_path)}
+    (tmp_path / "hdr.img").write_bytes(bytes(8 * 12 * 14 * 5))
+    (tmp_path / "zarr.zarr" / "more").write_text("")
+    changed = [path.name for path, digest in before.items() if digest_of(path) != digest]
+    assert changed == ["hdr.hdr", "zarr.zarr"]
+
+
+def test_the_valid_part_of_a_scene_is_taken_and_said(tmp_path, rng):
+    """A border without data must neither set the scaling nor be learnt from."""
+    stored = rng.uniform(5, 9, (40, 50, 4))
+    border = np.zeros((40, 50), bool)
+    border[:, :9] = border[30:, 45:] = True
+    stored[border] = -9999
+    stored[..., 3] = np.nan
+    write_arrays(tmp_path / "a.mat", {"cube": stored})
+    with pytest.raises(ValueError, match=r"a.mat: NaN in band 3; -9999 in 410 pixels"):
+        read_clean(tmp_path / "a.mat")
+    said = r"a.mat: .*-9999 in 410 pixels.*of its 40x50 pixels only 40x36 are used, from row 0 and column 9 on"
+    with pytest.warns(UserWarning, match=said):
+        clean = read_clean(tmp_path / "a.mat", valid_part=True)
+    inner = stored[:, 9:45, :3].transpose(2, 0, 1)
+    np.testing.assert_allclose(clean, (inner - inner.min()) / (inner.max() - inner.min()), atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_the_largest_rectangle(data):
+    height, width, finest = data.draw(st.tuples(st.integers(1, 7), st.integers(1, 7), st.sampled_from([3, 1000])))
+    pixels = np.array(data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width)))
+    pixels = pixels.reshape(height, width)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hsidenoise.data.scenes._FINEST", finest)
+        rows, columns = _largest_rectangle(pixels)
+    found = pixels[rows, columns]
+    assert found.all()
+    sizes = [
+        pixels[a:b, c:d].size
+        for a, b in itertools.combinations(range(height + 1), 2)
+        for c, d in itertools.combinations(range(width + 1), 2)
+        if pixels[a:b, c:d].all()
+    ]
+    assert found.size == max(sizes, default=0) or (finest == 3 and found.size > 0)
 
 
 @pytest.mark.parametrize(

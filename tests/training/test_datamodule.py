@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from hsidenoise.data.io import write_arrays
+from hsidenoise.data.io import Cube, write_arrays, write_cube
 from hsidenoise.training.datamodule import CubeDataModule, ResumableLoader
 
 
@@ -33,6 +33,28 @@ def test_batches_of_training(root):
     assert batches[0]["clean"].min() >= 0
     assert batches[0]["clean"].max() <= 1
     assert not torch.equal(batches[0]["noisy"], batches[1]["noisy"])
+
+
+def test_scenes_of_other_formats_and_with_a_border(root, rng):
+    """Each is taken once, and of one with pixels without data only the rest; a folder of extra cubes is one too."""
+    values = rng.uniform(3, 5, (7, 40, 44)).astype(np.float32)
+    (root / ".more").mkdir()
+    for name in ("x.hdr", "y.tif"):
+        write_cube(root / ".more" / name, Cube(values))
+    values[:, :, :8] = -9999
+    write_cube(root / "ab.hdr", Cube(values))
+    data = module(root, extra=[str(root / ".more"), str(root / "c.mat")])
+    with pytest.warns(UserWarning, match=r"ab.hdr: -9999 in 320 pixels.*of its 40x44 pixels only 40x36 are used"):
+        data.setup("fit")
+    assert [path.name for path in data.scenes.train] == ["a.mat", "ab.hdr", "b.mat"]
+    assert [path.name for path in data.extra] == ["x.hdr", "y.tif", "c.mat"]
+    assert all(0 <= batch["clean"].min() < 0.2 < 0.8 < batch["clean"].max() <= 1 for batch in data.train_dataloader())
+    (root / "ab.hdr").write_text("ENVI\nsamples = 4\n")
+    with pytest.raises(ValueError, match=r"ab.hdr: the ENVI header has no"):
+        module(root).setup("fit")
+    (root / "none").mkdir()
+    with pytest.raises(ValueError, match=r"none: no cube in it for --data.extra; \.mat, \.hdr"):
+        module(root, extra=[str(root / "none")]).locate()
 
 
 def test_validation_takes_the_middle_of_cube_and_bands(root):

@@ -9,7 +9,7 @@ import pytest
 import scipy.io
 
 from hsidenoise.data.formats.png import save_bands
-from hsidenoise.data.io import write_arrays
+from hsidenoise.data.io import Cube, write_arrays, write_cube
 from hsidenoise.training import patches
 from hsidenoise.training.patches import BandAugment, BandChoice, CubeStore, PatchPlace, reduced, scaled
 
@@ -130,6 +130,16 @@ def test_mapped_files_that_are_missing_or_torn_are_made_anew_with_every_scale(fi
         found = [level for levels in again.cubes for level in levels]
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
         assert path.read_bytes() == content
+
+
+def test_another_cube_under_the_same_header_is_read_anew(tmp_path, rng):
+    write_cube(tmp_path / "a.hdr", Cube(rng.random((3, 20, 24), dtype=np.float32)))
+    found = []
+    for _ in range(2):
+        store = CubeStore([tmp_path / "a.hdr"], patch_size=10, cache="mmap", cache_dir=tmp_path / "cache")
+        found.append(np.array(store.cubes[0][0]))
+        (tmp_path / "a.img").write_bytes(rng.random((3, 20, 24), dtype=np.float32).tobytes())
+    assert not np.array_equal(*found)
 
 
 @pytest.mark.parametrize("folder", [True, False])

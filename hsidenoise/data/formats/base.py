@@ -101,6 +101,10 @@ class Format(ABC):
     def recognises(self, path: Path) -> bool:
         """Whether a file or folder is of this format, by its content."""
 
+    def is_named(self, path: Path) -> bool:
+        """Whether a file or folder is called like a cube of this format; of several that belong together, one is."""
+        return path.suffix.lower() in self.suffixes and path.is_dir() == self.folder
+
     def kind(self, path: Path) -> str:
         """What the layout of a file's variables is called, one of :attr:`kinds`."""
         return self.kinds[0]

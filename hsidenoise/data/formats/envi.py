@@ -186,6 +186,12 @@ class _Envi(Format):
             path.suffix.lower() in (".hdr", ".img", ".bsq", ".bil", ".bip") or _pair(path) is not None
         )
 
+    def is_named(self, path: Path) -> bool:
+        if path.suffix.lower() != ".hdr" or path.is_dir():  # of the others only their header tells
+            return False
+        pair = _pair(path)
+        return pair is None or _pair(pair[0]) == pair  # a file of numbers with two headers is one cube
+
     def files(self, path: Path) -> tuple[Path, ...]:
         return _pair(path) or (path,)
 

@@ -176,6 +176,10 @@ class _Png(Format):
     def recognises(self, path: Path) -> bool:
         return path.is_dir()
 
+    def is_named(self, path: Path) -> bool:
+        # one PNG may be a preview; a cube has one per band
+        return path.is_dir() and sum(1 for _ in path.glob("[!.]*.[pP][nN][gG]")) > 1
+
     def list_variables(self, path: Path, *, allow_external: bool = False) -> list[Variable]:
         found = []
         for scene in _scenes_in(path):
