@@ -53,7 +53,8 @@ ROUND = 4000  # reads of one child: what leaks in a library must not add up
 
 def _read_cube(path: Path) -> None:
     """What `inspect` and `denoise` do with a file around the network."""
-    from hsidenoise.data.io import list_variables, read_cube, write_cube
+    from hsidenoise.data.io import read_cube, write_cube
+    from hsidenoise.data.sources import list_variables
 
     list_variables(path)
     cube = read_cube(path)

@@ -11,9 +11,9 @@ from hsidenoise.benchmark.cells import Given, Job, read_given, version_of
 from hsidenoise.benchmark.config import NOISY_SET, Data, TableConfig
 from hsidenoise.benchmark.published import published_lines
 from hsidenoise.data.datasets import Split, find_split, plain_name, read_split, scene_name
-from hsidenoise.data.io import digest_of
 from hsidenoise.data.noisy_sets import find_noisy_set
 from hsidenoise.data.scenes import NEEDED, cubes_in, scenes_for_tests, scenes_under, some_of
+from hsidenoise.data.sources import digest_of
 from hsidenoise.inference.method import Method
 from hsidenoise.noise.cases import noise_case
 

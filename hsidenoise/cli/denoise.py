@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Denoise the cube of a file."""
     import numpy as np
 
-    from hsidenoise.data.io import check_arrays_target, check_other, locate, write_arrays
+    from hsidenoise.data.io import check_arrays_target, write_arrays
+    from hsidenoise.data.sources import check_other, locate
     from hsidenoise.system.files import check_source
 
     source, key = locate(arguments.noisy, arguments.key)

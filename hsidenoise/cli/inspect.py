@@ -20,8 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Say what a file holds and how it would be read."""
-    from hsidenoise.data.io import list_variables, locate, read_cube
+    from hsidenoise.data.io import read_cube
     from hsidenoise.data.measure import describe
+    from hsidenoise.data.sources import list_variables, locate
     from hsidenoise.signal.scaling import told_apart
 
     reading = options_of(ReadOptions, arguments)

@@ -6,11 +6,9 @@ A cube is float32. Integers beyond 24 bits and float64 lose their last digits on
 as they are; the stored type comes back on the way out, integers rounded and clipped to its range.
 """
 
-import hashlib
 import math
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,46 +16,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Shaped
 
-from hsidenoise.data.formats import envi, geotiff, mat, netcdf, npy, png, zarr
 from hsidenoise.data.formats.base import Format, NewCube, Wavelengths
 from hsidenoise.data.formats.mat import write_mat
-from hsidenoise.data.layout import Layout, Variable, find_layout, printable, times
-from hsidenoise.data.metadata import WORDS, Metadata
+from hsidenoise.data.layout import Layout, find_layout, printable, times
+from hsidenoise.data.metadata import WORDS, Metadata, keep_record, record_beside
 from hsidenoise.data.options import ReadOptions
+from hsidenoise.data.sources import FORMATS, check_other, format_of, known_formats, list_variables, locate
 from hsidenoise.signal.mask import BadBands, find_mask
 from hsidenoise.signal.scaling import floating, value_range
-from hsidenoise.system.files import check_source, check_target, replacing, replacing_all, sha256, write_text
+from hsidenoise.system.files import check_source, check_target, replacing, replacing_all
 from hsidenoise.system.options import takes_options, with_changes
-
-__all__ = [
-    "ABOUT",
-    "Cube",
-    "Layout",
-    "Variable",
-    "check_arrays_target",
-    "check_cube_target",
-    "check_other",
-    "check_values",
-    "convert",
-    "digest_of",
-    "files_of",
-    "is_cube",
-    "list_variables",
-    "locate",
-    "read_cube",
-    "write_arrays",
-    "write_cube",
-]
 
 #: Free text in the header of a .mat file, between "MATLAB 5.0 MAT-file" and the binary part.
 ABOUT = slice(19, 116)
-
-_LONGEST_RECORD = 1 << 24  # bytes
-
-#: Every format, in the order in which they are tried on the content of a file; of some only their neighbours tell.
-FORMATS: tuple[Format, ...] = (
-    zarr.FORMAT, png.FORMAT, npy.NPY, npy.NPZ, geotiff.FORMAT, netcdf.FORMAT, mat.FORMAT, envi.FORMAT,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,23 +56,6 @@ class Cube:
     metadata: Metadata | None = None
     mask: Bool[np.ndarray, "bands height width"] | None = None
     not_data: tuple[str, ...] = ()
-
-
-def locate(source: str | Path, key: str | None = None) -> tuple[Path, str | None]:
-    """Split ``file.he5:/group/variable`` into the file and the name of the variable.
-
-    Args:
-        source: A path, perhaps with ``:/`` and a name behind it.
-        key: Name of the variable, which goes before that.
-
-    Example:
-        >>> locate("no/such.he5:/HDFEOS/Data")
-        (PosixPath('no/such.he5'), '/HDFEOS/Data')
-    """
-    path, _, name = str(source).rpartition(":/")
-    if not path or not name or Path(source).exists():
-        return Path(source), key
-    return Path(path), key or f"/{name}"
 
 
 def read_cube(
@@ -183,7 +137,7 @@ def _read(
 ) -> tuple[Shaped[np.ndarray, "bands height width"], Layout, Wavelengths, Metadata]:
     """A cube as it is stored, bands first; how it lies; and what the file says of it."""
     check_source(path)
-    form = _format_of(path)
+    form = format_of(path)
     variables = form.list_variables(path, allow_external=allow_external)
 
     loaded: dict[str, np.ndarray] = {}
@@ -201,66 +155,9 @@ def _read(
         raise ValueError(f"{path}: {error}") from error
     stored = layout.to_bands_first(load(layout.key))
     wavelengths, metadata = form.read_metadata(path, layout, variables, allow_external=allow_external)
-    if path.is_file() and not form.holds_record(path) and _is_record(beside := _record_beside(path)):
-        metadata = replace(metadata, record=beside.read_text(encoding="utf-8", errors="replace"))
+    if path.is_file() and not form.holds_record(path):
+        metadata = replace(metadata, record=record_beside(path))
     return stored, layout, wavelengths, metadata
-
-
-def _format_of(path: Path) -> Format:
-    """The format of a file that is there.
-
-    Raises:
-        ValueError: If its content is of none.
-    """
-    for form in FORMATS:
-        if form.recognises(path):
-            return form
-    named = next((form for form in FORMATS if path.suffix.lower() in form.suffixes), None)
-    if named is not None:
-        raise ValueError(
-            f"cannot read {path}: not {_a(named.name)} file, whatever its name says: truncated, damaged or another "
-            "kind; copy or download it again"
-        )
-    raise ValueError(f"cannot read {path}: none of the formats that are known ({_known()})")
-
-
-def is_cube(path: Path) -> bool:
-    """Whether a file or folder is called like a cube; of an ENVI pair the header is, a hidden file never."""
-    return not path.name.startswith(".") and any(form.is_named(path) for form in FORMATS)
-
-
-def files_of(path: Path) -> list[Path]:
-    """The files that a cube is read from: both of an ENVI pair, all in a folder.
-
-    Raises:
-        OSError: If there is no such file.
-        ValueError: If its content is of no format that is known.
-    """
-    check_source(path)
-    parts = (
-        part for each in _format_of(path).files(path) for part in (each, *(each.rglob("*") if each.is_dir() else ()))
-    )
-    return sorted(part for part in parts if part.is_file())
-
-
-def digest_of(path: Path, *, ending: str = "") -> str:
-    """SHA-256 of what a cube is read from, see :func:`hsidenoise.system.files.sha256`; of an ENVI pair, of both.
-
-    Raises:
-        OSError: If there is no such file.
-        ValueError: If its content is of no format that is known.
-    """
-    check_source(path)
-    each = [sha256(part, ending=ending) for part in _format_of(path).files(path)]
-    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
-
-
-def _a(name: str) -> str:
-    return f"an {name}" if name.startswith(("E", "H")) else f"a {name}"
-
-
-def _known() -> str:
-    return ", ".join(f"{form.name} {'/'.join(form.suffixes)}" for form in FORMATS if form.suffixes)
 
 
 def read_beside(
@@ -295,7 +192,7 @@ def read_beside(
         name = what if what in found else found[0]
     else:
         raise ValueError(f"the {what} '{mask}' is neither a variable of it ({', '.join(own)}) nor a file")
-    stored = _format_of(source).load_variable(source, name)
+    stored = format_of(source).load_variable(source, name)
     bands, height, width = shape
     if stored.shape == layout.shape:
         return layout.to_bands_first(stored)
@@ -336,22 +233,6 @@ def check_values(
     low, high = value_range(values, name)
     if low == high:
         raise ValueError(f"{name} is constant: every value is {low:g}; nothing can be denoised")
-
-
-def list_variables(path: str | Path, *, allow_external: bool = False) -> list[Variable]:
-    """List what a file or a folder of band images holds, without loading it.
-
-    Args:
-        path: As for :func:`read_cube`.
-        allow_external: Whether what a v7.3 file keeps in other files is described too.
-
-    Raises:
-        OSError: If the file is missing or cannot be opened.
-        ValueError: If it is not such a file, truncated or damaged.
-    """
-    path, _ = locate(path)
-    check_source(path)
-    return _format_of(path).list_variables(path, allow_external=allow_external)
 
 
 def write_cube(path: str | Path, cube: Cube) -> Path | None:
@@ -449,7 +330,7 @@ def _write(target: Path, cube: Cube, stored: Shaped[np.ndarray, "bands height wi
         arranged = cube.layout.from_bands_first(stored)
         with replacing_all(form.targets(target, like), folder=form.folder) as temporaries:
             form.write_like(like, temporaries, cube.layout, arranged, suffix, metadata.record)
-        return _keep_record(target, record, inside=inside)
+        return keep_record(target, record, inside=inside)
     name = "cube" if cube.layout is None or cube.layout.format == "png" else cube.layout.leaf
     said = metadata.said if cube.wavelengths is None else ("wavelengths", *metadata.said)
     if lost := [WORDS[each] for each in said if each not in form.holds]:
@@ -457,36 +338,7 @@ def _write(target: Path, cube: Cube, stored: Shaped[np.ndarray, "bands height wi
     large = cube.layout is not None and cube.layout.format == "mat73"
     with replacing_all(form.targets(target, None), folder=form.folder) as temporaries:
         form.write_new(temporaries, NewCube(stored, cube.wavelengths, metadata, name, suffix, large))
-    return _keep_record(target, record, inside=inside)
-
-
-def _record_beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
-def _is_record(path: Path) -> bool:
-    """Whether a file is a record, not somebody's own of the same name."""
-    if not path.is_file() or path.stat().st_size > _LONGEST_RECORD:
-        return False
-    with path.open("rb") as file:
-        return re.match(rb'\s*\{\s*"hsidenoise":', file.read(100)) is not None
-
-
-def _keep_record(target: Path, record: str | None, *, inside: bool) -> Path | None:
-    """Put a record beside a new file if it is not in it, and take away that of the file that was there before."""
-    place = _record_beside(target)
-    try:
-        if record is not None and not inside:
-            if place.exists() and not _is_record(place):
-                raise FileExistsError(f"{place} is there and of something else")
-            write_text(place, record.rstrip("\n") + "\n")
-            return place
-        if _is_record(place):
-            place.unlink()
-    except OSError as error:
-        warnings.warn(f"the record of what was done could not be written: {error}", stacklevel=4)
-        return None
-    return None if record is None else target
+    return keep_record(target, record, inside=inside)
 
 
 def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None]:
@@ -518,7 +370,7 @@ def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None
     if form is None:
         form = next((form for form in FORMATS if (suffix or ".mat") in form.suffixes), None)
     if form is None:
-        raise ValueError(f"cannot write {path}: no format of cubes is called {suffix}; known: {_known()}")
+        raise ValueError(f"cannot write {path}: no format of cubes is called {suffix}; known: {known_formats()}")
     form.ready()
     original = source if source is not None and layout is not None and layout.format in form.kinds else None
     if original is None and form.types is not None and (dtype := _dtype(cube)).str[1:] not in form.types:
@@ -529,29 +381,6 @@ def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None
     if original is not None and len(form.files(original)) > 1:
         check_other(original, target, targets)
     return form, original
-
-
-def check_other(
-    source: Path, target: str | Path, targets: Sequence[Path] | None = None, read: Sequence[Any] = ()
-) -> None:
-    """Refuse a target that is the source, of the files that belong to it, or another file that is read.
-
-    Args:
-        source: The file that is read.
-        target: The name of what will be written.
-        targets: Its files.
-        read: What may name further files that are read.
-
-    Raises:
-        ValueError: If it is.
-    """
-    files = _format_of(source).files(source)
-    others = [Path(each) for each in read if isinstance(each, str | Path) and Path(each).is_file()]
-    for each in (Path(target), *(targets or ())):
-        if each.exists() and any(each.samefile(file) for file in files):
-            raise ValueError(f"{each} is the source itself and would be lost; choose another output name")
-        if each.exists() and any(each.samefile(file) for file in others):
-            raise ValueError(f"{each} is read by this command and would be lost; choose another output name")
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], *, about: bytes = b"") -> None:

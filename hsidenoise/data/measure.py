@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Real
 
-from hsidenoise.data.io import Cube, locate, read_cube
+from hsidenoise.data.io import Cube, read_cube
 from hsidenoise.data.layout import printable
 from hsidenoise.data.noisy_sets import CLEAN_KEY, NOISY_KEY, clean_beside, key_if_there
 from hsidenoise.data.options import EvaluateOptions, ReadOptions
+from hsidenoise.data.sources import locate
 from hsidenoise.metrics.functional import evaluate
 from hsidenoise.metrics.protocols import PROTOCOLS, Scores
 from hsidenoise.signal.mask import spans

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64
+
+from hsidenoise.system.files import write_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,7 @@ class Metadata:
 
 #: What :attr:`Metadata.record` is called in a file.
 RECORD = "hsidenoise"
+_LONGEST = 1 << 24  # bytes of a file with a record
 
 #: What people call the fields that are left out where a format has no place for them, and ``wavelengths``.
 WORDS = {
@@ -61,3 +67,50 @@ WORDS = {
     "transform": "map position",
     "attributes": "other header fields",
 }
+
+
+def record_beside(path: Path) -> str | None:
+    """The record in ``<path>.json``, of a file whose format has no place for it; None if there is none."""
+    place = _beside(path)
+    return place.read_text(encoding="utf-8", errors="replace") if _is_record(place) else None
+
+
+def keep_record(target: Path, record: str | None, *, inside: bool) -> Path | None:
+    """Put a record beside a new file if it is not in it, and take away that of the file that was there before.
+
+    Args:
+        target: The new file.
+        record: Its record, None without one.
+        inside: Whether a record is in the file.
+
+    Returns:
+        The file that holds it; None without one, or if it could not be written.
+
+    Warns:
+        UserWarning: If it could not be written, such as where another file has that name.
+    """
+    place = _beside(target)
+    try:
+        if record is not None and not inside:
+            if place.exists() and not _is_record(place):
+                raise FileExistsError(f"{place} is there and of something else")
+            write_text(place, record.rstrip("\n") + "\n")
+            return place
+        if _is_record(place):
+            place.unlink()
+    except OSError as error:
+        warnings.warn(f"the record of what was done could not be written: {error}", stacklevel=4)
+        return None
+    return None if record is None else target
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is a record, not somebody's own of the same name."""
+    if not path.is_file() or path.stat().st_size > _LONGEST:
+        return False
+    with path.open("rb") as file:
+        return re.match(rb'\s*\{\s*"hsidenoise":', file.read(100)) is not None

@@ -22,21 +22,12 @@ from jaxtyping import Float32, Float64
 from tqdm.auto import tqdm
 
 from hsidenoise.data.datasets import DATASETS, Split, find_split, plain_name, scene_name
-from hsidenoise.data.io import (
-    ABOUT,
-    Cube,
-    check_arrays_target,
-    check_other,
-    check_values,
-    digest_of,
-    locate,
-    read_cube,
-    write_arrays,
-)
+from hsidenoise.data.io import ABOUT, Cube, check_arrays_target, check_values, read_cube, write_arrays
 from hsidenoise.data.layout import printable, times
 from hsidenoise.data.noisy_sets import CLEAN_KEY, PUBLISHED_CASES, key_if_there, pair_files, published_arrays
 from hsidenoise.data.options import CorruptOptions, NoisySetOptions, ReadOptions
 from hsidenoise.data.scenes import NEEDED, clean_range, cubes_in, scenes_for_tests, scenes_under, some_of
+from hsidenoise.data.sources import check_other, digest_of, locate
 from hsidenoise.noise.cases import Corruption, NoiseCase, corrupt, noise_case
 from hsidenoise.signal.mask import find_extremes
 from hsidenoise.signal.scaling import centre_crop, to_unit_range

@@ -19,8 +19,9 @@ import numpy as np
 from jaxtyping import Float32, Float64, Real
 
 from hsidenoise.data.formats.mat import load_variable
-from hsidenoise.data.io import Cube, list_variables, read_cube
+from hsidenoise.data.io import Cube, read_cube
 from hsidenoise.data.layout import Variable, describe, times
+from hsidenoise.data.sources import list_variables
 from hsidenoise.noise.cases import noise_case
 from hsidenoise.signal.scaling import value_range
 

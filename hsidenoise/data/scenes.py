@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from hsidenoise.data.datasets import Split, find_split, read_split, scene_name
-from hsidenoise.data.io import Cube, is_cube, read_cube
+from hsidenoise.data.io import Cube, read_cube
 from hsidenoise.data.layout import times
+from hsidenoise.data.sources import is_cube
 from hsidenoise.noise.cases import noise_case
 from hsidenoise.signal.scaling import centre_crop, to_unit_range
 
@@ -188,7 +189,7 @@ def _largest_rectangle(pixels: Bool[np.ndarray, "height width"]) -> tuple[slice,
 
 
 def cubes_in(folder: Path) -> list[Path]:
-    """Cubes that lie directly in a folder, by their names (:func:`hsidenoise.data.io.is_cube`), sorted."""
+    """Cubes that lie directly in a folder, by their names (:func:`hsidenoise.data.sources.is_cube`), sorted."""
     return sorted(path for path in folder.iterdir() if is_cube(path))
 
 

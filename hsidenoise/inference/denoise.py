@@ -198,17 +198,10 @@ def denoise_file(
         ValueError: As :func:`denoise` and :func:`hsidenoise.read_cube`, or if the target is the source.
         OSError: If the source cannot be read or the target cannot be written.
     """
-    from hsidenoise.data.io import (
-        check_cube_target,
-        check_other,
-        check_values,
-        locate,
-        read_beside,
-        read_cube,
-        write_cube,
-    )
+    from hsidenoise.data.io import check_cube_target, check_values, read_beside, read_cube, write_cube
     from hsidenoise.data.layout import printable
     from hsidenoise.data.metadata import Metadata
+    from hsidenoise.data.sources import check_other, locate
     from hsidenoise.system.files import check_source, check_target
 
     given = {name: changes.pop(name) for name in list(changes) if name in ReadOptions.__dataclass_fields__}

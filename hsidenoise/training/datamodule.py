@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hsidenoise.data.datasets import DATASETS, scene_name
-from hsidenoise.data.io import is_cube
 from hsidenoise.data.scenes import NEEDED, Scenes, cubes_in, find_scenes, read_clean
+from hsidenoise.data.sources import is_cube
 from hsidenoise.models.unet import MixingUNet
 from hsidenoise.training.pairs import Pair, SyntheticNoise, TrainingPairs, TurnSampler, ValidationPairs
 from hsidenoise.training.patches import SCALES, BandAugment, Cache, CubeStore

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float32, Shaped
 from torch.nn import functional as F
 
-from hsidenoise.data.io import files_of
 from hsidenoise.data.scenes import read_clean
+from hsidenoise.data.sources import files_of
 from hsidenoise.system.files import replacing
 from hsidenoise.system.machine import free_memory
 

@@ -15,15 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsidenoise.data.formats.mat import load_variable, write_mat
-from hsidenoise.data.io import (
-    Cube,
-    Layout,
-    check_values,
-    list_variables,
-    read_cube,
-    write_arrays,
-    write_cube,
-)
+from hsidenoise.data.io import Cube, check_values, read_cube, write_arrays, write_cube
+from hsidenoise.data.layout import Layout
+from hsidenoise.data.sources import list_variables
 from hsidenoise.system.files import check_target
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsidenoise.data.datasets import DATASETS, SPLITS, plain_name, read_split, scene_name
-from hsidenoise.data.io import FORMATS, convert, digest_of, write_arrays
+from hsidenoise.data.io import convert, write_arrays
 from hsidenoise.data.scenes import _largest_rectangle, cubes_in, find_scenes, read_clean
+from hsidenoise.data.sources import FORMATS, digest_of
 
 
 def touch(root, *names):

@@ -8,8 +8,9 @@ from rasterio.errors import NotGeoreferencedWarning
 from spectral.io import envi as spectral_envi
 
 from hsidenoise.data.formats.envi import FORMAT
-from hsidenoise.data.io import Cube, convert, list_variables, read_cube, write_cube
+from hsidenoise.data.io import Cube, convert, read_cube, write_cube
 from hsidenoise.data.metadata import Metadata
+from hsidenoise.data.sources import list_variables
 
 pytestmark = pytest.mark.filterwarnings("ignore:Parameters with non-lowercase names")  # of spectral
 AXES = {"bsq": "bhw", "bil": "hbw", "bip": "hwb"}

@@ -15,8 +15,9 @@ import zarr
 from command_line import call, child, refused
 
 from hsidenoise.data.formats.mat import write_mat
-from hsidenoise.data.io import FORMATS, Cube, convert, list_variables, read_cube, write_cube
+from hsidenoise.data.io import Cube, convert, read_cube, write_cube
 from hsidenoise.data.metadata import Metadata
+from hsidenoise.data.sources import FORMATS, list_variables
 
 SUFFIXES = [suffix for form in FORMATS for suffix in form.suffixes]
 FULL_DISK = """

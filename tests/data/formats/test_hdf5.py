@@ -9,7 +9,8 @@ import pytest
 from command_line import call, refused, run
 
 from hsidenoise.data.formats.mat import list_mat, load_variable, write_mat
-from hsidenoise.data.io import list_variables, read_cube, write_cube
+from hsidenoise.data.io import read_cube, write_cube
+from hsidenoise.data.sources import list_variables
 
 STORED = np.random.default_rng(0).random((5, 7, 6)).astype(np.float32)  # (bands, width, height) as HDF5 shows it
 VALUES = STORED.transpose(0, 2, 1)

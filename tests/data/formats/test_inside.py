@@ -7,7 +7,8 @@ import scipy.io
 from command_line import call, refused
 
 from hsidenoise.data.formats.mat import load_variable
-from hsidenoise.data.io import Cube, convert, list_variables, read_cube, write_cube
+from hsidenoise.data.io import Cube, convert, read_cube, write_cube
+from hsidenoise.data.sources import list_variables
 
 
 def values_of(dtype="f4", seed=0):

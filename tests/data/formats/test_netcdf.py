@@ -8,8 +8,9 @@ from command_line import call, refused
 
 from hsidenoise.data.formats.mat import write_mat
 from hsidenoise.data.formats.netcdf import FORMAT
-from hsidenoise.data.io import Cube, convert, list_variables, locate, read_cube, write_cube
+from hsidenoise.data.io import Cube, convert, read_cube, write_cube
 from hsidenoise.data.metadata import Metadata
+from hsidenoise.data.sources import list_variables, locate
 
 UTM = 'PROJCS["WGS 84 / UTM zone 32N",GEOGCS["WGS 84",DATUM["WGS_1984",SPHEROID["WGS 84",6378137,298.257223563]],PRIMEM["Greenwich",0],UNIT["degree",0.0174532925199433]],PROJECTION["Transverse_Mercator"],PARAMETER["latitude_of_origin",0],PARAMETER["central_meridian",9],PARAMETER["scale_factor",0.9996],PARAMETER["false_easting",500000],PARAMETER["false_northing",0],UNIT["metre",1],AUTHORITY["EPSG","32632"]]'  # noqa: E501
 

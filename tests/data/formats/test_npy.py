@@ -5,7 +5,8 @@ import pytest
 from command_line import call, refused
 
 from hsidenoise.data.formats.npy import NPY, NPZ
-from hsidenoise.data.io import convert, list_variables, read_cube, write_cube
+from hsidenoise.data.io import convert, read_cube, write_cube
+from hsidenoise.data.sources import list_variables
 
 
 def stored(dtype="u2"):

@@ -1,0 +1,130 @@
+"""What a path names: which format it has, told by its content, which files belong to it, which variables are in it."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hsidenoise.data.formats import envi, geotiff, mat, netcdf, npy, png, zarr
+from hsidenoise.data.formats.base import Format
+from hsidenoise.data.layout import Variable
+from hsidenoise.system.files import check_source, sha256
+
+#: Every format, in the order in which they are tried on the content of a file; of some only their neighbours tell.
+FORMATS: tuple[Format, ...] = (
+    zarr.FORMAT, png.FORMAT, npy.NPY, npy.NPZ, geotiff.FORMAT, netcdf.FORMAT, mat.FORMAT, envi.FORMAT,
+)  # fmt: skip
+
+
+def locate(source: str | Path, key: str | None = None) -> tuple[Path, str | None]:
+    """Split ``file.he5:/group/variable`` into the file and the name of the variable.
+
+    Args:
+        source: A path, perhaps with ``:/`` and a name behind it.
+        key: Name of the variable, which goes before that.
+
+    Example:
+        >>> locate("no/such.he5:/HDFEOS/Data")
+        (PosixPath('no/such.he5'), '/HDFEOS/Data')
+    """
+    path, _, name = str(source).rpartition(":/")
+    if not path or not name or Path(source).exists():
+        return Path(source), key
+    return Path(path), key or f"/{name}"
+
+
+def list_variables(path: str | Path, *, allow_external: bool = False) -> list[Variable]:
+    """List what a file or a folder of band images holds, without loading it.
+
+    Args:
+        path: As for :func:`hsidenoise.read_cube`.
+        allow_external: Whether what a v7.3 file keeps in other files is described too.
+
+    Raises:
+        OSError: If the file is missing or cannot be opened.
+        ValueError: If it is not such a file, truncated or damaged.
+    """
+    path, _ = locate(path)
+    check_source(path)
+    return format_of(path).list_variables(path, allow_external=allow_external)
+
+
+def format_of(path: Path) -> Format:
+    """The format of a file that is there.
+
+    Raises:
+        ValueError: If its content is of none.
+    """
+    for form in FORMATS:
+        if form.recognises(path):
+            return form
+    named = next((form for form in FORMATS if path.suffix.lower() in form.suffixes), None)
+    if named is not None:
+        raise ValueError(
+            f"cannot read {path}: not {_a(named.name)} file, whatever its name says: truncated, damaged or another "
+            "kind; copy or download it again"
+        )
+    raise ValueError(f"cannot read {path}: none of the formats that are known ({known_formats()})")
+
+
+def is_cube(path: Path) -> bool:
+    """Whether a file or folder is called like a cube; of an ENVI pair the header is, a hidden file never."""
+    return not path.name.startswith(".") and any(form.is_named(path) for form in FORMATS)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a cube is read from: both of an ENVI pair, all in a folder.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If its content is of no format that is known.
+    """
+    check_source(path)
+    parts = (
+        part for each in format_of(path).files(path) for part in (each, *(each.rglob("*") if each.is_dir() else ()))
+    )
+    return sorted(part for part in parts if part.is_file())
+
+
+def digest_of(path: Path, *, ending: str = "") -> str:
+    """SHA-256 of what a cube is read from, see :func:`hsidenoise.system.files.sha256`; of an ENVI pair, of both.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If its content is of no format that is known.
+    """
+    check_source(path)
+    each = [sha256(part, ending=ending) for part in format_of(path).files(path)]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name.startswith(("E", "H")) else f"a {name}"
+
+
+def known_formats() -> str:
+    """Every format with the endings of its files, for messages."""
+    return ", ".join(f"{form.name} {'/'.join(form.suffixes)}" for form in FORMATS if form.suffixes)
+
+
+def check_other(
+    source: Path, target: str | Path, targets: Sequence[Path] | None = None, read: Sequence[Any] = ()
+) -> None:
+    """Refuse a target that is the source, of the files that belong to it, or another file that is read.
+
+    Args:
+        source: The file that is read.
+        target: The name of what will be written.
+        targets: Its files.
+        read: What may name further files that are read.
+
+    Raises:
+        ValueError: If it is.
+    """
+    files = format_of(source).files(source)
+    others = [Path(each) for each in read if isinstance(each, str | Path) and Path(each).is_file()]
+    for each in (Path(target), *(targets or ())):
+        if each.exists() and any(each.samefile(file) for file in files):
+            raise ValueError(f"{each} is the source itself and would be lost; choose another output name")
+        if each.exists() and any(each.samefile(file) for file in others):
+            raise ValueError(f"{each} is read by this command and would be lost; choose another output name")
