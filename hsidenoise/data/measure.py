@@ -35,7 +35,7 @@ class Evaluated:
         scores: The scores.
         data_range: Range of clean values that PSNR and SSIM go by.
         scaling: What was done to the values, and why, in words.
-        pixels_scored: Pixels that hold data in both.
+        pixels_scored: Pixels that hold data in both, in some band that is scored.
         pixels: All pixels.
         bands_left_out: Bands without data, 0-based.
         not_data: What was taken for no data, in words.
@@ -108,29 +108,34 @@ def evaluate_files(
     bands = np.flatnonzero(left.bands)
     ours, truth = denoised.values[bands], clean.values[bands]
     if carried is not None:
-        carried = carried[bands][:, left.pixels]
-    truth, lowest, data_range, rule = _common_scale(truth, left.pixels, clean, carried, options.data_range)
-    spread = float(ours[:, left.pixels].std() / (truth[:, left.pixels].std() or 1.0))
+        carried = carried[bands][left.valid]
+    truth, lowest, data_range, rule = _common_scale(truth, left.valid, clean, carried, options.data_range)
+    spread = float(ours[left.valid].std() / (truth[left.valid].std() or 1.0))
     if not 0.05 < spread < 20:
         warnings.warn(
             f"the denoised values spread {spread:.2g} times as wide as the clean ones: are both in the same unit?",
             stacklevel=2,
         )
     protocol = PROTOCOLS[options.protocol]
-    mask = None if left.pixels.all() else left.pixels
+    mask = None if left.valid.all() else left.valid
     scores = evaluate(ours, truth, data_range=data_range, protocol=options.protocol, lowest=lowest, mask=mask)
     same: list[int] = []
     dark: list[int] = []
     floor = lowest or 0.0
     clip = (floor, floor + data_range) if protocol.clipped else None
     if not protocol.rows_as_bands:  # there, its scores are not of bands
-        same, dark = _beyond_scores(ours, truth, left.pixels, clip, lowest is not None)
+        same, dark = _beyond_scores(ours, truth, left.valid, clip, lowest is not None)
     infinite = tuple(int(band) for band in bands[same])
     undefined = tuple(int(band) for band in bands[dark])
     others = np.setdiff1d(np.arange(len(bands)), same)
     if infinite and len(others):  # of a cube that is the same as a whole, an infinite PSNR says it
         rest = evaluate(
-            ours[others], truth[others], data_range=data_range, protocol=options.protocol, lowest=lowest, mask=mask
+            ours[others],
+            truth[others],
+            data_range=data_range,
+            protocol=options.protocol,
+            lowest=lowest,
+            mask=None if mask is None else mask[others],
         )
         warnings.warn(
             f"the PSNR is infinite: both cubes are the same in {_bands(infinite)}; PSNR over the {len(others)} others "
@@ -160,11 +165,13 @@ class Scorable:
 
     Attributes:
         bands: True where a band can be scored.
-        pixels: True where a pixel holds data in all of these bands, in both cubes.
-        reasons: What is scored though it looks like no data, for people.
+        valid: True where these bands hold data, in both cubes.
+        pixels: True where a pixel holds data in some of them.
+        reasons: What people should know of it.
     """
 
     bands: Bool[np.ndarray, " bands"]
+    valid: Bool[np.ndarray, "bands_left height width"]
     pixels: Bool[np.ndarray, "height width"]
     reasons: tuple[str, ...]
 
@@ -181,7 +188,7 @@ def scorable(
 
     Left out is what holds no data in the clean cube, and what is NaN or infinite in the denoised one. Its other values
     without data are scored, or a denoiser could hide what it has spoilt, unless somebody has said what they are. A band
-    without anything else is left out as a band, a pixel if a value of any other band is left out.
+    without anything else is left out as a band.
 
     Args:
         denoised: The one cube.
@@ -212,10 +219,13 @@ def scorable(
         elif count := int(alone.sum()):
             reasons.append(f"{count} values seem to be no data in the denoised cube only: scored as they are")
     bands = ~invalid.all(axis=(1, 2))
-    pixels = ~invalid[bands].any(axis=0)
-    if not bands.any() or not pixels.any():
-        raise ValueError("no pixel holds data in all bands of both cubes")
-    return Scorable(bands, pixels, tuple(reasons))
+    if not bands.any():
+        raise ValueError("no pixel holds data in both cubes")
+    valid = ~invalid[bands]
+    pixels = np.asarray(valid.any(axis=0))
+    if partly := int((pixels & ~valid.all(axis=0)).sum()):
+        reasons.append(f"{partly} pixels hold data in some bands only, and are scored in these")
+    return Scorable(bands, valid, pixels, tuple(reasons))
 
 
 def describe(cube: Cube) -> dict[str, Any]:
@@ -356,13 +366,13 @@ def _read(path: Path, reading: ReadOptions, usual: str) -> Cube:
 
 
 def _beyond_scores(
-    denoised: np.ndarray, clean: np.ndarray, pixels: np.ndarray, clip: tuple[float, float] | None, stored: bool
+    denoised: np.ndarray, clean: np.ndarray, valid: np.ndarray, clip: tuple[float, float] | None, stored: bool
 ) -> tuple[list[int], list[int]]:
     """Bands that are the same in both cubes (after the clip), and bands of clean mean 0 that are not (before it)."""
     same: list[int] = []
     dark: list[int] = []
     for index, (ours, truth) in enumerate(zip(denoised, clean, strict=True)):
-        estimate, wanted = ours[pixels].astype(np.float64), truth[pixels].astype(np.float64)
+        estimate, wanted = ours[valid[index]].astype(np.float64), truth[valid[index]].astype(np.float64)
         clipped = estimate if clip is None else estimate.clip(*clip)
         if np.array_equal(clipped, wanted):
             same.append(index)
@@ -376,12 +386,12 @@ def _bands(bands: tuple[int, ...]) -> str:
 
 
 def _common_scale(
-    truth: np.ndarray, pixels: np.ndarray, clean: Cube, carried: np.ndarray | None, data_range: float | None
+    truth: np.ndarray, mask: np.ndarray, clean: Cube, carried: np.ndarray | None, data_range: float | None
 ) -> tuple[np.ndarray, float | None, float, str]:
     """The clean cube in the denoised one's unit, the ends of the range that PSNR and SSIM go by, and why."""
     if data_range is not None:
         return truth, None, data_range, f"none; data range {data_range:g} as given"
-    valid = truth[:, pixels]
+    valid = truth[mask]
     low, high = float(valid.min()), float(valid.max())
     floats = clean.layout is None or np.issubdtype(clean.layout.dtype, np.floating)
     if floats and low >= 0 and high <= 1:

@@ -92,14 +92,15 @@ def bandwise_ssim(
     data_range: float,
     window: Window = "uniform",
     normalisation: Normalisation = "sample",
-    mask: Bool[Tensor, "height width"] | None = None,
+    mask: Bool[Tensor, "height width"] | Bool[Tensor, "bands height width"] | None = None,
 ) -> Float[Tensor, "*batch bands"]:
     """Structural similarity of every band; arguments and errors as in :func:`ssim`."""
     denoised, clean = _checked(denoised, clean)
     data_range = _checked_range(data_range)
     # Band by band: the local statistics of a large cube never lie in memory all at once.
-    pairs = zip(denoised.unbind(-3), clean.unbind(-3), strict=True)
-    return torch.stack([_ssim_of_images(x, y, data_range, window, normalisation, mask) for x, y in pairs], dim=-1)
+    masks = [mask] * denoised.shape[-3] if mask is None or mask.ndim == 2 else mask.unbind(0)
+    images = zip(denoised.unbind(-3), clean.unbind(-3), masks, strict=True)
+    return torch.stack([_ssim_of_images(x, y, data_range, window, normalisation, m) for x, y, m in images], dim=-1)
 
 
 def ssim(
@@ -109,7 +110,7 @@ def ssim(
     data_range: float,
     window: Window = "uniform",
     normalisation: Normalisation = "sample",
-    mask: Bool[Tensor, "height width"] | None = None,
+    mask: Bool[Tensor, "height width"] | Bool[Tensor, "bands height width"] | None = None,
 ) -> Float[Tensor, "*batch"]:
     """Structural similarity, mean over the bands.
 
@@ -123,7 +124,7 @@ def ssim(
         window: "uniform" (7x7), "gaussian" (11x11, sigma 1.5) or "band" (one window, the whole band).
         normalisation: "sample" (n - 1), "population" (n), or "mixed": variances by n and covariance by n - 1, as
             ``np.var`` next to ``np.cov`` gives them.
-        mask: Pixels that count: a window that touches another one is left out. All if None.
+        mask: Pixels that count, of all bands or of each: a window that touches another one is left out. All if None.
 
     Raises:
         ValueError: If the shapes differ, the data range is not positive, the image is smaller than the window, or no
@@ -224,7 +225,7 @@ def evaluate_batch(
     data_range: float = 1.0,
     protocol: str = "standard",
     lowest: float | None = None,
-    mask: Bool[Tensor, "height width"] | None = None,
+    mask: Bool[Tensor, "height width"] | Bool[Tensor, "bands height width"] | None = None,
 ) -> dict[str, Float[Tensor, "*batch"]]:
     """Score every cube of a batch where the tensors lie, without gradient: what validation during training logs.
 
@@ -247,19 +248,37 @@ def evaluate_batch(
         denoised = denoised.clamp(0.0, 1.0)
     x, y = denoised, clean
     u, v = stored or (x, y)
+    if mask is not None and mask.ndim == 3 and bool((mask == mask[0]).all()):
+        mask = mask[0]
+    of_bands = None
     if mask is not None and not mask.all():
         if row.rows_as_bands:
             raise ValueError(
                 f"protocol {protocol!r} reads image rows as bands and cannot leave out pixels; take another protocol, "
                 "or crop both cubes to what is valid"
             )
-        x, y, u, v = (cube[..., mask][..., None] for cube in (x, y, u, v))
+        if mask.ndim == 2:
+            x, y, u, v = (cube[..., mask][..., None] for cube in (x, y, u, v))
+        else:
+            of_bands = [
+                [cube[..., band, :, :][..., pixels][..., None, :, None] for cube in (x, y, u, v)]
+                for band, pixels in enumerate(mask.unbind(0))
+            ]
+            # the angle at a pixel is that of the bands that count there: the others add nothing to it
+            u, v = (torch.where(mask, cube, 0.0)[..., mask.any(dim=0)][..., None] for cube in (u, v))
     else:
         mask = None
-    scores = {"ergas": ergas(u, v)}
+    if of_bands is None:
+        scores = {"ergas": ergas(u, v)}
+    else:
+        errors = torch.stack([ergas(band[2], band[3]) for band in of_bands])
+        scores = {"ergas": errors.square().mean(dim=0).sqrt()}
     if row.rows_as_bands:
         x, y, u, v, denoised, clean = (cube.movedim(-3, -1) for cube in (x, y, u, v, denoised, clean))
-    scores["psnr"] = psnr(x, y, data_range=1.0)
+    if of_bands is None:
+        scores["psnr"] = psnr(x, y, data_range=1.0)
+    else:
+        scores["psnr"] = torch.stack([psnr(band[0], band[1], data_range=1.0) for band in of_bands]).mean(dim=0)
     scores["ssim"] = ssim(
         denoised,
         clean,
@@ -291,7 +310,9 @@ def evaluate(
         protocol: Row of :data:`PROTOCOLS`; "standard" unless numbers of a certain paper are to be met.
         lowest: Smallest possible value, for cubes in a unit of their own: PSNR and SSIM are of what is above it, SAM
             and ERGAS of the values as they are, never clipped. If None it is 0, and the protocol's clip is for all.
-        mask: True where a pixel (height, width) counts, whose values must be finite; all if None.
+        mask: True where a pixel (height, width), or a value (bands, height, width), counts, which must be finite; all
+            if None. If it differs from band to band, PSNR, SSIM and ERGAS of a band are of its own pixels, and the
+            angle at a pixel is that of the bands that count there.
 
     Raises:
         ValueError: If a cube is not three-dimensional, not real, empty or has non-finite values, the shapes differ,
@@ -343,10 +364,10 @@ def _cube(values: np.ndarray | Tensor, name: str, mask: Tensor | None) -> Tensor
     if cube.ndim != 3:
         raise ValueError(f"{name} has shape {tuple(cube.shape)}: evaluate takes one cube (bands, height, width)")
     if mask is not None:
-        if mask.shape != cube.shape[1:] or not mask.any():
+        if mask.shape not in (cube.shape, cube.shape[1:]) or not mask.flatten(-2).any(dim=-1).all():
             raise ValueError(
-                f"mask has shape {tuple(mask.shape)} and {int(mask.sum())} pixels that count: pass at least one, as "
-                f"(height, width) of {name}, {tuple(cube.shape[1:])}"
+                f"mask has shape {tuple(mask.shape)} and {int(mask.sum())} pixels that count: pass at least one, in "
+                f"every band, as (height, width) of {name}, {tuple(cube.shape[1:])}, or for each band"
             )
         cube = torch.where(mask, cube, 0.0)
     unusable = ~torch.isfinite(cube)

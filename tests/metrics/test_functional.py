@@ -374,6 +374,25 @@ def test_a_mask_scores_as_if_the_rest_were_cut_off(protocol):
         assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-12)
 
 
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if not PROTOCOLS[name].rows_as_bands])
+def test_a_mask_of_each_band_scores_each_band_on_its_own_pixels(protocol):
+    denoised, clean = (np.asarray(cube, np.float64) for cube in pair())
+    mask = np.ones(clean.shape, dtype=bool)
+    mask[0, :3] = mask[1, :, 4:6] = mask[2, 5, 7] = False
+    bad = np.where(mask, denoised, np.nan)
+    found = evaluate(bad, clean, protocol=protocol, mask=mask)
+    bands = [
+        evaluate(bad[band : band + 1], clean[band : band + 1], protocol=protocol, mask=mask[band])
+        for band in range(len(clean))
+    ]
+    assert found.psnr == pytest.approx(np.mean([each.psnr for each in bands]), rel=1e-12)
+    assert found.ssim == pytest.approx(np.mean([each.ssim for each in bands]), rel=1e-12)
+    assert found.ergas == pytest.approx(np.sqrt(np.mean([each.ergas**2 for each in bands])), rel=1e-12)
+    assert found.sam == pytest.approx(evaluate(denoised * mask, clean * mask, protocol=protocol).sam, rel=1e-12)
+    same = evaluate(denoised, clean, protocol=protocol, mask=mask[[0] * len(mask)])
+    assert same == evaluate(denoised, clean, protocol=protocol, mask=mask[0])
+
+
 def test_a_mask_that_cannot_be_scored_is_refused():
     denoised, clean = pair()
     holes = torch.ones(17, 23, dtype=torch.bool)
