@@ -22,6 +22,7 @@ from hsidenoise.signal.noise_level import bad_bands, spread_of_most
 from hsidenoise.signal.scaling import told_apart
 from hsidenoise.signal.survey import residual_check, survey
 
+_BEYOND = 1e15  # whose square, summed over a cube, single precision holds, as that of its inverse
 _LARGEST = 1e140  # whose square, summed over a cube, is a number
 
 
@@ -287,6 +288,8 @@ def describe(cube: Cube) -> dict[str, Any]:
 def residual_of(noisy: Cube, denoised: Cube, strength: float = 1.0) -> dict[str, Any]:
     """What was taken away from a cube, band by band, see :func:`hsidenoise.signal.survey.residual_check`.
 
+    A band without data has None in each list.
+
     Args:
         noisy: Noisy cube.
         denoised: Denoised cube.
@@ -303,10 +306,20 @@ def residual_of(noisy: Cube, denoised: Cube, strength: float = 1.0) -> dict[str,
     mask = _pixels(noisy)
     if min(mask.shape) < 2 or not mask.any():
         return {}
-    left = np.where(mask, noisy.values.astype(np.float64) - denoised.values, 0.0)
+    bands = np.flatnonzero((np.isfinite(noisy.values) if noisy.mask is None else noisy.mask).any(axis=(1, 2)))
+    largest = float(np.abs(noisy.values[bands][:, mask]).max())
+    unit = 1.0 if 1 / _BEYOND < largest < _BEYOND else largest or 1.0
+    before, after = (_usable(cube.values, bands, unit) for cube in (noisy, denoised))
+    left = np.where(mask, before.astype(np.float64) - after, 0.0)
     sigma = spread_of_most(left[:, mask][:, None]) / strength if strength > 0 else None
-    found = residual_check(noisy.values, denoised.values, None if mask.all() else mask, sigma)
-    structured = tuple(np.flatnonzero(found.structured).tolist())
+    found = residual_check(before, after, None if mask.all() else mask, sigma)
+    structured = tuple(bands[found.structured].tolist())
+
+    def each(values: np.ndarray, unit: float = 1.0) -> list[float | None]:
+        whole = np.full(len(noisy.values), np.nan)
+        whole[bands] = values * unit
+        return _numbers(whole)
+
     if structured:
         warnings.warn(
             f"what was taken away from {_bands(structured)} has a structure: it may be signal; look at the residual, "
@@ -314,17 +327,24 @@ def residual_of(noisy: Cube, denoised: Cube, strength: float = 1.0) -> dict[str,
             stacklevel=2,
         )
     return {
-        "noise_before": {"median": float(np.median(found.before)), "per_band": _numbers(found.before)},
-        "noise_after": {"median": float(np.median(found.after)), "per_band": _numbers(found.after)},
-        "removed": _numbers(found.removed),
-        "whiteness": _numbers(found.whiteness),
+        "noise_before": {"median": float(np.median(found.before)) * unit, "per_band": each(found.before, unit)},
+        "noise_after": {"median": float(np.median(found.after)) * unit, "per_band": each(found.after, unit)},
+        "removed": each(found.removed, unit),
+        "whiteness": each(found.whiteness),
         "whiteness_most": float(max(found.whiteness, key=abs)),
-        "eaten": _numbers(found.eaten),
+        "eaten": each(found.eaten),
         "eaten_most": float(max(found.eaten, key=abs)),
-        "structure": _numbers(found.structure),
+        "structure": each(found.structure),
         "structured": list(structured),
         "contrast": found.contrast,
     }
+
+
+def _usable(values: np.ndarray, bands: np.ndarray, unit: float) -> np.ndarray:
+    """Some bands of a cube, finite and in a unit that single precision can hold."""
+    values = values if len(bands) == len(values) else values[bands]
+    values = values if np.isfinite(values).all() else np.where(np.isfinite(values), values, 0)
+    return values if unit == 1.0 else values / unit
 
 
 def _pixels(cube: Cube) -> np.ndarray:

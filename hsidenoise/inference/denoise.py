@@ -234,7 +234,7 @@ def denoise_file(
     _weaker(cube.values, run.values, options.strength)
     seconds = time.perf_counter() - start
     denoised = dataclasses.replace(cube, values=run.values)
-    record = record_of(cube, denoised, run, model, options, target, seconds)
+    record = record_of(cube, denoised, run, model, options, reading, target, seconds)
     text = text_of(record, short=form.holds_record(like))
     denoised = dataclasses.replace(denoised, metadata=dataclasses.replace(cube.metadata or Metadata(), record=text))
     recorded = write_cube(target, denoised)

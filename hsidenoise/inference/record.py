@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from hsidenoise.data.io import Cube
 from hsidenoise.data.layout import times
 from hsidenoise.data.measure import residual_of
+from hsidenoise.data.options import ReadOptions
 from hsidenoise.inference.job import Run
 from hsidenoise.inference.network import Model, OnnxNetwork, name_of
 from hsidenoise.inference.options import DenoiseOptions
@@ -23,7 +25,14 @@ from hsidenoise.system.files import sha256
 
 
 def record_of(
-    noisy: Cube, denoised: Cube, run: Run, model: Model | None, options: DenoiseOptions, target: Path, seconds: float
+    noisy: Cube,
+    denoised: Cube,
+    run: Run,
+    model: Model | None,
+    options: DenoiseOptions,
+    reading: ReadOptions,
+    target: Path,
+    seconds: float,
 ) -> dict[str, Any]:
     """How a file was denoised: versions, weights, options, warnings, and :func:`hsidenoise.data.measure.residual_of`.
 
@@ -33,6 +42,7 @@ def record_of(
         run: What came out of the model.
         model: As for :func:`hsidenoise.denoise`; None: what ``options`` name.
         options: The options.
+        reading: How the file was read.
         target: The file.
         seconds: Time that it took.
 
@@ -40,7 +50,8 @@ def record_of(
         What JSON can hold.
 
     Warns:
-        UserWarning: If the residual of some bands has a structure that noise has not.
+        UserWarning: If the residual of some bands has a structure that noise has not, or there is too little memory to
+            look at it.
     """
     model = options.weights if model is None else model
     name = name_of(model)
@@ -50,6 +61,11 @@ def record_of(
         file = WEIGHTS[name].path if name in WEIGHTS else Path(name)
         held = not isinstance(model, nn.Module) or isinstance(model, OnnxNetwork)
         weights = {"name": name, "sha256": sha256(file) if held and file.is_file() else None}
+    try:
+        residual = residual_of(noisy, denoised, options.strength)
+    except MemoryError:  # no reason to lose the cube
+        warnings.warn("too little memory is left to look at what was taken away", stacklevel=3)
+        residual = {}
     asked = {key: value for key, value in vars(options).items() if key != "progress"}
     return {
         "hsidenoise": version("hsidenoise"),
@@ -63,10 +79,11 @@ def record_of(
         "method": "network" if network else name,
         "weights": weights,
         "options": asked | {"noise": _noise(options.noise)},
+        "reading": {key: str(value) if isinstance(value, Path) else value for key, value in vars(reading).items()},
         "device": str(run.device),
         "seconds": round(seconds, 2),
         "warnings": list(run.warnings),
-        "residual": residual_of(noisy, denoised, options.strength),
+        "residual": residual,
     }
 
 

@@ -1,8 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 
-from hsidenoise.data.io import write_arrays
-from hsidenoise.data.measure import evaluate_files, scorable
+from hsidenoise.cli.main import main
+from hsidenoise.data.io import Cube, write_arrays
+from hsidenoise.data.measure import evaluate_files, residual_of, scorable
 from hsidenoise.metrics.functional import evaluate
 from hsidenoise.signal.mask import find_mask
 
@@ -46,3 +49,34 @@ def test_a_band_is_scored_on_all_that_it_has(tmp_path, rng):
     assert (done.pixels_scored, done.bands_left_out) == (24 * 26, ())
     for name in ("psnr", "ssim", "sam", "ergas"):
         assert getattr(done.scores, name) == pytest.approx(getattr(whole, name), rel=0.02)
+
+
+def test_a_band_without_data_and_any_unit_are_looked_at_too(rng):
+    clean = 1 + np.linspace(1, 2, 5)[:, None, None] * rng.random((40, 50)).cumsum(1)
+    noisy = clean + rng.normal(0, 0.3, clean.shape)
+    plain = residual_of(Cube(noisy), Cube(clean))
+    holed = [np.insert(values, 2, np.nan, axis=0) for values in (noisy, clean)]
+    mask = np.isfinite(holed[0])
+    found = residual_of(Cube(holed[0], mask=mask), Cube(holed[1]))
+    for name in ("removed", "whiteness", "eaten", "structure"):
+        assert found[name].pop(2) is None
+        assert found[name] == plain[name]
+    assert found["contrast"] == plain["contrast"]
+    for unit in (1e-200, 1e200):
+        scaled = residual_of(Cube(noisy * unit), Cube(clean * unit))
+        assert scaled["noise_before"]["median"] == pytest.approx(plain["noise_before"]["median"] * unit, rel=1e-4)
+        assert scaled["noise_after"]["median"] == pytest.approx(plain["noise_after"]["median"] * unit, rel=1e-2)
+        assert scaled["whiteness"] == pytest.approx(plain["whiteness"], rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:NaN in band 3; left out")
+def test_a_cube_with_a_band_of_nan_is_denoised_and_recorded(tmp_path, structured_cube, rng):
+    noisy = structured_cube.astype(np.float64) + rng.normal(0, 0.05, structured_cube.shape)
+    noisy[3] = np.nan
+    write_arrays(tmp_path / "a.mat", {"cube": noisy.transpose(1, 2, 0)})
+    assert main(["denoise", str(tmp_path / "a.mat"), "--method", "planes", "-o", str(tmp_path / "b.npz")]) == 0
+    with np.load(tmp_path / "b.npz") as file:
+        assert np.isnan(file["cube"][..., 3]).all()
+        record = json.loads(str(file["hsidenoise"]))
+    assert record["reading"]["bad_bands"] == "auto"
+    assert record["residual"]["noise_before"]["median"] == pytest.approx(0.05, rel=0.2)
