@@ -250,7 +250,7 @@ def evaluate_batch(
     u, v = stored or (x, y)
     if mask is not None and mask.ndim == 3 and bool((mask == mask[0]).all()):
         mask = mask[0]
-    of_bands = None
+    scores: dict[str, Tensor] = {}
     if mask is not None and not mask.all():
         if row.rows_as_bands:
             raise ValueError(
@@ -260,25 +260,19 @@ def evaluate_batch(
         if mask.ndim == 2:
             x, y, u, v = (cube[..., mask][..., None] for cube in (x, y, u, v))
         else:
-            of_bands = [
-                [cube[..., band, :, :][..., pixels][..., None, :, None] for cube in (x, y, u, v)]
-                for band, pixels in enumerate(mask.unbind(0))
-            ]
+            each = [[cube[..., band, m][..., None, :, None] for cube in (x, y, u, v)] for band, m in enumerate(mask)]
+            scores["psnr"] = torch.stack([psnr(x, y, data_range=1.0) for x, y, _, _ in each]).mean(dim=0)
+            scores["ergas"] = torch.stack([ergas(u, v) for _, _, u, v in each]).square().mean(dim=0).sqrt()
             # the angle at a pixel is that of the bands that count there: the others add nothing to it
             u, v = (torch.where(mask, cube, 0.0)[..., mask.any(dim=0)][..., None] for cube in (u, v))
     else:
         mask = None
-    if of_bands is None:
-        scores = {"ergas": ergas(u, v)}
-    else:
-        errors = torch.stack([ergas(band[2], band[3]) for band in of_bands])
-        scores = {"ergas": errors.square().mean(dim=0).sqrt()}
+    if not scores:
+        scores["ergas"] = ergas(u, v)
     if row.rows_as_bands:
         x, y, u, v, denoised, clean = (cube.movedim(-3, -1) for cube in (x, y, u, v, denoised, clean))
-    if of_bands is None:
+    if "psnr" not in scores:
         scores["psnr"] = psnr(x, y, data_range=1.0)
-    else:
-        scores["psnr"] = torch.stack([psnr(band[0], band[1], data_range=1.0) for band in of_bands]).mean(dim=0)
     scores["ssim"] = ssim(
         denoised,
         clean,
