@@ -101,7 +101,7 @@ def stuck_pixels(
             continue
         rest = ~image.isnan() & ~torch.stack([at for _, at in frequent]).any(0)
         for value, at in frequent:
-            if _scattered(at) and not _clipped(image, value, at, rest):
+            if together(at).min() < MOST_TOGETHER and not _clipped(image, value, at, rest):
                 stuck[band] |= at
     # stuck in most bands is no defect of a band: a background, or a scene of few values without noise
     return stuck & (stuck.float().mean(0) < 0.5) if len(cube) > 2 else stuck
@@ -139,13 +139,6 @@ def _frequent(values: Tensor) -> list[float]:
     return [float(ordered[at]) for at in first[count >= least]]
 
 
-def _scattered(at: Tensor) -> bool:
-    share = at.float().mean()
-    together = (at[:, 1:] & at[:, :-1]).float().mean() / at[:, 1:].float().mean().clamp_min(1e-9)
-    along = (at[1:] & at[:-1]).float().mean() / at[1:].float().mean().clamp_min(1e-9)
-    return bool((torch.minimum(together, along) - share) < MOST_TOGETHER * (1.0 - share))
-
-
 def _clipped(image: Tensor, value: float, at: Tensor, rest: Tensor) -> bool:
     """Whether a value may be where noise was cut off: an end of the scale, and rare where the scene is far from it."""
     others = image[rest]
@@ -163,6 +156,26 @@ def _clipped(image: Tensor, value: float, at: Tensor, rest: Tensor) -> bool:
     if far.float().mean() < LEAST_SHARE:
         return True
     return bool(at[far].float().mean() < _AS_OFTEN * at.float().mean())
+
+
+def together(at: Bool[Tensor, "height width"]) -> Float[Tensor, " directions"]:
+    """How close together some pixels of an image lie: 0 if scattered by chance, 1 if in long lines or large areas.
+
+    Args:
+        at: True for these pixels.
+
+    Returns:
+        Share of their neighbours that are of them too, beyond chance: in the same row, and in the same column.
+
+    Example:
+        >>> image = torch.arange(600).reshape(20, 30)
+        >>> bool((together(image % 7 == 0) < 0.01).all()), bool((together(image < 200) > 0.7).all())
+        (True, True)
+    """
+    share = at.float().mean()
+    across = (at[:, 1:] & at[:, :-1]).float().mean() / at[:, 1:].float().mean().clamp_min(1e-9)
+    along = (at[1:] & at[:-1]).float().mean() / at[1:].float().mean().clamp_min(1e-9)
+    return (torch.stack([across, along]) - share) / (1.0 - share).clamp_min(1e-9)
 
 
 def fill_invalid(

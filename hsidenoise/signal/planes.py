@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -36,8 +37,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hsidenoise.signal.defects import column_offsets, trust, without_common
-from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements
-from hsidenoise.signal.noise_level import level_of_residual
+from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements, together
+from hsidenoise.signal.noise_level import level_of_flat_parts, level_of_residual, noise_level
 from hsidenoise.signal.plane_basis import band_kernels, find_basis
 from hsidenoise.signal.plane_filter import threshold, wiener
 from hsidenoise.signal.spectral_wiener import spectral_wiener
@@ -84,6 +85,9 @@ _ESTIMATE_RANK = 6  # dimensions that the robust estimate fits
 _ESTIMATE_MARGIN = 1.2  # by which the noise may be above what that estimate leaves, beside what it has taken
 _AT_FAULT = 2.0  # root mean square of a residual, over what a plain regression leaves, that is no outlier's
 _LEAST_SIGMA = 2e-4  # of the span of the scene: keeps whitening finite
+_MANY_BANDS = 31  # fewer do not tell an edge from an outlier, nor texture from noise
+_TOGETHER = 0.15  # beyond chance, of outliers of few bands: impulses on 10 % of the pixels have up to 0.13, edges more
+_LEAST_CHANCE = np.log(1e-9)  # of a pixel, that noise alone takes it out of the scene
 _GLINT = 3.0  # spans from the middle of the scene, beyond which a spectrum is left as it is
 
 
@@ -180,7 +184,7 @@ def _by_planes(
     if alive.any():
         low, span = _range(whole[alive])
         cube = (whole[alive] - low) / span
-        glint = ((cube - 0.5).abs() > _GLINT).float().mean(0) > 0.5
+        glint = _glint(cube)
         if glint.any() and not glint.all():
             cube = fill_invalid(cube, ~glint)
         told = None if sigma is None else (sigma[alive].to(cube) / span).clamp_min(_LEAST_SIGMA)
@@ -223,34 +227,48 @@ def _range(cube: Tensor) -> tuple[Tensor, Tensor]:
     return low, torch.maximum(high - low, spread)
 
 
+def _glint(cube: Tensor) -> Tensor:
+    """Pixels whose spectra lie far outside of the scene, in more bands than noise alone takes there."""
+    far = ((cube - 0.5).abs() > _GLINT).float().mean(0)
+    glint = far > 0.5
+    if glint.any():
+        reach = (_GLINT - 0.5) / np.maximum(noise_level(cube.cpu().numpy()), np.finfo(np.float32).tiny)
+        chance = float(np.mean([2.0 * NormalDist().cdf(-sigmas) for sigmas in reach]))
+        # less than 2 ** bands * chance ** (far bands)
+        glint &= far * np.log(max(chance, 1e-300)) + np.log(2.0) < _LEAST_CHANCE / len(cube)
+    return glint
+
+
 def _denoise(cube: Tensor, told: Tensor | None, improve: Callable[..., Tensor | None] | None) -> PlaneEstimate:
     """Denoise a cube on about [0, 1] without invalid pixels or constant bands."""
     lost = no_measurements(cube)
     filled = fill(cube, lost)
     estimate = spectral_wiener(filled[None], _ESTIMATE_ROUNDS, _ESTIMATE_OVERLAP)
     known, regression = estimate.robust[0].clone(), estimate.sigma[0]
+    few = told is None and len(cube) < _MANY_BANDS
+    limit = level_of_flat_parts(cube, lost) if few else torch.full_like(regression, torch.inf)
     del estimate, filled  # several copies of the cube
     residual, sigma, shifted = _residual(cube, known, lost, None)
     if told is None:
         # a fit of some dimensions has taken their share of the noise
         left = max(0.0, 1.0 - _ESTIMATE_RANK / len(cube)) ** 0.5
         most = _ESTIMATE_MARGIN * sigma / left if left else regression
-        sigma = torch.maximum(sigma, torch.minimum(regression, most))
+        sigma = torch.maximum(sigma, torch.minimum(regression, most)).minimum(limit)
     sigma = (sigma if told is None else told).clamp_min(_LEAST_SIGMA)
     trusted, outliers = _trusted(residual, sigma, lost, regression)
     known, absorbed = _by_regions(known + trusted, sigma)
     if shifted or outliers or bool(lost.any()):
         for _ in range(ROUNDS):
-            _, trusted, sigma = _again(cube, known, lost, absorbed, told, regression)
+            _, trusted, sigma = _again(cube, known, lost, absorbed, told, regression, limit)
             known, absorbed = _by_scene(known + trusted, known, sigma, COARSE, COARSE_SHARE)
-        _, trusted, sigma = _again(cube, known, lost, absorbed, told, regression)
+        _, trusted, sigma = _again(cube, known, lost, absorbed, told, regression, limit)
         known, absorbed = _by_regions(known + trusted, sigma)
-    residual, trusted, sigma = _again(cube, known, lost, absorbed, told, regression)
+    residual, trusted, sigma = _again(cube, known, lost, absorbed, told, regression, limit)
     denoised, absorbed = _by_scene(known + trusted, known, sigma, STRIDE, PILOT_SHARE)
     if improve is not None and (guide := improve(known, residual, trusted, sigma, lost, denoised)) is not None:
         denoised = guide
     if told is None:
-        sigma = _residual(cube, denoised, lost, absorbed)[1]
+        sigma = _residual(cube, denoised, lost, absorbed)[1].minimum(limit)
     return PlaneEstimate(denoised, sigma, lost)
 
 
@@ -276,10 +294,13 @@ def _level(residual: Tensor, lost: Tensor, _: Tensor) -> Tensor:
 def _trusted(residual: Tensor, sigma: Tensor, lost: Tensor, regression: Tensor) -> tuple[Tensor, bool]:
     """The residual, outliers drawn to zero in the bands that have them; whether any has."""
     known = (~lost).sum((1, 2)).clamp_min(1)
-    far = (residual.abs() > FAR_SIGMAS * sigma[:, None, None]).sum((1, 2)) / known
+    away = residual.abs() > FAR_SIGMAS * sigma[:, None, None]
+    far = away.sum((1, 2)) / known
     # outliers would be left by a plain regression, too: where it leaves much less, the estimate is at fault
     at_fault = residual.square().sum((1, 2)) / known > (_AT_FAULT * regression).square()
     bad = (far > FAR_SHARE) & ~at_fault
+    if len(residual) < _MANY_BANDS:
+        bad &= torch.stack([together(band).max() for band in away]) < _TOGETHER
     if not bad.any():
         return residual, False
     weight = trust(residual[None], sigma[None], OUTLIER_SIGMAS)[0]
@@ -287,11 +308,17 @@ def _trusted(residual: Tensor, sigma: Tensor, lost: Tensor, regression: Tensor) 
 
 
 def _again(
-    cube: Tensor, known: Tensor, lost: Tensor, absorbed: Tensor, told: Tensor | None, regression: Tensor
+    cube: Tensor,
+    known: Tensor,
+    lost: Tensor,
+    absorbed: Tensor,
+    told: Tensor | None,
+    regression: Tensor,
+    limit: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The residual of a better estimate, what is trusted of it, and the noise level."""
     residual, sigma, _ = _residual(cube, known, lost, absorbed)
-    sigma = (sigma if told is None else told).clamp_min(_LEAST_SIGMA)
+    sigma = (sigma.minimum(limit) if told is None else told).clamp_min(_LEAST_SIGMA)
     return residual, _trusted(residual, sigma, lost, regression)[0], sigma
 
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsidenoise.signal.noise_level import bad_bands, noise_level, spread_of_most
+from hsidenoise.signal.noise_level import bad_bands, level_of_flat_parts, noise_level, spread_of_most
 
 
 def scene(bands=12, height=90, width=70, seed=0):
@@ -105,3 +106,16 @@ def test_spread_of_most_survives_a_majority_of_outliers(rng):
     assert spread_of_most(residual)[1] == pytest.approx(0.1, rel=0.6)
     residual[1, :48] += 5.0  # 60 % in all
     assert spread_of_most(residual)[1] < 0.3
+
+
+@pytest.mark.parametrize(("sigma", "least", "most"), [(0, 0.28, 0.6), (1, 0.98, 1.15), (5, 4.9, 5.4)])
+def test_level_of_flat_parts_sees_past_texture_saturation_and_lost_values(rng, sigma, least, most):
+    rows, columns = np.mgrid[:128, :130]
+    clean = 100 + 0.3 * columns + rng.integers(0, 40, rows.shape) * (rows < 90)  # texture on most of it
+    image = np.rint(clean + rng.normal(0, sigma, clean.shape))
+    image[:20] = 255
+    lost = rng.random(clean.shape) < 0.02
+    image[lost] = 0
+    found = level_of_flat_parts(torch.from_numpy(np.float32(image))[None], torch.from_numpy(lost)[None])
+    assert least < found < most
+    assert noise_level(image[20:][None]) > 1.5 * most

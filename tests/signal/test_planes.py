@@ -115,6 +115,23 @@ def test_few_bands_are_never_worse_than_the_noisy_cube(real_crop, bands, case):
     assert psnr(denoise_by_planes(tensor(noisy)).denoised, clean) > psnr(noisy, clean) + 1.0
 
 
+@pytest.mark.parametrize(("bands", "sigma", "most"), [(1, 1, 1.0), (2, 1, 0.9), (2, 2, 0.7), (2, 5, 0.5), (3, 5, 0.45)])
+def test_edges_of_few_bands_are_neither_noise_nor_outliers(real_crop, bands, sigma, most):
+    clean = np.stack([part.mean(0) for part in np.array_split(real_crop, bands)])
+    clean = (clean - clean.min()) / np.ptp(clean)
+    noisy = corrupt(clean, f"gaussian-{sigma}", seed=0).noisy
+    denoised = denoise_by_planes(tensor(noisy)).denoised.numpy()
+    assert (denoised - clean).std() < most * (noisy - clean).std()
+
+
+def test_noise_of_one_band_is_no_glint():
+    clean = 0.5 + 0.1 * scene(1)
+    noisy = corrupt(clean, "gaussian-50", seed=0).noisy
+    denoised = denoise_by_planes(tensor(noisy)).denoised.numpy()
+    assert (denoised != noisy).all()
+    assert (denoised - clean).std() < 0.2 * (noisy - clean).std()
+
+
 @pytest.mark.parametrize(("case", "gain"), [("gaussian-5", 0), ("gaussian-30", 0), ("non-iid", -0.1), ("mixture", 3)])
 def test_it_is_level_with_the_best_classical_method_or_beats_it_on_a_real_crop(real_crop, case, gain):
     noisy = corrupt(real_crop, case, seed=0).noisy
