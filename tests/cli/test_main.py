@@ -556,10 +556,10 @@ class TestPrinting:
         assert done.stderr.count(b"\n") == 1
         assert names(tmp_path) == ["n.mat"]
 
-    def test_a_reader_that_has_gone_does_not_end_the_job(self, weights, noisy, tmp_path):
+    def test_a_reader_that_has_gone_does_not_end_the_job(self, noisy, tmp_path):
         reading, writing = os.pipe()
         os.close(reading)
-        command = ("denoise", noisy, "-o", "c.mat", "--weights", weights, "--picture", "page.png")
+        command = ("denoise", noisy, "-o", "c.mat", "--method", "planes", "--picture", "page.png")
         with os.fdopen(writing, "wb") as gone:
             done = self.run(*command, cwd=tmp_path, out=gone, PYTHONUNBUFFERED="1")
         assert (done.returncode, done.stderr) == (0, b"")
@@ -570,7 +570,7 @@ class TestDisk:
     """A full disk, a folder that may not be written: one line, exit status 2, nothing left."""
 
     @pytest.mark.parametrize("verb", ["denoise", "corrupt", "make-noisy-set"])
-    def test_a_full_disk(self, noisy, weights, tmp_path, verb):
+    def test_a_full_disk(self, noisy, tmp_path, verb):
         (tmp_path / "cubes").mkdir()
         (tmp_path / "cubes" / "n.mat").write_bytes(noisy.read_bytes())
         (tmp_path / "out.mat").write_bytes(b"old")
@@ -579,7 +579,7 @@ class TestDisk:
             "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.exit(main(sys.argv[1:]))"
         )
         arguments = {
-            "denoise": ["cubes/n.mat", "-o", "out.mat", "--weights", weights],
+            "denoise": ["cubes/n.mat", "-o", "out.mat", "--method", "planes"],
             "corrupt": ["cubes/n.mat", "out.mat", "--noise", "blind"],
             "make-noisy-set": ["cubes", "set", "--crop", "20", "--cases", "blind"],
         }[verb]
