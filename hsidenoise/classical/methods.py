@@ -27,7 +27,7 @@ from hsidenoise.classical.filters import (
 )
 from hsidenoise.classical.outliers import denoise_robust_pca, replace_outliers
 from hsidenoise.signal.noise_level import check_cube
-from hsidenoise.signal.planes import denoise_by_planes
+from hsidenoise.signal.planes.estimate import denoise_by_planes
 
 # For noise of standard deviation 1; chosen on cave/validation.
 _TV_WEIGHT = 0.95

@@ -18,7 +18,7 @@ from hsidenoise.models.hcanet_bra import PLANE_INPUTS, corrected, plane_inputs
 from hsidenoise.models.registry import check_config
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS
 from hsidenoise.models.weights import asked_of, load_model, read_json
-from hsidenoise.signal.planes import PlaneStages, denoise_by_planes
+from hsidenoise.signal.planes.estimate import PlaneStages, denoise_by_planes
 from hsidenoise.system.machine import find_device, home, is_out_of_memory
 from hsidenoise.system.options import EnsembleSize, Precision
 

@@ -1,8 +1,8 @@
 """HCANet-BRA on the planes of the cube itself: one network for any number of bands and any unit.
 
 A cube's noise-whitened spectra span a few dimensions; its planes (eigen-images) along them are what
-:func:`hsidenoise.signal.planes.denoise_by_planes` filters without any weights. This network sees what those filters
-saw and found, and adds what they missed:
+:func:`hsidenoise.signal.planes.estimate.denoise_by_planes` filters without any weights. This network sees what those
+filters saw and found, and adds what they missed:
 
 * it works on the leading planes, whatever bands they come from: three bands or three hundred go through in one pass,
   with one set of weights;
@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from hsidenoise.models.blocks import pad_to_multiple
 from hsidenoise.models.unet import MixingUNet
-from hsidenoise.signal.planes import LEAST_ENERGY, PlaneStages, denoise_by_planes
+from hsidenoise.signal.planes.estimate import LEAST_ENERGY, PlaneStages, denoise_by_planes
 
 _VIEWS = 5  # of each plane that go in
 _GATES = 3  # of each plane that come out, beside what is added

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Float64, Int, Real
 from hsidenoise.signal.defects import column_offsets, without_common
 from hsidenoise.signal.lost_values import dead_lines, no_measurements
 from hsidenoise.signal.noise_level import haar_details, noise_level, normal_quantile
-from hsidenoise.signal.planes import denoise_by_planes
+from hsidenoise.signal.planes.estimate import denoise_by_planes
 
 SIDE = 128
 """Side in pixels of the middle of a cube that the noise is read off: seconds for any cube."""
@@ -64,7 +64,7 @@ def survey(
 ) -> Survey:
     """Look at the noise and the defects of a cube.
 
-    The noise level is that of :func:`hsidenoise.signal.planes.denoise_by_planes` on the middle of the cube.
+    The noise level is that of :func:`hsidenoise.signal.planes.estimate.denoise_by_planes` on the middle of the cube.
 
     Args:
         cube: Noisy cube in any unit, at least 2 x 2 pixels.

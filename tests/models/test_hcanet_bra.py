@@ -8,7 +8,7 @@ from hsidenoise.inference.denoise import denoise
 from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.models.weights import load_model, save_weights
 from hsidenoise.noise.cases import corrupt
-from hsidenoise.signal.planes import denoise_by_planes
+from hsidenoise.signal.planes.estimate import denoise_by_planes
 from hsidenoise.training.losses import DenoisingLoss
 
 SMALL = {"planes": 5, "dim": 8, "num_blocks": (1, 1, 1), "heads": (1, 2, 4), "region_size": 4}

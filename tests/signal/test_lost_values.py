@@ -6,7 +6,7 @@ import torch
 
 from hsidenoise.noise.cases import corrupt
 from hsidenoise.signal.lost_values import dead_lines, fill, fill_gaps, fill_invalid, no_measurements, stuck_pixels
-from hsidenoise.signal.plane_basis import band_kernels, find_basis
+from hsidenoise.signal.planes.basis import band_kernels, find_basis
 
 
 def noisy(real_crop, case="gaussian-30"):

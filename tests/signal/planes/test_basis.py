@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hsidenoise.signal.plane_basis import band_kernels, find_basis
+from hsidenoise.signal.planes.basis import band_kernels, find_basis
 
 BANDS, HEIGHT, WIDTH = 90, 20, 25
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hsidenoise.classical.methods import run_baseline
 from hsidenoise.noise.cases import corrupt
 from hsidenoise.signal.noise_level import level_of_residual
-from hsidenoise.signal.planes import denoise_by_planes
+from hsidenoise.signal.planes.estimate import denoise_by_planes
 
 
 def tensor(cube):

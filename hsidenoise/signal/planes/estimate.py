@@ -9,7 +9,7 @@ particular here:
   only in bands that have them: elsewhere an honest value that the estimate cannot explain is scene.
 - **Small regions.** 40x40 pixels have fewer materials than a scene, so that each region gets planes of its own; in it
   cells of 8x8 blocks turn them once more. So few spectra give noisy planes, but for what is known of spectra: they are
-  smooth (:mod:`hsidenoise.signal.plane_basis`).
+  smooth (:mod:`hsidenoise.signal.planes.basis`).
 - **A second round over the whole scene.** All that any region found makes the common planes of a Wiener filter of the
   noisy cube, in larger blocks, which brings back what one region had given up.
 - **Again.** With defects, the result replaces what is lost, better than the first estimate did, and all begins anew.
@@ -39,8 +39,8 @@ from torch.nn import functional as F
 from hsidenoise.signal.defects import column_offsets, trust, without_common
 from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements, together
 from hsidenoise.signal.noise_level import level_of_flat_parts, level_of_residual, noise_level
-from hsidenoise.signal.plane_basis import band_kernels, find_basis
-from hsidenoise.signal.plane_filter import threshold, wiener
+from hsidenoise.signal.planes.basis import band_kernels, find_basis
+from hsidenoise.signal.planes.filter import threshold, wiener
 from hsidenoise.signal.spectral_wiener import spectral_wiener
 from hsidenoise.signal.tiling import plan
 

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from hsidenoise.signal.plane_filter import cosines
+from hsidenoise.signal.planes.filter import cosines
 
 # Chosen on cave/validation (centre 128 x 128), pavia_crop and MUUFL (cleaned by a truncated SVD), gaussian-30, non-iid
 # and mixture, PSNR behind the filters; mean of the twelve cells 39.3 dB.

@@ -6,7 +6,7 @@ import torch
 from scipy.fft import dctn, idctn
 from scipy.ndimage import gaussian_filter
 
-from hsidenoise.signal.plane_filter import threshold, wiener
+from hsidenoise.signal.planes.filter import threshold, wiener
 
 SHAPE = (3, 21, 34)
 

@@ -1,0 +1,1 @@
+"""Filters of the planes (eigen-images) of a cube, without weights."""
