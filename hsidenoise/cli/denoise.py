@@ -108,7 +108,10 @@ def run(arguments: argparse.Namespace) -> None:
         return
     report = done.record
     if arguments.save_noise:
-        write_arrays(arguments.save_noise, {"noise": np.array(report["residual"]["noise_before"]["per_band"])})
+        if not report["residual"]:
+            raise ValueError(f"nothing can be said of the noise of {source}: {arguments.save_noise} was not written")
+        levels = report["residual"]["noise_before"]["per_band"]
+        write_arrays(arguments.save_noise, {"noise": np.array(levels, np.float64)})
     if arguments.json:
         print(json.dumps(report, indent=2))
         return

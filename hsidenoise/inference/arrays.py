@@ -41,6 +41,7 @@ class Given:
         nodata: The value that stands for no data, where the array says so.
         letters: The axes that were given, longer than one or not.
         back: Makes of a (bands, height, width) array what the caller gets.
+        dims: Names of the axes that were given, where they have names.
     """
 
     values: Shaped[np.ndarray, "bands height width"]
@@ -48,11 +49,28 @@ class Given:
     nodata: float | None
     letters: str
     back: Callable[[np.ndarray], Any]
+    dims: tuple[str, ...] = ()
 
     def same_way(self, array: Any) -> Any:
-        """A mask or noise level that may have the axes of the array: those of a cube, then."""
-        found = np.asarray(getattr(array, "values", array))
-        return found.transpose(_order(self.letters)) if found.ndim == 3 else found
+        """A mask or noise level that may have the axes of the array: those of a cube, then.
+
+        Dimensions with names are taken by their names, whatever their order.
+        """
+        dims = tuple(map(str, getattr(array, "dims", ())))
+        if isinstance(array, torch.Tensor):
+            array = array.detach().cpu()
+        found = np.asarray(array.values if dims or isinstance(array, Cube) else array)
+        if isinstance(array, Cube):
+            return found
+        if dims and self.dims:
+            if unknown := sorted(set(dims) - set(self.dims)):
+                raise ValueError(f"dimension {unknown[0]} of the mask or noise level is none of {', '.join(self.dims)}")
+            letters = "".join(self.letters[self.dims.index(name)] for name in dims)
+            return found.transpose([letters.index(letter) for letter in "bhw" if letter in letters])
+        if found.ndim == 3:
+            return found.transpose(_order(self.letters))
+        sideways = self.letters.index("w") < self.letters.index("h")
+        return found.T if found.ndim == 2 and sideways and found.T.shape == self.values.shape[1:] else found
 
 
 def as_cube(given: Any, axes: str | None = None) -> Given:
@@ -109,7 +127,9 @@ def as_cube(given: Any, axes: str | None = None) -> Given:
         array, mask = given.data, ~np.ma.getmaskarray(given)
 
         def wrap(values: np.ndarray) -> Any:
-            return np.ma.MaskedArray(values, mask=given.mask, fill_value=given.fill_value)
+            # a mask of its own: what is masked later in the result is not to be masked in what was given
+            hidden = given.mask if given.mask is np.ma.nomask else given.mask.copy()
+            return np.ma.MaskedArray(values, mask=hidden, fill_value=given.fill_value)
 
     else:
         array = np.asarray(given)
@@ -168,10 +188,20 @@ def _of_xarray(given: Any, axes: str | None) -> Given:
         letters,
         lambda values: given.copy(data=values.reshape(array.shape)),
     )
-    says = {**given.encoding, **given.attrs}
-    nodata = next((says[name] for name in _NODATA if says.get(name) is not None), None)
-    number = None if nodata is None else float(np.ravel(nodata)[0])
-    return dataclasses.replace(found, nodata=None if number is None or np.isnan(number) else number)
+    packed = {"scale_factor", "add_offset"} & set(given.encoding)  # what the encoding says is of the values before
+    says = {**({} if packed else given.encoding), **given.attrs}
+    return dataclasses.replace(found, nodata=_number(says), dims=tuple(names))
+
+
+def _number(says: dict[Any, Any]) -> float | None:
+    """The value for no data that attributes name; None if there is none, or it is no number."""
+    for name in _NODATA:
+        try:
+            number = float(np.ravel(says[name])[0])
+        except (KeyError, IndexError, TypeError, ValueError):
+            continue
+        return None if np.isnan(number) else number
+    return None
 
 
 def _letter(name: str) -> str:

@@ -78,7 +78,7 @@ def denoise(
     options: DenoiseOptions | None = None,
     *,
     axes: str | None = None,
-    mask: Shaped[np.ndarray, "*mask_axes"] | None = None,
+    mask: Any = None,
     nodata: float | None = None,
     bad_bands: BadBands = "auto",
     **changes: Any,
@@ -103,7 +103,8 @@ def denoise(
         axes: What the axes are, such as ``"hwb"`` for (height, width, bands). None: bands first, with a warning if the
             values say clearly otherwise; of a DataArray, what its dimensions are called (band or wavelength, y or lat,
             x or lon, and the like).
-        mask: Where there is data (nonzero): an array of the shape of the cube, of (height, width) or of (bands,).
+        mask: Where there is data (nonzero): an array of the shape of the cube, of its height and width in the order of
+            ``axes``, or of (bands,); dimensions with names are taken by their names.
         nodata: The value that stands for no data.
         bad_bands: Bands without data: numbers from 0, or a text such as ``0-3,104``. Bands of nothing but noise, so
             strong that they would drown the others, are replaced by what the others explain of them; with ``keep`` they
@@ -159,7 +160,7 @@ def denoise(
         known = fitting_mask(given.same_way(mask), cube.shape) & (True if known is None else known)
     nodata = given.nodata if nodata is None else nodata
     found = find_mask(cube, nodata=nodata, given=known, bad_bands=bad_bands)
-    noise = None if options.noise is None else _known_noise(given.same_way(options.noise), cube.shape)
+    noise = None if options.noise is None else _known_noise(given.same_way(options.noise), cube.shape, found.valid)
     run = run_model(cube, found, model, options, keep=bad_bands == "keep", noise=noise)
     return given.back(_weaker(cube, run.values, options.strength))
 
@@ -220,7 +221,7 @@ def denoise_file(
     if noise is not None:
         if isinstance(noise, str | Path) and cube.layout is not None:
             noise = read_beside(source, noise, cube.layout, cube.values.shape, "noise")
-        noise = _known_noise(noise, cube.values.shape)
+        noise = _known_noise(noise, cube.values.shape, cube.mask)
     start = time.perf_counter()
     run = run_model(
         _as_cube(cube.values),
@@ -257,8 +258,8 @@ def denoise_file(
     )
 
 
-def _known_noise(noise: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """A noise level that a caller gave: of each band, or (bands, height, width)."""
+def _known_noise(noise: Any, shape: tuple[int, ...], valid: np.ndarray | None) -> np.ndarray:
+    """A noise level that a caller gave: of each band, or (bands, height, width). NaN will do for bands without data."""
     given = np.asarray(noise, dtype=np.float64)
     if given.size == 1:
         given = np.full(shape[0], given.item())
@@ -269,6 +270,8 @@ def _known_noise(noise: Any, shape: tuple[int, ...]) -> np.ndarray:
             f"a noise level of {given.shape} for a cube of {shape}; give one number, one for each band, pixel, or value"
         )
     usable = np.isfinite(given) & (given > 0)
+    if given.ndim == 1 and valid is not None:
+        usable |= ~np.broadcast_to(valid, shape).any(axis=(1, 2))
     if given.ndim == 1 and not usable.all():
         raise ValueError(
             f"the noise level of band {int(np.argmin(usable))} is {given[np.argmin(usable)]:g}; above 0 is needed"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ def run_model(
     if noise is not None and noise.ndim == 3:
         return _even(noisy, found, model, options, keep, noise, announce)
     mirrorings(options.ensemble)  # refused before anything is read or loaded
-    job = _Job(model, options, keep, noise, [] if announce is None else [announce])
+    job = _Job(model, options, keep, np.arange(len(noisy)), noise, [] if announce is None else [announce])
     for reason in found.reasons[found.asked :]:
         job.note(f"{reason}; left out and kept as it is")
     run = job.valid_part(noisy, found.valid)
@@ -133,6 +134,7 @@ class _Job:
         model: As for :func:`denoise`.
         options: As for :func:`denoise`.
         keep: Whether bands of nothing but noise come back as they are.
+        numbers: Which bands of the whole cube the part has.
         sigma: Noise level of each band of the part, in the unit of the cube; None: estimated.
         announce: Who is to be told of the scaling, once.
         notes: What a user should know.
@@ -141,6 +143,7 @@ class _Job:
     model: Model | None
     options: DenoiseOptions
     keep: bool
+    numbers: np.ndarray
     sigma: np.ndarray | None = None
     announce: list[Callable[[Scaling], None]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -159,7 +162,12 @@ class _Job:
 
     def of(self, bands: np.ndarray) -> _Job:
         """The same for some of the bands."""
-        return self if self.sigma is None else dataclasses.replace(self, sigma=self.sigma[bands])
+        sigma = None if self.sigma is None else self.sigma[bands]
+        return dataclasses.replace(self, numbers=self.numbers[bands], sigma=sigma)
+
+    def named(self, bands: Any) -> str:
+        """Bands of the part, for people: by their numbers in the whole cube."""
+        return named_bands(self.numbers[bands].tolist())
 
     def scaled_sigma(self, scaling: Scaling) -> np.ndarray | None:
         """The noise level on the scale that a network sees."""
@@ -169,7 +177,7 @@ class _Job:
         """Denoise what holds data; all else comes back as it is."""
         constant = constant_bands(noisy, valid)
         if constant.any() and not constant.all():  # of a cube that is constant as a whole, that is said
-            self.note(f"one value only: {named_bands(np.flatnonzero(constant).tolist())}; left out and kept as it is")
+            self.note(f"one value only: {self.named(constant)}; left out and kept as it is")
             valid = np.broadcast_to(~constant[:, None, None], noisy.shape) & (True if valid is None else valid)
         if valid is None:
             return self.whole(noisy, None)
@@ -223,10 +231,9 @@ class _Job:
         level = np.empty(noisy.shape, exact)
         for band, target, offset in zip(noisy, level, offsets, strict=True):
             target[...] = band.astype(np.float64) - offset
-        far = np.flatnonzero(offsets).tolist()
         self.note(
-            f"{named_bands(far)}: more than a hundred times as far from the other bands as their own values are from "
-            "each other; denoised without that offset, which is added at the end"
+            f"{self.named(offsets != 0)}: more than a hundred times as far from the other bands as their own values "
+            "are from each other; denoised without that offset, which is added at the end"
         )
         run = self.whole(level, pixels, level=True)
         for band, before, noisy_band, offset in zip(run.values, level, noisy, offsets, strict=True):
@@ -239,7 +246,7 @@ class _Job:
         lost = list(scaling.lost)
         others = np.setdiff1d(np.arange(len(noisy)), lost)
         done = "left out and kept as it is" if self.keep else "replaced by what the other bands explain of it"
-        self.note(f"noise alone: {named_bands(lost)}; {done}")
+        self.note(f"noise alone: {self.named(lost)}; {done}")
         run = self.of(others).whole(noisy[others], pixels, level=True)
         values = np.empty(noisy.shape, run.values.dtype)
         values[others] = run.values
@@ -260,7 +267,12 @@ class _Job:
                 told = self.scaled_sigma(scaling)
                 if told is not None and "sigma" not in signature(model).parameters:
                     raise ValueError(f"{name_of(model)} cannot be given a noise level; leave --noise out")
-                answer = model(scaling.apply(noisy), *([] if told is None else [told]))
+                answer = np.asarray(model(scaling.apply(noisy), *([] if told is None else [told])))
+                if answer.shape != noisy.shape or answer.dtype.kind not in "iuf" or not np.isfinite(answer).all():
+                    raise ValueError(
+                        f"{name_of(model)} did not answer with a cube of finite numbers of {noisy.shape}: "
+                        f"{answer.dtype} of {answer.shape}"
+                    )
                 values = scaling.invert(answer, floating(noisy.dtype))
             return Run(values, scaling, Tiling((bands, height, width), (bands, height, width), (0, 0, 0)), 0, place, ())
         network, place = choose_model(

@@ -419,6 +419,7 @@ def corrupt(
         True
     """
     rule = noise_case(case) if isinstance(case, str) else case
+    clean = np.asarray(clean)
     if clean.size and clean.dtype.kind in "uif":
         low, high = float(clean.min()), float(clean.max())
         if low < -_OUTSIDE or high > 1 + _OUTSIDE:

@@ -86,7 +86,8 @@ def with_changes(options: _Options, changes: Mapping[str, Any], function: str, o
     for field in dataclasses.fields(changed):  # type: ignore[arg-type]
         value = getattr(changed, field.name)
         if isinstance(value, int | float) and not in_range(value, field.metadata):
-            raise ValueError(f"{field.name} is {value}; it is {said(type(value), field.metadata)}")
+            kind = float if field.type == "float" else type(value)
+            raise ValueError(f"{field.name} is {value}; it is {said(kind, field.metadata)}")
     return changed
 
 

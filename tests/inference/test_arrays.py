@@ -71,6 +71,8 @@ def test_masked_arrays_come_back_masked(noisy):
     assert isinstance(found, np.ma.MaskedArray)
     assert found.fill_value == -1
     np.testing.assert_array_equal(found.mask, given.mask)
+    found[3, 20, 20] = np.ma.masked
+    assert not given.mask[3, 20, 20]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,36 @@ def test_dimensions_of_a_data_array_go_by_name(noisy, wanted, names):
     with_time = denoise(given.expand_dims("time").transpose(y, "time", x, band), PLANES)
     assert with_time.dims == (y, "time", x, band)
     np.testing.assert_array_equal(with_time.values[:, 0], found.values)
+
+
+def test_a_mask_has_the_axes_of_its_array(noisy):
+    square = noisy[:, :40, :40]
+    mask = np.ones((40, 40), bool)
+    mask[:5] = False
+    wanted = denoise(square, PLANES, mask=mask)
+    assert np.array_equal(wanted[:, :5], square[:, :5])
+    given = xarray.DataArray(square, dims=("band", "y", "x")).transpose("x", "band", "y")
+    for dims in (("y", "x"), ("x", "y"), ("x", "y", "band"), ("band", "y", "x")):
+        known = xarray.DataArray(mask, dims=("y", "x")).expand_dims(band=31).transpose("band", "y", "x")
+        known = (known if "band" in dims else known[0]).transpose(*dims)
+        np.testing.assert_array_equal(denoise(given, PLANES, mask=known).transpose("band", "y", "x"), wanted)
+    with pytest.raises(ValueError, match="dimension z of the mask or noise level is none of x, band, y"):
+        denoise(given, PLANES, mask=xarray.DataArray(mask, dims=("z", "y")))
+    sideways = np.ascontiguousarray(square.transpose(2, 1, 0))
+    np.testing.assert_array_equal(denoise(sideways, PLANES, axes="whb", mask=mask.T).transpose(2, 1, 0), wanted)
+    np.testing.assert_array_equal(denoise(torch.from_numpy(square.copy()), PLANES, mask=torch.from_numpy(mask)), wanted)
+
+
+def test_what_attributes_say_of_no_data(noisy):
+    for attributes, encoding, expected in (
+        ({"_FillValue": -1.0}, {}, -1.0),
+        ({}, {"_FillValue": 7}, 7.0),
+        ({}, {"_FillValue": 0, "add_offset": -0.1}, None),  # of the values before they were unpacked
+        ({"missing_value": [], "nodata": "None"}, {}, None),
+    ):
+        given = xarray.DataArray(noisy, dims=("band", "y", "x"), attrs=attributes)
+        given.encoding = encoding
+        assert as_cube(given).nodata == expected
 
 
 def test_dimensions_without_telling_names(noisy):
@@ -163,3 +195,27 @@ class TestKnownNoise:
                 denoise(noisy, PLANES, noise=wrong)
         with pytest.raises(ValueError, match="cannot be given a noise level"):
             denoise(noisy, lambda cube: cube, noise=0.1)
+
+    def test_none_is_needed_of_a_band_without_data(self, noisy):
+        given, sigma = noisy.copy(), np.full(31, 30 / 255)
+        given[4], sigma[4] = np.nan, np.nan
+        with pytest.warns(RuntimeWarning, match="NaN"):
+            assert np.isfinite(np.delete(denoise(given, PLANES, noise=sigma), 4, axis=0)).all()
+
+
+def test_a_function_that_answers_with_no_cube_is_refused(noisy):
+    for answer in (lambda cube: cube[:3], lambda cube: cube * np.nan, lambda cube: 1.0):
+        with pytest.raises(ValueError, match="did not answer with a cube of finite numbers"):
+            denoise(noisy, answer)
+
+
+def test_bands_are_named_by_their_numbers_in_the_whole_cube(real_crop):
+    given = real_crop.copy()
+    given[0] = np.nan
+    given[8] = 30 * np.random.default_rng(0).normal(size=given[8].shape)
+    given[12] = 0.5
+    with pytest.warns(RuntimeWarning) as said:
+        denoise(given, PLANES)
+    text = " | ".join(str(each.message) for each in said)
+    assert "noise alone: band 8;" in text
+    assert "band 12" in text

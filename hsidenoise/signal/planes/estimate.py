@@ -81,9 +81,9 @@ FAR_SIGMAS, FAR_SHARE = 4.0, 0.01
 
 STRONG_SIGMAS, STRONG_ENERGY = 10.0, 0.5
 """So it has if fewer, scattered, are off by so many and have more than this share of the energy of the noise: hot
-pixels. At 0.2 % of the values, up to 6 ranges, the error of the others is 1.1 to 2.9 times that without them, 1.8 to 5.7
-without this rule (abu-urban-2, superballs, 40 bands). Superballs, chart_and_stuffed_toy, pavia_crop and MUUFL stay the
-same under gaussian-5, deadline, impulse and mixture."""
+pixels. At 0.2 % of the values, up to 6 ranges, the error of the others is 1.1 to 2.9 times that without them, 1.8 to
+5.7 without this rule (abu-urban-2, superballs, 40 bands). Superballs, chart_and_stuffed_toy, pavia_crop and MUUFL stay
+the same under gaussian-5, deadline, impulse and mixture."""
 
 _REGION_BANDS = 31
 _ESTIMATE_ROUNDS, _ESTIMATE_OVERLAP = 2, 0.25  # six cells: four rounds and half the overlap lose 0.01 dB
