@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure a denoised cube against the clean one."""
-    from hsidenoise.data.measure import evaluate_files, sizes_of, variable_of
+    from hsidenoise.data.facts import sizes_of, variable_of
+    from hsidenoise.data.measure import evaluate_files
     from hsidenoise.metrics.protocols import PROTOCOLS
     from hsidenoise.signal.mask import spans
 

@@ -9,6 +9,8 @@ from typing import Any
 from hsidenoise.cli.shared import add_json, add_options, options_of, path
 from hsidenoise.data.options import ReadOptions
 
+_NO_NOISE = "not estimated: that takes 2 x 2 pixels with data, and a band that is not constant"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
@@ -20,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Say what a file holds and how it would be read."""
+    from hsidenoise.data.facts import describe
     from hsidenoise.data.io import read_cube
-    from hsidenoise.data.measure import describe
     from hsidenoise.data.sources import list_variables, locate
     from hsidenoise.signal.scaling import told_apart
 
@@ -37,12 +39,14 @@ def run(arguments: argparse.Namespace) -> None:
         facts = describe(cube)
     except ValueError as error:
         # The list of variables is the answer to most problems of reading, so it is shown all the same.
-        if reading.key or reading.axes or reading.size:
+        if reading.key or reading.axes or reading.size or arguments.plot:
             raise
         problem = " ".join(str(error).split())
-    if arguments.plot and facts is not None and facts["noise"] is not None:
+    if arguments.plot and facts is not None:
         from hsidenoise.figures.cubes import plot_noise
 
+        if facts["noise"] is None:
+            raise ValueError(f"{arguments.cube}: {_NO_NOISE}; leave out --plot")
         plot_noise(facts["noise"]["per_band"], facts["noise"]["snr_db"], cube.wavelengths, arguments.plot)
     types = ["" if item.dtype is None else str(item.dtype) for item in variables]
     if arguments.json:
@@ -51,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
             for item, dtype in zip(variables, types, strict=True)
         ]
         found = {"file": str(arguments.cube), "variables": rows, "cube": facts, "problem": problem}
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2, allow_nan=False))
         return
     print(f"{arguments.cube}: {len(variables)} variable{'s' * (len(variables) != 1)}")
     for item, dtype in zip(variables, types, strict=True):
@@ -70,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     print("wavelengths  " + ("not in the file" if first is None else f"{first:g} to {last:g} nm"))
     level, bad = facts["noise"], facts["bad_bands"]
     if level is None:
-        print("noise        not estimated: that takes 2 x 2 pixels")
+        print(f"noise        {_NO_NOISE}")
         return
     print(
         f"noise        estimated, median over the bands {level['median']:.4g} ({level['median_share']:.2%} of the "

@@ -95,7 +95,7 @@ def number(of: type, **facts: float | None) -> Callable[[str], Any]:
 
 def print_read(source: Path, cube: Cube) -> None:
     """Print what was read, along which axes and why: along wrong ones the result is wrong without any error."""
-    from hsidenoise.data.measure import sizes_of, variable_of
+    from hsidenoise.data.facts import sizes_of, variable_of
 
     dtype = "" if cube.layout is None else f" {cube.layout.dtype}"
     reason = "" if cube.layout is None else f"; axes {cube.layout.axes}: {cube.layout.reason}"

@@ -1,28 +1,24 @@
-"""What can be measured of files: facts of one cube, scores of two."""
+"""Scores of a denoised cube in one file against a clean one in another."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Real
 
+from hsidenoise.data.facts import sizes_of
 from hsidenoise.data.io import Cube, read_cube
-from hsidenoise.data.layout import printable
 from hsidenoise.data.noisy_sets import CLEAN_KEY, NOISY_KEY, clean_beside, key_if_there
 from hsidenoise.data.options import EvaluateOptions, ReadOptions
 from hsidenoise.data.sources import locate
 from hsidenoise.metrics.functional import evaluate
 from hsidenoise.metrics.protocols import PROTOCOLS, Scores
-from hsidenoise.signal.mask import spans
-from hsidenoise.signal.noise_level import bad_bands, spread_of_most
+from hsidenoise.signal.mask import named_bands
 from hsidenoise.signal.scaling import told_apart
-from hsidenoise.signal.survey import residual_check, survey
 
-_BEYOND = 1e15  # whose square, summed over a cube, single precision holds, as that of its inverse
 _LARGEST = 1e140  # whose square, summed over a cube, is a number
 
 
@@ -139,12 +135,12 @@ def evaluate_files(
             mask=None if mask is None else mask[others],
         )
         warnings.warn(
-            f"the PSNR is infinite: both cubes are the same in {_bands(infinite)}; PSNR over the {len(others)} others "
-            f"is {rest.psnr:.2f} dB",
+            f"the PSNR is infinite: both cubes are the same in {named_bands(infinite)} (0-based); PSNR over the "
+            f"{len(others)} others is {rest.psnr:.2f} dB",
             stacklevel=2,
         )
     if undefined:
-        warnings.warn(f"the ERGAS is infinite: the clean mean is 0 in {_bands(undefined)}", stacklevel=2)
+        warnings.warn(f"the ERGAS is infinite: the clean mean is 0 in {named_bands(undefined)} (0-based)", stacklevel=2)
     return Evaluated(
         denoised=denoised,
         clean=clean,
@@ -229,157 +225,6 @@ def scorable(
     return Scorable(bands, valid, pixels, tuple(reasons))
 
 
-def describe(cube: Cube) -> dict[str, Any]:
-    """What a cube looks like: sizes, axes, range, noise, defects, bands that stand out.
-
-    Returns:
-        What `hsidenoise inspect --json` prints: ``variable``, ``bands``, ``height``, ``width``, ``axes``, ``reason``,
-        ``range``, ``not_data``, ``wavelengths`` (first and last, nm), ``noise`` (of
-        :func:`hsidenoise.signal.survey.survey`: lists with a number for each band, ``ranked`` from the noisiest on by
-        the signal-to-noise ratio; None below 2 x 2 pixels), ``bad_bands``.
-
-    Example:
-        >>> describe(Cube(np.random.default_rng(0).random((3, 20, 30), dtype=np.float32)))["height"]
-        20
-    """
-    bands, height, width = cube.values.shape
-    mask = _pixels(cube)
-    valid = cube.values[:, mask]
-    low, high = float(valid.min()), float(valid.max())
-    waves = cube.wavelengths
-    noise, bad = None, []
-    if min(height, width) > 1 and low < high:
-        found = survey(cube.values, None if mask.all() else mask)
-        level = found.sigma
-        median = float(np.nanmedian(level))
-        worst = int(np.nan_to_num(level).argmax())
-        noise = {
-            "per_band": _numbers(level),
-            "median": median,
-            "median_share": median / (high - low),
-            "worst": float(np.nan_to_num(level)[worst]),
-            "worst_band": worst,
-            "snr_db": _numbers(found.snr),
-            "ranked": np.argsort(np.nan_to_num(found.snr, nan=-np.inf), kind="stable").tolist(),
-            "impulses": _numbers(found.impulses),
-            "dead_columns": found.dead_columns.tolist(),
-            "dead_rows": found.dead_rows.tolist(),
-            "stripes_columns": found.stripes_columns.tolist(),
-            "stripes_rows": found.stripes_rows.tolist(),
-            "size": list(found.size),
-        }
-        if mask.all():
-            bad = np.flatnonzero(bad_bands(cube.values)).tolist()
-    return {
-        "variable": variable_of(cube),
-        "bands": bands,
-        "height": height,
-        "width": width,
-        "axes": "" if cube.layout is None else cube.layout.axes,
-        "reason": "" if cube.layout is None else cube.layout.reason,
-        "range": [low, high],
-        "not_data": list(cube.not_data),
-        "wavelengths": None if waves is None else [float(waves[0]), float(waves[-1])],
-        "noise": noise,
-        "bad_bands": bad,
-    }
-
-
-def residual_of(noisy: Cube, denoised: Cube, strength: float = 1.0) -> dict[str, Any]:
-    """What was taken away from a cube, band by band, see :func:`hsidenoise.signal.survey.residual_check`.
-
-    A band without data has None in each list.
-
-    Args:
-        noisy: Noisy cube.
-        denoised: Denoised cube.
-        strength: Share, 0 to 1, of the noise found that was taken away.
-
-    Warns:
-        UserWarning: If the residual of some bands has a structure that noise has not.
-
-    Example:
-        >>> cube = Cube(np.random.default_rng(0).random((3, 20, 30), dtype=np.float32))
-        >>> residual_of(cube, Cube(cube.values * 0.5))["structured"]
-        []
-    """
-    mask = _pixels(noisy)
-    if min(mask.shape) < 2 or not mask.any():
-        return {}
-    bands = np.flatnonzero((np.isfinite(noisy.values) if noisy.mask is None else noisy.mask).any(axis=(1, 2)))
-    largest = float(np.abs(noisy.values[bands][:, mask]).max())
-    unit = 1.0 if 1 / _BEYOND < largest < _BEYOND else largest or 1.0
-    before, after = (_usable(cube.values, bands, unit) for cube in (noisy, denoised))
-    left = np.where(mask, before.astype(np.float64) - after, 0.0)
-    sigma = spread_of_most(left[:, mask][:, None]) / strength if strength > 0 else None
-    found = residual_check(before, after, None if mask.all() else mask, sigma)
-    structured = tuple(bands[found.structured].tolist())
-
-    def each(values: np.ndarray, unit: float = 1.0) -> list[float | None]:
-        whole = np.full(len(noisy.values), np.nan)
-        whole[bands] = values * unit
-        return _numbers(whole)
-
-    if structured:
-        warnings.warn(
-            f"what was taken away from {_bands(structured)} has a structure: it may be signal; look at the residual, "
-            "or take a smaller --strength",
-            stacklevel=2,
-        )
-    return {
-        "noise_before": {"median": float(np.median(found.before)) * unit, "per_band": each(found.before, unit)},
-        "noise_after": {"median": float(np.median(found.after)) * unit, "per_band": each(found.after, unit)},
-        "removed": each(found.removed, unit),
-        "whiteness": each(found.whiteness),
-        "whiteness_most": float(max(found.whiteness, key=abs)),
-        "eaten": each(found.eaten),
-        "eaten_most": float(max(found.eaten, key=abs)),
-        "structure": each(found.structure),
-        "structured": list(structured),
-        "contrast": found.contrast,
-    }
-
-
-def _usable(values: np.ndarray, bands: np.ndarray, unit: float) -> np.ndarray:
-    """Some bands of a cube, finite and in a unit that single precision can hold."""
-    values = values if len(bands) == len(values) else values[bands]
-    values = values if np.isfinite(values).all() else np.where(np.isfinite(values), values, 0)
-    return values if unit == 1.0 else values / unit
-
-
-def _pixels(cube: Cube) -> np.ndarray:
-    """Pixels that hold data in all bands that hold any."""
-    valid = np.isfinite(cube.values) if cube.mask is None else cube.mask
-    bands = valid.any(axis=(1, 2))
-    return np.asarray(valid[bands].all(axis=0)) if bands.any() else np.zeros(cube.values.shape[1:], bool)
-
-
-def _numbers(values: np.ndarray) -> list[float | None]:
-    """For JSON, which has no word for what is not a number."""
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
-
-
-def variable_of(cube: Cube) -> str:
-    """Name of the variable that a cube was read from, fit to print.
-
-    Example:
-        >>> variable_of(Cube(np.zeros((1, 2, 3), dtype=np.float32)))
-        'cube'
-    """
-    return "cube" if cube.layout is None else printable(cube.layout.key)
-
-
-def sizes_of(cube: Cube) -> str:
-    """Sizes of a cube in words.
-
-    Example:
-        >>> sizes_of(Cube(np.zeros((1, 2, 3), dtype=np.float32)))
-        '1 bands of 2 x 3'
-    """
-    bands, height, width = cube.values.shape
-    return f"{bands} bands of {height} x {width}"
-
-
 def _read(path: Path, reading: ReadOptions, usual: str) -> Cube:
     path, key = locate(path, reading.key)
     return read_cube(path, **(reading.by_name() | {"key": key or key_if_there(path, usual)}), exact=True)
@@ -399,10 +244,6 @@ def _beyond_scores(
         if wanted.mean() == 0 and not np.array_equal(estimate if stored else clipped, wanted):
             dark.append(index)
     return same, dark
-
-
-def _bands(bands: tuple[int, ...]) -> str:
-    return f"band{'s' * (len(bands) != 1)} {spans(bands)} (0-based)"
 
 
 def _common_scale(

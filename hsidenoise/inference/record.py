@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from hsidenoise.data.facts import residual_of
 from hsidenoise.data.io import Cube
 from hsidenoise.data.layout import times
-from hsidenoise.data.measure import residual_of
 from hsidenoise.data.options import ReadOptions
 from hsidenoise.inference.job import Run
 from hsidenoise.inference.network import Model, OnnxNetwork, name_of
@@ -34,7 +34,7 @@ def record_of(
     target: Path,
     seconds: float,
 ) -> dict[str, Any]:
-    """How a file was denoised: versions, weights, options, warnings, and :func:`hsidenoise.data.measure.residual_of`.
+    """How a file was denoised: versions, weights, options, warnings, and :func:`hsidenoise.data.facts.residual_of`.
 
     Args:
         noisy: The cube as it was read.

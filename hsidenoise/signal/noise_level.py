@@ -316,7 +316,9 @@ def explained_by_others(
     return found
 
 
-def bad_bands(cube: Shaped[np.ndarray, "bands height width"]) -> Bool[np.ndarray, " bands"]:
+def bad_bands(
+    cube: Shaped[np.ndarray, "bands height width"], mask: Bool[np.ndarray, "height width"] | None = None
+) -> Bool[np.ndarray, " bands"]:
     """Bands that the other bands know nothing about: dead ones, and those where noise drowns the scene.
 
     Each band is regressed on the others over all pixels. It is bad if it is constant, or if the share of its variance
@@ -327,6 +329,7 @@ def bad_bands(cube: Shaped[np.ndarray, "bands height width"]) -> Bool[np.ndarray
     Args:
         cube: Noisy cube, any real type. At least 3 bands, and more pixels than bands, or nothing can be said and only
             constant bands are reported.
+        mask: True where a pixel holds data; None: everywhere.
 
     Returns:
         True for bad bands.
@@ -341,11 +344,11 @@ def bad_bands(cube: Shaped[np.ndarray, "bands height width"]) -> Bool[np.ndarray
         >>> np.flatnonzero(bad_bands(cube))
         array([3])
     """
-    check_cube(cube)
-    pixels = cube.reshape(len(cube), -1).astype(np.float64)
+    check_cube(cube if mask is None else np.where(mask, cube, 0))
+    pixels = (cube.reshape(len(cube), -1) if mask is None else cube[:, mask]).astype(np.float64)
+    bad: np.ndarray = pixels.max(axis=1) == pixels.min(axis=1)
     pixels -= pixels.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(pixels, axis=1)
-    bad: np.ndarray = cube.max(axis=(1, 2)) == cube.min(axis=(1, 2))
     alive = np.flatnonzero(~bad)
     if len(alive) < 3 or pixels.shape[1] <= len(alive):
         return bad

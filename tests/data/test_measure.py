@@ -1,11 +1,13 @@
 import json
+import warnings
 
 import numpy as np
 import pytest
 
 from hsidenoise.cli.main import main
+from hsidenoise.data.facts import describe, residual_of
 from hsidenoise.data.io import Cube, write_arrays
-from hsidenoise.data.measure import evaluate_files, residual_of, scorable
+from hsidenoise.data.measure import evaluate_files, scorable
 from hsidenoise.metrics.functional import evaluate
 from hsidenoise.signal.mask import find_mask
 
@@ -80,3 +82,34 @@ def test_a_cube_with_a_band_of_nan_is_denoised_and_recorded(tmp_path, structured
         record = json.loads(str(file["hsidenoise"]))
     assert record["reading"]["bad_bands"] == "auto"
     assert record["residual"]["noise_before"]["median"] == pytest.approx(0.05, rel=0.2)
+
+
+def test_a_cube_with_gaps_is_described_by_what_it_has(structured_cube, rng):
+    """Of a band without data, a border, gaps at random, and two detectors side by side with no pixel in common."""
+    noisy = structured_cube.astype(np.float64) + rng.normal(0, 0.05, structured_cube.shape)
+    noisy[7] = rng.normal(0.5, 0.3, noisy[7].shape)
+    bands, _, width = noisy.shape
+    holes = np.zeros((4, *noisy.shape), bool)
+    holes[0, 3] = holes[1, :, :5] = True
+    holes[2] = rng.random(noisy.shape) < 0.2
+    holes[3, : bands // 3, :, : width // 2] = holes[3, bands // 3 :, :, width // 2 :] = True
+    for hole, marks in (
+        (holes[0], (np.nan, -9999)),
+        (holes[1], (-9999,)),
+        (holes[2], (np.nan,)),
+        (holes[3], (np.nan,)),
+    ):
+        for mark in marks:
+            cube = np.where(hole, mark, noisy)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "50% of the values are missing")
+                facts = describe(Cube(cube, mask=find_mask(cube).valid))
+            noise = json.loads(json.dumps(facts, allow_nan=False))["noise"]
+            assert facts["range"] == [noisy[~hole].min(), noisy[~hole].max()]
+            assert noise["median"] == pytest.approx(0.05, rel=0.15)
+            assert facts["bad_bands"] == [7]
+            assert noise["worst_band"] == 7 or hole.mean() == 0.5  # too much is filled to tell how strong it is
+            assert (noise["per_band"][3] is None) == hole[3].all() == (3 not in noise["ranked"])
+    few = np.where(rng.random(noisy.shape) < 0.99, np.nan, noisy)
+    with pytest.warns(UserWarning, match="noise is understated"), pytest.warns(UserWarning, match="only .* values"):
+        describe(Cube(few))
