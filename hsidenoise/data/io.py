@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Shaped
 
+from hsidenoise.data.casting import cast, put_back
 from hsidenoise.data.formats.base import Format, NewCube, Wavelengths
 from hsidenoise.data.formats.mat import write_mat
 from hsidenoise.data.layout import Layout, find_layout, printable, times
@@ -114,6 +115,8 @@ def read_cube(
     dtype = floating(stored.dtype) if exact else np.dtype(np.float32)
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is refused here or below
         values = np.require(stored, dtype, ["C", "W"])
+    if metadata.nodata is None and nodata is not None:
+        metadata = replace(metadata, nodata=float(nodata))
     name = printable(layout.key)
     if not exact and np.isinf(values).any() and np.isfinite(stored).all():
         raise ValueError(f"{path}: '{name}' has values beyond single precision (3.4e38); save it in another unit")
@@ -271,7 +274,15 @@ def write_cube(path: str | Path, cube: Cube) -> Path | None:
     """
     if not np.isfinite(cube.values if cube.mask is None else cube.values[cube.mask]).all():
         raise ValueError(f"cannot write {path}: the cube has NaN or infinite values")
-    return _write(Path(path), cube, _cast(cube.values, _dtype(cube)))
+    dtype = _dtype(cube)
+    stored = cast(cube.values, dtype, cube.mask, cube.metadata.nodata if cube.metadata is not None else None)
+    wide = dtype.itemsize >= cube.values.dtype.itemsize and dtype != cube.values.dtype.newbyteorder(dtype.byteorder)
+    if wide and cube.mask is not None and cube.layout is not None and cube.path is not None and cube.path.exists():
+        form = format_of(cube.path)
+        source = cube.layout.to_bands_first(form.load_variable(cube.path, cube.layout.key, allow_external=True))
+        if source.shape == stored.shape and source.dtype == stored.dtype:
+            put_back(stored, cube.values, source, cube.mask)
+    return _write(Path(path), cube, stored)
 
 
 @takes_options(ReadOptions)
@@ -426,16 +437,3 @@ def check_arrays_target(path: str | Path) -> None:
         raise ValueError(
             f"cannot write {path}: a MATLAB file would be written, which is not called {suffix}; name it .mat"
         )
-
-
-def _cast(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Bring values into a stored type; integers are rounded and clipped to their range."""
-    if dtype.kind not in "iu":
-        with np.errstate(over="ignore"):
-            return values.astype(dtype, copy=False)
-    limits = np.iinfo(dtype)
-    # float64 holds every limit up to 32 bits; of 64 bits the largest is rounded up, so one step less
-    high = float(limits.max) if limits.bits < 64 else float(np.nextafter(float(limits.max), 0))
-    exact = np.float32 if limits.bits <= 16 else np.float64  # half the memory where it suffices
-    clipped: np.ndarray = np.clip(np.rint(values.astype(exact)), float(limits.min), high)
-    return clipped.astype(dtype)

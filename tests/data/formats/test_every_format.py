@@ -231,3 +231,44 @@ def test_a_long_record_and_an_array_of_its_name(tmp_path):
         assert write_cube(target, replace(cube, metadata=replace(cube.metadata, record=record))).name == place
         assert read_cube(target).metadata.record.strip() == record
     assert np.array_equal(np.load(tmp_path / "b.npz")["hsidenoise"], np.eye(3))
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".nc", ".hdr", ".zarr"])
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "near"),
+    [("u2", 0, 0.4), ("u1", 255, 254.7), ("i2", -9999, -9999.2), ("f4", -1, -1), ("f8", 0, 0), ("i4", -(2**31), -3e9)],
+)
+def test_data_do_not_become_no_data(tmp_path, suffix, dtype, nodata, near):
+    first = tmp_path / f"a{suffix}"
+    np.save(tmp_path / "a.npy", values_of(dtype) + np.dtype(dtype).type(9))
+    convert(tmp_path / "a.npy", first, axes="bhw", nodata=nodata)
+    cube = read_cube(first, exact=True)
+    values = cube.values.copy()
+    values[0, 0, :5] = near, nodata, nodata, 50, 60
+    mask = np.ones(values.shape, bool)
+    mask[0, 0, 2] = False
+    for name, valid in (("b", None), ("c", mask)):
+        write_cube(tmp_path / f"{name}{suffix}", replace(cube, values=values, mask=valid))
+        for exact in (True, False):
+            found = read_cube(tmp_path / f"{name}{suffix}", exact=exact)
+            expected = [valid is not None, 50, 60]
+            assert [found.values[0, 0, 2] == nodata, *found.values[0, 0, 3:5]] == expected
+            assert not (found.values[0, 0, :2] == nodata).any()
+            assert np.abs(found.values[0, 0, :2].astype(float) - nodata).max() <= max(1, abs(nodata) * 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"),
+    [("i8", -(2**63) + 2), ("i8", 2**63 - 1), ("u8", 2**64 - 1), ("u4", 2**32 - 1), ("f8", -9999.1)],
+)
+def test_no_data_keep_every_bit(tmp_path, dtype, number):
+    stored = values_of(dtype)
+    stored[:, :3, :3] = number
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("cube", data=stored).attrs["_FillValue"] = number
+    for exact in (True, False):
+        cube = read_cube(tmp_path / "a.h5", exact=exact)
+        write_cube(tmp_path / "b.h5", replace(cube, values=np.where(cube.mask, cube.values + 1, cube.values)))
+        with h5py.File(tmp_path / "b.h5") as file:
+            assert np.array_equal(file["cube"][:, :3, :3], stored[:, :3, :3])
+            assert np.array_equal(file["cube"][:, 3:], stored[:, 3:] + 1)
