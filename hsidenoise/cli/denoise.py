@@ -142,6 +142,7 @@ def run(arguments: argparse.Namespace) -> None:
             wavelengths=done.cube.wavelengths,
             band=arguments.band,
             path=arguments.picture,
+            mask=done.cube.mask,
         )
         print(f"picture  {arguments.picture}")
 

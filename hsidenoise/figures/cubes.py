@@ -8,13 +8,13 @@ the noise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Real
+from jaxtyping import Bool, Float, Float32, Real
 
 from hsidenoise.figures import cubes as figures
 from hsidenoise.system.files import check_target, replacing
@@ -75,7 +75,7 @@ def fit_stretch(
     """Fit black and white of each colour to a reference cube: the clean one, or the denoised one without it."""
     low, high = [], []
     for band in chosen:
-        dark, bright = np.percentile(cube[band], [percent, 100 - percent])
+        dark, bright = np.nanpercentile(cube[band], [percent, 100 - percent])
         low.append(float(dark))
         high.append(float(bright) if bright > dark else float(dark) + 1.0)
     return Stretch((low[0], low[1], low[2]), (high[0], high[1], high[2]))
@@ -90,7 +90,7 @@ def false_colour(
     """Show a cube in red, green and blue.
 
     Args:
-        cube: Cube in any unit.
+        cube: Cube in any unit; NaN is black.
         wavelengths: Centre of each band in nm, used to choose the bands (:func:`rgb_bands`).
         stretch: Black and white of each colour; fitted to this very cube if absent. Give the same one to every
             panel of a comparison.
@@ -100,23 +100,28 @@ def false_colour(
     low = np.asarray(stretch.low, dtype=np.float32)
     high = np.asarray(stretch.high, dtype=np.float32)
     image = (np.stack([cube[band] for band in chosen], axis=-1) - low) / (high - low)
-    return np.asarray(np.clip(image, 0.0, 1.0) ** _GAMMA, dtype=np.float32)
+    return np.asarray(np.clip(np.nan_to_num(image), 0.0, 1.0) ** _GAMMA, dtype=np.float32)
 
 
 def noisiest_band(
     noisy: Float32[np.ndarray, "bands height width"], denoised: Float32[np.ndarray, "bands height width"]
 ) -> int:
-    """Find the band whose residual is largest beside what is left in it."""
-    residual = (noisy - denoised).std(axis=(1, 2), dtype=np.float64)
-    kept = denoised.std(axis=(1, 2), dtype=np.float64)
-    return int(np.argmax(residual / np.maximum(kept, 1e-3 * kept.max() + 1e-12)))
+    """Find the band whose residual is largest beside what is left in it; NaN counts in none."""
+    residual, kept = _each(noisy - denoised, np.std), _each(denoised, np.std)
+    return int(np.nanargmax(residual / np.maximum(kept, 1e-3 * np.nanmax(kept) + 1e-12)))
+
+
+def _each(cube: np.ndarray, statistic: Callable[..., np.floating[Any]]) -> np.ndarray:
+    """A statistic of what each band has; NaN where it has nothing."""
+    known = ((band, np.isfinite(band)) for band in cube)
+    return np.array([statistic(band[at], dtype=np.float64) if at.any() else np.nan for band, at in known])
 
 
 def telling_pixels(cube: Float32[np.ndarray, "bands height width"], count: int = 3) -> list[tuple[int, int]]:
     """Choose pixels whose spectra differ most, to show what denoising does to a spectrum.
 
     The first is bright; each further one has the widest spectral angle to those already chosen, among the pixels
-    that are not dark (in the dark, an angle is mostly noise).
+    that are not dark (in the dark, an angle is mostly noise) and have all bands.
 
     Returns:
         (row, column) of each, 0-based.
@@ -132,10 +137,14 @@ def telling_pixels(cube: Float32[np.ndarray, "bands height width"], count: int =
     rows, columns = (size // block for size in cube.shape[1:])
     blocks = cube[:, : rows * block, : columns * block].reshape(len(cube), rows, block, columns, block)
     spectra = blocks.mean(axis=(2, 4), dtype=np.float64).reshape(len(cube), -1).T
+    whole = np.isfinite(spectra).all(axis=1)
+    if not whole.any():  # gaps everywhere
+        spectra = np.nan_to_num(blocks).mean(axis=(2, 4), dtype=np.float64).reshape(len(cube), -1).T
+        whole[:] = True
     length = np.linalg.norm(spectra, axis=1)
     # Not the very brightest: that is a highlight, which has the lamp's spectrum rather than the object's.
-    top = np.percentile(length, 98)
-    bright = np.flatnonzero((length >= 0.25 * top) & (length <= top))
+    top = np.percentile(length[whole], 98)
+    bright = np.flatnonzero(whole & (length >= 0.25 * top) & (length <= top))
     unit = spectra[bright] / np.maximum(length[bright, None], 1e-12)
     chosen = [int(np.argmax(length[bright]))]
     while len(chosen) < min(count, bright.size):
@@ -183,7 +192,8 @@ def draw_residual(axes: Axes, residual: Float32[np.ndarray, "height width"], tit
         residual: noisy - denoised of one band; zero is white, and colours reach to its 99th percentile.
         title: Title of the panel.
     """
-    limit = float(np.percentile(np.abs(residual), 99)) or 1.0
+    known = np.abs(residual[np.isfinite(residual)])
+    limit = (float(np.percentile(known, 99)) if known.size else 0.0) or 1.0
     image = axes.imshow(residual, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     figure = axes.get_figure()
     if figure is not None:
@@ -315,6 +325,7 @@ def before_after(
     path: str | Path,
     wavelengths: Float[np.ndarray, " bands"] | None = None,
     band: int | None = None,
+    mask: Bool[np.ndarray, "bands height width"] | None = None,
 ) -> None:
     """Draw the before/after page of one denoising and write it as a picture.
 
@@ -329,9 +340,10 @@ def before_after(
         path: Picture to write; its ending says the format (``.png``, ``.pdf``, ``.svg``).
         wavelengths: Centre of each band in nm.
         band: Band of the second row, 0-based; the noisiest one if absent.
+        mask: True where a value holds data; None: wherever all cubes are finite. All else is left blank.
 
     Raises:
-        ValueError: If shapes differ, the band does not exist, or the ending is not a picture format.
+        ValueError: If shapes differ, nothing holds data, the band does not exist, or the ending is no picture format.
         OSError: If the picture cannot be written.
     """
     for name, other in (("denoised", denoised), ("clean", clean)):
@@ -341,6 +353,13 @@ def before_after(
         raise ValueError(f"picture: there is no band {band}; the cube has bands 0 to {len(noisy) - 1}")
     noisy, denoised = noisy.astype(np.float32, copy=False), denoised.astype(np.float32, copy=False)
     clean = None if clean is None else clean.astype(np.float32, copy=False)
+    known = np.isfinite(noisy) & np.isfinite(denoised) & (True if clean is None else np.isfinite(clean))
+    known &= True if mask is None else mask
+    if not known.any():
+        raise ValueError("picture: no value holds data")
+    if not known.all():
+        noisy, denoised = (np.where(known, cube, np.float32(np.nan)) for cube in (noisy, denoised))
+        clean = None if clean is None else np.where(known, clean, np.float32(np.nan))
     shown = figures.noisiest_band(noisy, denoised) if band is None else band
     figure = _page(noisy, denoised, clean, wavelengths, shown)
     save_figure(figure, path)
@@ -370,17 +389,19 @@ def _page(
     step = -(-max(height, width) // _LONGEST_SIDE)
     thin = (slice(None, None, step), slice(None, None, step))
 
-    chosen = figures.rgb_bands(len(noisy), wavelengths)
-    stretch = figures.fit_stretch(reference, chosen)
-    pixels = figures.telling_pixels(reference)
+    alive = np.flatnonzero(np.isfinite(reference).any(axis=(1, 2)))
+    seen = alive if len(alive) < len(noisy) else slice(None)  # a view where it can be
+    waves = None if wavelengths is None else np.asarray(wavelengths)[seen]
+    stretch = figures.fit_stretch(reference[seen], figures.rgb_bands(len(alive), waves))
+    pixels = figures.telling_pixels(reference[seen])
     marks = [(row // step, column // step) for row, column in pixels]
     for axes, (name, cube) in zip(top, cubes.items(), strict=False):
-        image = figures.false_colour(cube[:, *thin], wavelengths=wavelengths, stretch=stretch)
+        image = figures.false_colour(cube[:, *thin][seen], wavelengths=waves, stretch=stretch)
         figures.draw_colour(axes, image, _title(name, scores.get(name)), marks)
     if clean is not None:
         figures.draw_spectra(top[-1], scores, "PSNR of each band (dB)", wavelengths)
     else:
-        removed = {"noisy - denoised": np.asarray((noisy - denoised).std(axis=(1, 2)))}
+        removed = {"noisy - denoised": _each(noisy - denoised, np.std)}
         figures.draw_spectra(top[-1], removed, "Standard deviation of what was removed", wavelengths)
 
     limits = _limits(reference[band])
@@ -399,17 +420,19 @@ def _page(
 
 
 def _psnr_per_band(cube: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    low, high = float(clean.min()), float(clean.max())
+    low, high = float(np.nanmin(clean)), float(np.nanmax(clean))
     if (low >= 0 and high <= 1) or low == high:
         low, high = 0.0, 1.0
-    error = np.mean(np.square(np.clip(cube, low, high) - clean, dtype=np.float64), axis=(1, 2))
+    error = _each(np.square(np.clip(cube, low, high) - clean, dtype=np.float64), np.mean)
     return np.asarray(10 * np.log10((high - low) ** 2 / np.maximum(error, 1e-20)))
 
 
 def _title(name: str, score: np.ndarray | None) -> str:
-    return name if score is None else f"{name}: {float(np.mean(score)):.2f} dB"
+    known = [] if score is None else score[np.isfinite(score)]
+    return f"{name}: {float(np.mean(known)):.2f} dB" if len(known) else name
 
 
 def _limits(band: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(band, [0.5, 99.5])
+    known = band[np.isfinite(band)]
+    low, high = np.percentile(known, [0.5, 99.5]) if known.size else (0.0, 1.0)
     return float(low), float(high) if high > low else float(low) + 1.0

@@ -105,6 +105,27 @@ def test_page_of_any_shape(tmp_path, rng, shape):
     assert (tmp_path / "page.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("band", [None, 24])
+def test_what_holds_no_data_is_left_out_of_a_page(tmp_path, structured_cube, noisy, known, band):
+    """A band, one that would be red among them, a border, and single values; NaN, infinite, or by a mask."""
+    mask = np.ones(noisy.shape, bool)
+    mask[24] = mask[:, :3] = mask[2, 20, 20:30] = mask[5, 10, 10] = False
+    clean, waves = structured_cube if known else None, np.linspace(400, 700, 31)
+    lost = np.where(mask, noisy, np.float32(np.nan))
+    lost[5, 10, 10] = np.inf
+    before_after(lost, lost, clean, path=tmp_path / "nan.png", band=band, wavelengths=waves)
+    marked = np.where(mask, noisy, np.float32(-9999))
+    before_after(marked, marked, clean, path=tmp_path / "mask.png", band=band, wavelengths=waves, mask=mask)
+    pages = [matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("nan", "mask")]
+    np.testing.assert_array_equal(*pages)
+    holed = np.where(np.random.default_rng(0).random(noisy.shape) < 0.5, np.float32(np.nan), noisy)
+    assert noisiest_band(holed, structured_cube) == 11
+    assert len(telling_pixels(holed)) == 3
+    with pytest.raises(ValueError, match="no value holds data"):
+        before_after(marked, marked, path=tmp_path / "none.png", mask=np.zeros(noisy.shape, bool))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
