@@ -19,8 +19,9 @@ from jaxtyping import Bool, Float, Float64, Shaped
 from hsidenoise.data.casting import cast, put_back
 from hsidenoise.data.formats.base import Format, NewCube, Wavelengths
 from hsidenoise.data.formats.mat import write_mat
+from hsidenoise.data.formats.mat5 import MATLAB_NAMES
 from hsidenoise.data.layout import Layout, find_layout, printable, times
-from hsidenoise.data.metadata import WORDS, Metadata, keep_record, record_beside
+from hsidenoise.data.metadata import OF_BANDS, WORDS, Metadata, keep_record, record_beside
 from hsidenoise.data.options import ReadOptions
 from hsidenoise.data.sources import FORMATS, check_other, format_of, known_formats, list_variables, locate
 from hsidenoise.signal.mask import BadBands, find_mask
@@ -89,7 +90,8 @@ def read_cube(
         exact: Whether to keep the values as they are stored: as float64 where float32 would round them (float64,
             integers of 32 bits or more), also if they are constant.
         nodata: The value that stands for no data; the one that the file names if None.
-        mask: Where there is data: a variable of the file, or another file, nonzero where a pixel (or value) holds data.
+        mask: Where there is data: a variable of the file, or another file, nonzero where a pixel (or value) holds data;
+            None for the mask that a GeoTIFF may have.
         bad_bands: Bands without data, see :func:`hsidenoise.signal.mask.find_mask`.
 
     Returns:
@@ -112,6 +114,7 @@ def read_cube(
     """
     path, key = locate(path, key)
     stored, layout, wavelengths, metadata = _read(path, key=key, axes=axes, size=size, allow_external=allow_external)
+    form = format_of(path)
     dtype = floating(stored.dtype) if exact else np.dtype(np.float32)
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is refused here or below
         values = np.require(stored, dtype, ["C", "W"])
@@ -124,7 +127,7 @@ def read_cube(
         found = find_mask(
             values,
             nodata=metadata.nodata if nodata is None else nodata,
-            given=None if mask is None else read_beside(path, mask, layout, values.shape, "mask"),
+            given=form.own_mask(path) if mask is None else read_beside(path, mask, layout, values.shape, "mask"),
             good_bands=metadata.good_bands,
             bad_bands=bad_bands,
         )
@@ -258,7 +261,8 @@ def write_cube(path: str | Path, cube: Cube) -> Path | None:
 
     Raises:
         OSError: If the target cannot be written, or the file the cube came from is gone.
-        ValueError: If a value is not finite, the sizes are not those of ``cube.layout``, no format has such a name, or
+        ValueError: If a value is not finite, the sizes are not those of ``cube.layout``, what the metadata has for each
+            band is not of as many bands, no format has such a name, or
             it has no such numbers.
         ImportError: If the format takes a library that is not installed.
 
@@ -334,6 +338,9 @@ def _dtype(cube: Cube) -> np.dtype[Any]:
 def _write(target: Path, cube: Cube, stored: Shaped[np.ndarray, "bands height width"]) -> Path | None:
     form, like = check_cube_target(target, cube)
     metadata, suffix = cube.metadata or Metadata(), target.suffix.lower()
+    for what, each in (("wavelengths", cube.wavelengths), *((name, vars(metadata)[name]) for name in OF_BANDS)):
+        if each is not None and len(each) != len(stored):
+            raise ValueError(f"cannot write {target}: '{what}' is for {len(each)} bands, the cube has {len(stored)}")
     record, inside = metadata.record, form.holds_record(like)
     if not inside:
         metadata = replace(metadata, record=None)
@@ -346,6 +353,8 @@ def _write(target: Path, cube: Cube, stored: Shaped[np.ndarray, "bands height wi
     said = metadata.said if cube.wavelengths is None else ("wavelengths", *metadata.said)
     if lost := [WORDS[each] for each in said if each not in form.holds]:
         warnings.warn(f"{target}: {form.name} has no place for {', '.join(lost)}: left out", stacklevel=3)
+    if cube.path is not None and cube.path.exists() and format_of(cube.path).own_mask(cube.path) is not None:
+        warnings.warn(f"{target}: the mask of {cube.path} has no place in it: left out", stacklevel=3)
     large = cube.layout is not None and cube.layout.format == "mat73"
     with replacing_all(form.targets(target, None), folder=form.folder) as temporaries:
         form.write_new(temporaries, NewCube(stored, cube.wavelengths, metadata, name, suffix, large))
@@ -385,7 +394,8 @@ def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None
     form.ready()
     original = source if source is not None and layout is not None and layout.format in form.kinds else None
     if original is None and form.types is not None and (dtype := _dtype(cube)).str[1:] not in form.types:
-        raise ValueError(f"cannot write {path}: {form.name} has no numbers of type {dtype}; name it .npy or .mat")
+        fits = " or .mat" if dtype.str[1:] in MATLAB_NAMES else ""
+        raise ValueError(f"cannot write {path}: {form.name} has no numbers of type {dtype}; name it .npy{fits}")
     targets = form.targets(target, original)
     for each in targets:
         check_target(each)

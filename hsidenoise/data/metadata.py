@@ -67,6 +67,8 @@ WORDS = {
     "transform": "map position",
     "attributes": "other header fields",
 }
+#: Those that have one entry for each band.
+OF_BANDS = ("fwhm", "band_names", "good_bands")
 
 
 def record_beside(path: Path) -> str | None:

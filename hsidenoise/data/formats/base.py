@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Bool, Float64, Shaped
 
 from hsidenoise.data.layout import Layout, RefusedError, Variable, printable
 from hsidenoise.data.metadata import RECORD, Metadata
@@ -132,6 +132,10 @@ class Format(ABC):
         self, path: Path, layout: Layout, variables: Sequence[Variable], *, allow_external: bool = False
     ) -> tuple[Wavelengths, Metadata]:
         """Wavelengths in nm, and all else that the file says of a cube in it."""
+
+    def own_mask(self, path: Path) -> Bool[np.ndarray, "height width"] | None:
+        """Where a file says that its pixels hold data, apart from its values; None if it says nothing of it."""
+        return None
 
     @abstractmethod
     def write_like(

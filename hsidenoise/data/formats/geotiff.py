@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths, missing_extra, reading
 from hsidenoise.data.layout import Layout, RefusedError, Variable, check_room, leaf
@@ -32,7 +33,10 @@ def _rasterio() -> Iterator[Any]:
         from rasterio.errors import NotGeoreferencedWarning
     except ImportError as error:
         raise missing_extra("GeoTIFF", "geo") from error
-    with warnings.catch_warnings(), rasterio.Env(GDAL_PAM_ENABLED=False, GTIFF_IMPLICIT_JPEG_OVR=False):
+    with (
+        warnings.catch_warnings(),
+        rasterio.Env(GDAL_PAM_ENABLED=False, GTIFF_IMPLICIT_JPEG_OVR=False, GDAL_TIFF_INTERNAL_MASK=True),
+    ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield rasterio
 
@@ -97,9 +101,16 @@ class _GeoTiff(Format):
                 attributes={key: value for key, value in file.tags().items() if key not in ("AREA_OR_POINT", RECORD)},
             )
 
+    def own_mask(self, path: Path) -> Bool[np.ndarray, "height width"] | None:
+        with _rasterio() as rasterio, reading(path), rasterio.open(path, driver="GTiff") as file:
+            flags = file.mask_flag_enums[0]
+            masked = rasterio.enums.MaskFlags.per_dataset in flags and rasterio.enums.MaskFlags.alpha not in flags
+            return np.asarray(file.read_masks(1)) != 0 if masked else None
+
     def write_like(
         self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str, record: str | None
     ) -> None:
+        mask = self.own_mask(source)
         with _rasterio() as rasterio, rasterio.open(source, driver="GTiff") as old:
             profile = dict(old.profile) | {"driver": "GTiff", "BIGTIFF": "IF_SAFER"}
             if str(profile.get("compress", "")).lower() in _LOSSY:
@@ -125,6 +136,8 @@ class _GeoTiff(Format):
                 new.scales, new.offsets, new.colorinterp = old.scales, old.offsets, old.colorinterp
                 if old.gcps[0]:
                     new.gcps = old.gcps
+                if mask is not None:
+                    new.write_mask(mask)
         _check(targets[0], stored)
 
     def write_new(self, targets: Sequence[Path], new: NewCube) -> None:

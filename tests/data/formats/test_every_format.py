@@ -107,6 +107,7 @@ def test_types_that_a_format_has_not(tmp_path):
         said = call("convert", f"{source}.npy", f"b{suffix}", "--axes", "bhw", cwd=tmp_path, code=2)
         assert refused(said)
         assert "has no numbers of type" in said
+        assert said.rstrip().endswith("name it .npy" if source == "half" else "name it .npy or .mat")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["byte.npy", "half.npy"]
 
 
@@ -272,3 +273,11 @@ def test_no_data_keep_every_bit(tmp_path, dtype, number):
         with h5py.File(tmp_path / "b.h5") as file:
             assert np.array_equal(file["cube"][:, :3, :3], stored[:, :3, :3])
             assert np.array_equal(file["cube"][:, 3:], stored[:, 3:] + 1)
+
+
+@pytest.mark.parametrize("suffix", [".hdr", ".tif", ".mat", ".nc"])
+@pytest.mark.parametrize("about", [{"fwhm": np.ones(3)}, {"band_names": ("a", "b")}, {"good_bands": np.ones(6, bool)}])
+def test_metadata_of_other_bands_are_refused(tmp_path, suffix, about):
+    with pytest.raises(ValueError, match=r"is for \d bands, the cube has 5"):
+        write_cube(tmp_path / f"a{suffix}", Cube(values_of("f4"), metadata=Metadata(**about)))
+    assert not list(tmp_path.iterdir())

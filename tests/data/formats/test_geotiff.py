@@ -55,7 +55,7 @@ def test_a_copy_is_the_source_with_other_numbers(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "i8", "f4", "f8"])
 def test_a_new_file(tmp_path, dtype):
-    values = values_of("f8").astype(dtype) if dtype not in ("u1", "i1") else (values_of() % 100).astype(dtype)
+    values = values_of("f8").astype(dtype) if dtype not in ("u1", "i1") else (values_of() % 100 + 1).astype(dtype)
     about = Metadata(
         fwhm=np.full(5, 6.5), good_bands=np.array([1, 0, 1, 1, 1], bool), nodata=0.0, crs="EPSG:32632",
         transform=tuple(TRANSFORM)[:6], attributes={"sensor": "X"},
@@ -142,3 +142,20 @@ def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
         said = call("convert", *arguments, cwd=tmp_path, code=2)
         assert refused(said)
         assert "pip install 'hsidenoise[geo]'" in said
+
+
+@pytest.mark.filterwarnings("ignore:.*other header fields")
+def test_its_own_mask_is_read_and_kept(tmp_path):
+    georeferenced(tmp_path / "a.tif", values_of())
+    mask = np.ones((60, 70), bool)
+    mask[:7, 5:] = False
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(tmp_path / "a.tif", "r+") as file:
+        file.write_mask(mask)
+    cube = read_cube(tmp_path / "a.tif")
+    assert (cube.mask == mask).all()
+    write_cube(tmp_path / "b.tif", cube)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "b.tif"]
+    with rasterio.open(tmp_path / "b.tif") as file:
+        assert np.array_equal(file.dataset_mask() != 0, mask)
+    with pytest.warns(UserWarning, match="the mask of .*a.tif has no place in it: left out"):
+        convert(tmp_path / "a.tif", tmp_path / "b.npz")
