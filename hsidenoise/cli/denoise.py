@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Denoise the cube of a file."""
     import numpy as np
 
+    from hsidenoise.data.facts import variable_of
     from hsidenoise.data.io import check_arrays_target, write_arrays
     from hsidenoise.data.sources import check_other, locate
     from hsidenoise.system.files import check_source
@@ -97,6 +98,22 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"scaling  {scaling.mode}: {scaling.reason}")
             summary = "" if model is None else f": {model.summary}"
             print(f"method   {name_of(options.weights if model is None else model)}{summary}")
+        elif arguments.dry_run:
+            plan = {
+                "dry_run": True,
+                "input": str(source),
+                "output": str(target),
+                "variable": variable_of(cube),
+                "bands": cube.values.shape[0],
+                "height": cube.values.shape[1],
+                "width": cube.values.shape[2],
+                "axes": None if cube.layout is None else cube.layout.reason,
+                "not_data": cube.not_data,
+                "scaling": scaling.reason,
+                "method": name_of(options.weights if model is None else model),
+            }
+            print(json.dumps(plan, indent=2))
+            raise _Stop
         if arguments.dry_run:
             print("dry run  nothing was computed or written")
             raise _Stop

@@ -95,7 +95,7 @@ def evaluate_files(
     for path, cube in ((denoised_path, denoised), (clean_path, clean)):
         if (largest := float(np.abs(cube.values).max(where=np.isfinite(cube.values), initial=0))) > _LARGEST:
             raise ValueError(f"{path}: values of up to {largest:.3g} cannot be squared; save it in another unit")
-    asked = reading.nodata is not None or reading.mask is not None
+    asked = reading.nodata is not None or reading.mask is not None or reading.bad_bands not in ("auto", "keep")
     left = scorable(denoised.values, clean.values, denoised.mask, clean.mask, asked=asked)
     said = tuple(
         f"{name} cube: {reason}"

@@ -309,7 +309,7 @@ def evaluate(
             angle at a pixel is that of the bands that count there.
 
     Raises:
-        ValueError: If a cube is not three-dimensional, not real, empty or has non-finite values, the shapes differ,
+        ValueError: If a cube is no bare array of three axes, not real, empty, not finite, the shapes differ,
             the data range is not positive, the protocol is unknown, the images are smaller than the SSIM window, or
             the valid pixels are none, hold no such window, or do not go with the protocol.
 
@@ -350,6 +350,9 @@ def _cube(values: np.ndarray | Tensor, name: str, mask: Tensor | None) -> Tensor
         if values.is_complex():
             raise ValueError(f"{name} is complex: pass its real part or its magnitude")
         cube = values.detach().to(device="cpu").to(torch.float64)  # in this order: some devices have no float64
+    elif hasattr(values, "values") or np.ma.is_masked(values):  # a DataArray, a Cube, a masked array
+        kind = type(values).__name__
+        raise ValueError(f"{name} is a {kind}: pass its bare values, (bands, height, width), and mask= for the valid")
     else:
         array = np.asarray(values)
         if array.dtype.kind not in "buif":

@@ -886,6 +886,10 @@ class TestDenoiseSaysAndRecords:
         said = capsys.readouterr().out
         assert [line.split()[0] for line in said.splitlines()] == ["read", "scaling", "method", "dry"]
         assert "31 bands of 48 x 48; axes hwb" in said
+        assert main(["denoise", str(plain), "--dry-run", "--json", "--method", "planes"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["dry_run"] is True
+        assert [found[name] for name in ("method", "variable", "bands", "height")] == ["planes", "input", 31, 48]
         assert names(plain.parent) == ["n.mat"]
 
     def test_what_is_read_is_said_before_the_work(self, plain, monkeypatch):

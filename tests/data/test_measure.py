@@ -8,6 +8,7 @@ from hsidenoise.cli.main import main
 from hsidenoise.data.facts import describe, residual_of
 from hsidenoise.data.io import Cube, write_arrays
 from hsidenoise.data.measure import evaluate_files, scorable
+from hsidenoise.data.options import ReadOptions
 from hsidenoise.metrics.functional import evaluate
 from hsidenoise.signal.mask import find_mask
 
@@ -113,3 +114,13 @@ def test_a_cube_with_gaps_is_described_by_what_it_has(structured_cube, rng):
     few = np.where(rng.random(noisy.shape) < 0.99, np.nan, noisy)
     with pytest.warns(UserWarning, match="noise is understated"), pytest.warns(UserWarning, match="only .* values"):
         describe(Cube(few))
+
+
+def test_bands_that_the_user_calls_bad_are_not_scored(tmp_path, structured_cube):
+    spoilt = structured_cube.copy()
+    spoilt[3] += 0.5
+    write_arrays(tmp_path / "c.mat", {"cube": structured_cube.transpose(1, 2, 0)})
+    write_arrays(tmp_path / "d.mat", {"cube": spoilt.transpose(1, 2, 0)})
+    done = evaluate_files(tmp_path / "d.mat", tmp_path / "c.mat", reading=ReadOptions(bad_bands="3"))
+    assert done.bands_left_out == (3,)
+    assert done.scores.ergas == 0

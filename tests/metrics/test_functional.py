@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import error_relative_global_dimensionless_synthesis as torchmetrics_ergas
 
+from hsidenoise.data.io import Cube
 from hsidenoise.metrics.functional import (
     PROTOCOLS,
     bandwise_psnr,
@@ -413,3 +414,14 @@ def test_angle_and_error_are_of_the_values_as_stored():
     assert scores.ergas == pytest.approx(ergas(denoised, clean).item())
     above = evaluate(denoised - 1000, clean - 1000, data_range=8000)
     assert (scores.psnr, scores.ssim) == pytest.approx((above.psnr, above.ssim))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_has_axes_or_a_mask_of_its_own_is_refused():
+    denoised, clean = pair()
+    array = pytest.importorskip("xarray").DataArray(clean.transpose(1, 2, 0), dims=("y", "x", "band"))
+    for rich in (array, np.ma.masked_less(clean, 0.5), Cube(clean)):
+        for arguments in ((rich, clean), (denoised, rich)):
+            with pytest.raises(ValueError, match=rf"is a {type(rich).__name__}: pass its bare values, \(bands, "):
+                evaluate(*arguments)
+    assert evaluate(np.ma.MaskedArray(denoised), clean) == evaluate(denoised, clean)
