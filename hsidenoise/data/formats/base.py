@@ -283,6 +283,9 @@ def described(new: NewCube) -> Described:
     if metadata.nodata is not None:
         fits = values.dtype.kind == "f" or float(metadata.nodata) == np.array(metadata.nodata).astype(values.dtype)
         of_cube["_FillValue" if fits else "nodata"] = values.dtype.type(metadata.nodata) if fits else metadata.nodata
+    for key in ("scale_factor", "add_offset"):
+        if isinstance(number := metadata.attributes.get(key), int | float | np.number):
+            of_cube[key] = number
     if metadata.record is not None:
         of_cube[RECORD] = metadata.record
     mapping: dict[str, str] = {}

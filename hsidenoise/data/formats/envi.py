@@ -238,7 +238,7 @@ class _Envi(Format):
         except ValueError:
             warnings.warn(f"{header.path}: 'data ignore value = {printable(nodata)}' is no number", stacklevel=4)
             ignored = None
-        crs = header.fields.get("coordinate system string", "").strip("{} \n")
+        crs = header.fields.get("coordinate system string", "").strip("{} \n") or _utm(header.values("map info"))
         return wavelengths, Metadata(
             fwhm=fwhm,
             band_names=tuple(names) if len(names) == layout.bands else None,
@@ -353,6 +353,24 @@ def _transform(info: Sequence[str]) -> tuple[float, ...] | None:
     if angle == 0:
         a, b, d, e = dx, 0.0, 0.0, -dy
     return a, b, x - a * (column - 1) - b * (row - 1), d, e, y - d * (column - 1) - e * (row - 1)
+
+
+def _utm(info: Sequence[str]) -> str | None:
+    """The well-known text of ``map info = {UTM, ..., zone, North or South, WGS-84, ...}``; None of another one."""
+    if len(info) < 10 or info[0].upper() != "UTM" or re.fullmatch(r"WGS.?(19)?84", info[9], re.IGNORECASE) is None:
+        return None
+    zone, side = info[7], info[8][:1].upper()
+    if not (zone.isdecimal() and 1 <= int(zone) <= 60 and side in ("N", "S")):
+        return None
+    number, north = int(zone), side == "N"
+    return (
+        f'PROJCS["WGS 84 / UTM zone {number}{side}",GEOGCS["WGS 84",DATUM["WGS_1984",SPHEROID["WGS 84",6378137,'
+        '298.257223563]],PRIMEM["Greenwich",0],UNIT["degree",0.0174532925199433],AUTHORITY["EPSG","4326"]],'
+        f'PROJECTION["Transverse_Mercator"],PARAMETER["latitude_of_origin",0],PARAMETER["central_meridian",'
+        f'{6 * number - 183}],PARAMETER["scale_factor",0.9996],PARAMETER["false_easting",500000],'
+        f'PARAMETER["false_northing",{0 if north else 10000000}],UNIT["metre",1],AXIS["Easting",EAST],'
+        f'AXIS["Northing",NORTH],AUTHORITY["EPSG","{32600 + 100 * (not north) + number}"]]'
+    )
 
 
 def _map_info(transform: Sequence[float], crs: str | None) -> str:

@@ -23,6 +23,7 @@ from hsidenoise.data.metadata import RECORD, Metadata
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NM = {"nm": 1.0, "nanometers": 1.0, "um": 1e3, "µm": 1e3, "micrometers": 1e3}
 _LOSSY = ("jpeg", "webp", "jxl", "lerc", "lerc_deflate", "lerc_zstd")  # which would not keep what is computed
+_SCALING = {"scale_factor": "scales", "add_offset": "offsets"}  # name in NetCDF and in rasterio
 _STALE = "STATISTICS_"  # of values that are others now
 
 
@@ -98,7 +99,8 @@ class _GeoTiff(Format):
                 crs=file.crs.to_wkt() if file.crs else None,
                 transform=None if file.transform.is_identity else tuple(file.transform)[:6],
                 record=file.tags().get(RECORD),
-                attributes={key: value for key, value in file.tags().items() if key not in ("AREA_OR_POINT", RECORD)},
+                attributes={key: value for key, value in file.tags().items() if key not in ("AREA_OR_POINT", RECORD)}
+                | _scaling(file),
             )
 
     def own_mask(self, path: Path) -> Bool[np.ndarray, "height width"] | None:
@@ -151,7 +153,16 @@ class _GeoTiff(Format):
             profile |= {"compress": "deflate", "interleave": "band", "BIGTIFF": "IF_SAFER"}
             with rasterio.open(targets[0], "w", **profile) as file:
                 _put(file, values)
-                file.update_tags(**{re.sub(r"[=\0]", "_", key): str(each) for key, each in metadata.attributes.items()})
+                attributes = dict(metadata.attributes)
+                for key, kind in _SCALING.items():
+                    value = attributes.get(key, ())
+                    try:
+                        numbers = np.array(value.strip("{}").split(",") if isinstance(value, str) else value, float)
+                        setattr(file, kind, tuple(np.broadcast_to(numbers.ravel(), bands)))
+                        del attributes[key]
+                    except (KeyError, TypeError, ValueError):  # there is none, or it stays a tag
+                        continue
+                file.update_tags(**{re.sub(r"[=\0]", "_", key): str(each) for key, each in attributes.items()})
                 if metadata.record is not None:
                     file.update_tags(**{RECORD: metadata.record})
                 for index in range(bands):
@@ -177,6 +188,14 @@ class _GeoTiff(Format):
 def _note(file: Any) -> str:
     blocks = "x".join(map(str, file.block_shapes[0]))
     return f"blocks of {blocks}" + (f", {file.compression.value}" if file.compression else "")
+
+
+def _scaling(file: Any) -> dict[str, Any]:
+    """How values become quantities: one number, or one for each band."""
+    found = {key: list(map(float, getattr(file, kind))) for key, kind in _SCALING.items()}
+    if set(found["scale_factor"]) == {1.0} and set(found["add_offset"]) == {0.0}:
+        return {}
+    return {key: numbers[0] if len(set(numbers)) == 1 else numbers for key, numbers in found.items()}
 
 
 def _numbers(tags: Sequence[dict[str, str]], name: str, scale: float) -> Any:

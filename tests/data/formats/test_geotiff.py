@@ -1,6 +1,7 @@
 import sys
 import warnings
 
+import h5py
 import numpy as np
 import pytest
 import rasterio
@@ -159,3 +160,32 @@ def test_its_own_mask_is_read_and_kept(tmp_path):
         assert np.array_equal(file.dataset_mask() != 0, mask)
     with pytest.warns(UserWarning, match="the mask of .*a.tif has no place in it: left out"):
         convert(tmp_path / "a.tif", tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".hdr", ".zarr"])
+@pytest.mark.parametrize("scales", [(0.5,) * 5, (0.5, 1, 2, 3, 4)])
+def test_scales_and_offsets_go_along(tmp_path, suffix, scales):
+    georeferenced(tmp_path / "a.tif", values_of())
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        file.scales, file.offsets = scales, (7.0,) * 5
+    convert(tmp_path / "a.tif", tmp_path / f"b{suffix}")
+    if suffix == ".nc" and len(set(scales)) == 1:
+        with h5py.File(tmp_path / "b.nc") as file:
+            assert (file["a"].attrs["scale_factor"], file["a"].attrs["add_offset"]) == (0.5, 7)
+    convert(tmp_path / f"b{suffix}", tmp_path / "c.tif")
+    with rasterio.open(tmp_path / "c.tif") as file:
+        assert np.array_equal(file.read(), values_of())
+        assert (file.scales, file.offsets) == (scales, (7,) * 5)
+
+
+@pytest.mark.parametrize(("zone", "side", "code"), [(33, "North", 32633), (1, "South", 32701)])
+@pytest.mark.parametrize("suffix", [".tif", ".nc"])
+def test_utm_of_an_envi_header_arrives(tmp_path, zone, side, code, suffix):
+    np.save(tmp_path / "a.npy", values_of())
+    convert(tmp_path / "a.npy", tmp_path / "a.hdr", axes="bhw")
+    with (tmp_path / "a.hdr").open("a") as file:
+        file.write(f"map info = {{UTM, 1, 1, 5e5, 5.4e6, 2, 3, {zone}, {side}, WGS-84, units=Meters}}\n")
+    convert(tmp_path / "a.hdr", tmp_path / f"b{suffix}")
+    metadata = read_cube(tmp_path / f"b{suffix}").metadata
+    assert rasterio.crs.CRS.from_wkt(metadata.crs) == rasterio.crs.CRS.from_epsg(code)
+    assert metadata.transform == (2, 0, 5e5, 0, -3, 5.4e6)
