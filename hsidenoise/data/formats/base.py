@@ -12,7 +12,7 @@ import tokenize
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -236,6 +236,25 @@ def beside(variables: Sequence[Variable], load: Callable[[str], np.ndarray], ban
         nodata=float(found["nodata"][0]) if "nodata" in found else None,
         transform=tuple(map(float, found["transform"])) if "transform" in found else None,
     )
+
+
+def with_texts(metadata: Metadata, texts: Mapping[str, np.ndarray], bands: int) -> Metadata:
+    """What is known of a cube, with the texts of :func:`arrays_of`.
+
+    Args:
+        metadata: What its numbers say.
+        texts: Arrays of text by name.
+        bands: Number of bands of the cube.
+    """
+    crs = [str(each).strip() for each in np.ravel(texts.get("crs", ()))]
+    if len(crs) == 1 and re.match(r"[A-Z_]+C(R)?S\[|EPSG:\d+$", crs[0]):
+        metadata = replace(metadata, crs=crs[0])
+    names = tuple(str(each).rstrip() for each in np.ravel(texts.get("band_names", ())))
+    return replace(metadata, band_names=names) if len(names) == bands else metadata
+
+
+#: Names of the texts.
+TEXTS = ("crs", "band_names")
 
 
 def merged(first: Metadata, second: Metadata) -> Metadata:

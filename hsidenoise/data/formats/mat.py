@@ -9,8 +9,11 @@ References:
     MathWorks, "MAT-File Format", R2023b. HDF Group, "HDF5 File Format Specification 3.0", section II.A.
 """
 
+import math
 import struct
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +21,24 @@ import h5py
 import numpy as np
 import scipy.io
 
-from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths, arrays_of, beside, reading
+from hsidenoise.data.formats.base import (
+    TEXTS,
+    Format,
+    NewCube,
+    Part,
+    Wavelengths,
+    arrays_of,
+    beside,
+    reading,
+    with_texts,
+)
 from hsidenoise.data.formats.hdf5 import about_hdf5, list_hdf5, load_hdf5, replace_hdf5, storage_options
 from hsidenoise.data.formats.mat5 import HEADER, MATLAB_NAMES, Element, elements, elements_v4, load, splice
 from hsidenoise.data.layout import Layout, Variable, find_wavelengths, printable
 from hsidenoise.data.metadata import RECORD, Metadata
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_LONG = 1 << 20  # letters; longer texts are not of a cube
 _V5_LIMIT = 2**31 - 1  # bytes of one variable that a v5 file can hold
 
 
@@ -220,6 +234,12 @@ class _Mat(Format):
             return load_variable(path, name, allow_external=allow_external)
 
         metadata = beside(variables, load, layout.bands)
+        named = [item.name for item in variables if item.name in TEXTS and item.note.startswith("char")]
+        if named and sum(math.prod(item.shape) for item in variables if item.name in named) < _LONG:
+            with suppress(ValueError), reading(path), warnings.catch_warnings():  # damaged texts are none
+                warnings.simplefilter("ignore")
+                texts = scipy.io.loadmat(path, variable_names=named, appendmat=False)
+                metadata = with_texts(metadata, {name: texts[name] for name in named}, layout.bands)
         if self.holds_record(path):
             with reading(path):
                 record = about_hdf5(path, layout.key, allow_external=allow_external).get(RECORD)

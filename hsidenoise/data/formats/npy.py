@@ -7,6 +7,7 @@ References:
 import math
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as numpy_format
 
-from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths, arrays_of, beside, reading
+from hsidenoise.data.formats.base import (
+    TEXTS,
+    Format,
+    NewCube,
+    Part,
+    Wavelengths,
+    arrays_of,
+    beside,
+    reading,
+    with_texts,
+)
 from hsidenoise.data.layout import Layout, Variable, check_room, find_wavelengths, leaf
 from hsidenoise.data.metadata import RECORD, Metadata
 
@@ -108,6 +119,13 @@ class _Npz(_Numpy):
                 short = archive.getinfo(_RECORD).file_size < _LONG
             if short:
                 metadata = replace(metadata, record=str(self.load_variable(path, RECORD)))
+        with reading(path), zipfile.ZipFile(path) as archive:
+            named = [item.name for item in variables if item.name in TEXTS and item.dtype is None]
+            short_ones = [name for name in named if archive.getinfo(f"{name}.npy").file_size < _LONG]
+        with suppress(ValueError):  # objects, not text
+            texts = {name: self.load_variable(path, name) for name in short_ones}
+            texts = {name: text for name, text in texts.items() if text.dtype.kind == "U"}
+            metadata = with_texts(metadata, texts, layout.bands)
         return wavelengths, metadata
 
     def load_variable(

@@ -281,3 +281,11 @@ def test_metadata_of_other_bands_are_refused(tmp_path, suffix, about):
     with pytest.raises(ValueError, match=r"is for \d bands, the cube has 5"):
         write_cube(tmp_path / f"a{suffix}", Cube(values_of("f4"), metadata=Metadata(**about)))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".mat", ".npz"])
+def test_texts_come_back(tmp_path, suffix):
+    about = Metadata(crs='LOCAL_CS["x"]', band_names=("a", "bcd", "e f", "g", "h"))
+    write_cube(tmp_path / f"a{suffix}", Cube(values_of("f4"), metadata=about))
+    found = read_cube(tmp_path / f"a{suffix}").metadata
+    assert (found.crs, found.band_names) == (about.crs, about.band_names)
