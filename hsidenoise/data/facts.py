@@ -50,7 +50,7 @@ def describe(cube: Cube) -> dict[str, Any]:
         float(cube.values.max(where=valid, initial=-np.inf)),
     )
     waves = None if cube.wavelengths is None else cube.wavelengths[np.isfinite(cube.wavelengths)]
-    values, alive, pixels = _filled(cube, valid)
+    values, alive, pixels = _filled(cube.values, valid)
     noise, bad = None, []
     if min(height, width) > 1 and low < high and pixels.sum() >= _FEWEST:
         mask = None if pixels.all() else pixels
@@ -98,13 +98,13 @@ def residual_of(noisy: Cube, denoised: Cube, strength: float = 1.0) -> dict[str,
         >>> residual_of(cube, Cube(cube.values * 0.5))["structured"]
         []
     """
-    mask = _pixels(noisy)
+    valid = _valid(noisy)
+    values, bands, mask = _filled(noisy.values, valid)
     if min(mask.shape) < 2 or not mask.any():
         return {}
-    bands = np.flatnonzero((np.isfinite(noisy.values) if noisy.mask is None else noisy.mask).any(axis=(1, 2)))
-    largest = float(np.abs(noisy.values[bands][:, mask]).max())
+    largest = float(np.abs(values[:, mask]).max())
     unit = 1.0 if 1 / _BEYOND < largest < _BEYOND else largest or 1.0
-    before, after = (_usable(cube.values, bands, unit) for cube in (noisy, denoised))
+    before, after = (_usable(cube, unit) for cube in (values, _filled(denoised.values, valid)[0]))
     left = np.where(mask, before.astype(np.float64) - after, 0.0)
     sigma = spread_of_most(left[:, mask][:, None]) / strength if strength > 0 else None
     found = residual_check(before, after, None if mask.all() else mask, sigma)
@@ -135,9 +135,8 @@ def residual_of(noisy: Cube, denoised: Cube, strength: float = 1.0) -> dict[str,
     }
 
 
-def _usable(values: np.ndarray, bands: np.ndarray, unit: float) -> np.ndarray:
-    """Some bands of a cube, finite and in a unit that single precision can hold."""
-    values = values if len(bands) == len(values) else values[bands]
+def _usable(values: np.ndarray, unit: float) -> np.ndarray:
+    """A cube, finite and in a unit that single precision can hold."""
     values = values if np.isfinite(values).all() else np.where(np.isfinite(values), values, 0)
     return values if unit == 1.0 else values / unit
 
@@ -173,23 +172,16 @@ def _valid(cube: Cube) -> np.ndarray:
     return np.isfinite(cube.values) if cube.mask is None else cube.mask
 
 
-def _filled(cube: Cube, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _filled(cube: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The bands that hold data, without gaps in the pixels where any of them does; which bands, and which pixels."""
     bands = np.flatnonzero(valid.any(axis=(1, 2)))
-    values = cube.values if len(bands) == len(valid) else cube.values[bands]
+    values = cube if len(bands) == len(valid) else cube[bands]
     pixels = np.asarray(valid.any(axis=0))
     known = valid[bands][:, None, pixels]
     if not known.all():
         values = values.copy()
         values[:, pixels] = fill_gaps(values[:, None, pixels], known)[:, 0]
     return values, bands, pixels
-
-
-def _pixels(cube: Cube) -> np.ndarray:
-    """Pixels that hold data in all bands that hold any."""
-    valid = _valid(cube)
-    bands = valid.any(axis=(1, 2))
-    return np.asarray(valid[bands].all(axis=0)) if bands.any() else np.zeros(cube.values.shape[1:], bool)
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

@@ -124,3 +124,14 @@ def test_bands_that_the_user_calls_bad_are_not_scored(tmp_path, structured_cube)
     done = evaluate_files(tmp_path / "d.mat", tmp_path / "c.mat", reading=ReadOptions(bad_bands="3"))
     assert done.bands_left_out == (3,)
     assert done.scores.ergas == 0
+
+
+def test_the_residual_of_a_cube_with_gaps_is_that_of_all_its_pixels(structured_cube, rng):
+    noisy = structured_cube + rng.normal(0, 0.05, structured_cube.shape)
+    valid = rng.random(noisy.shape) > 0.2
+    assert valid.all(axis=0).sum() < 10
+    holed, clean = (np.where(valid, cube, np.nan) for cube in (noisy, structured_cube))
+    found = residual_of(Cube(holed, mask=valid), Cube(clean))
+    assert found["noise_before"]["median"] == pytest.approx(0.05, rel=0.1)
+    assert np.median(found["removed"]) == pytest.approx(0.05, rel=0.1)
+    assert found["structured"] == []
