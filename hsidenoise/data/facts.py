@@ -58,7 +58,7 @@ def describe(cube: Cube) -> dict[str, Any]:
         bad = alive[bad_bands(values, mask)].tolist()
         if (gaps := 1 - float(valid[alive][:, pixels].mean())) > _MANY_GAPS:
             warnings.warn(
-                f"{gaps:.0%} of the values are missing where others of their pixel are there: the noise is understated",
+                f"{gaps:.0%} of the values are missing where other bands are not: noise and defects are rough",
                 stacklevel=2,
             )
         if (fewest := int(valid[alive].sum(axis=(1, 2)).min())) < _FEW and noise is not None:

@@ -112,7 +112,10 @@ def test_a_cube_with_gaps_is_described_by_what_it_has(structured_cube, rng):
             assert noise["worst_band"] == 7 or hole.mean() == 0.5  # too much is filled to tell how strong it is
             assert (noise["per_band"][3] is None) == hole[3].all() == (3 not in noise["ranked"])
     few = np.where(rng.random(noisy.shape) < 0.99, np.nan, noisy)
-    with pytest.warns(UserWarning, match="noise is understated"), pytest.warns(UserWarning, match="only .* values"):
+    with (
+        pytest.warns(UserWarning, match="noise and defects are rough"),
+        pytest.warns(UserWarning, match="only .* values"),
+    ):
         describe(Cube(few))
 
 
