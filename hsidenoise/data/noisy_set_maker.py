@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,13 @@ from hsidenoise.data.sources import check_other, digest_of, locate
 from hsidenoise.noise.cases import Corruption, NoiseCase, corrupt, noise_case
 from hsidenoise.signal.mask import find_extremes
 from hsidenoise.signal.scaling import centre_crop, to_unit_range
+from hsidenoise.system.code_version import VERSION
 from hsidenoise.system.files import check_source, check_target, write_text
 from hsidenoise.system.options import takes_options, with_changes
 
 #: File in the folder of a set that says how it was made.
 MANIFEST = "noisy_set.json"
 
-# by name: to import-linter, importing from the package itself is importing all that it offers
-_VERSION: str = import_module("hsidenoise").__version__
 _SUFFIXES = {case: suffix for suffix, case in PUBLISHED_CASES.items()}
 _Sources = dict[Path, tuple[str, ...]]  # clean cubes and the noise cases that each is for
 _PARTS = ("train", "validation", "val", "test")
@@ -192,7 +190,7 @@ def make_noisy_set(
         digests[path] = digest_of(path, ending="" if path.suffix.lower() == ".zarr" else ".png")
         if known is None:  # else this was done before anything was written
             _read_clean(path, key, crop)
-    made = {"hsidenoise": _VERSION, "seed": seed, "crop": crop, "prefix": prefix, "dataset": dataset, "split": split}
+    made = {"hsidenoise": VERSION, "seed": seed, "crop": crop, "prefix": prefix, "dataset": dataset, "split": split}
     wanted: dict[str, Any] = made | {
         "cases": names,
         "scenes": {plain_name(path): {"source": path.name, "sha256": digests[path]} for path in scenes},

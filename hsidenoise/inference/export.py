@@ -30,6 +30,7 @@ from hsidenoise.models.registry import MODELS
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS
 from hsidenoise.models.unet import MixingUNet
 from hsidenoise.models.weights import load_model, read_header
+from hsidenoise.system.code_version import VERSION
 from hsidenoise.system.files import check_target, replacing
 from hsidenoise.system.machine import in_use
 
@@ -240,8 +241,6 @@ def _axes(item: onnx.ValueInfoProto) -> tuple[str, ...]:
 
 def _describe(proto: onnx.ModelProto, network: nn.Module, name: str, header: dict[str, str]) -> None:
     """Say in the file what it is, so that it is of use without this package's documentation."""
-    from importlib.metadata import version
-
     from onnx import helper
 
     cubes = "cubes (batch, bands, height, width) scaled to about [0, 1]"
@@ -253,7 +252,7 @@ def _describe(proto: onnx.ModelProto, network: nn.Module, name: str, header: dic
     traits = traits_of(network)
     facts = {
         "format": FORMAT,
-        "version": version("hsidenoise"),
+        "version": VERSION,
         "model": name,
         "config": json.dumps(config),
         "bands": json.dumps(traits.bands),
@@ -264,7 +263,7 @@ def _describe(proto: onnx.ModelProto, network: nn.Module, name: str, header: dic
         "weights": json.dumps(header),
     }
     helper.set_model_props(proto, facts)
-    proto.producer_name, proto.producer_version = "hsidenoise", version("hsidenoise")
+    proto.producer_name, proto.producer_version = "hsidenoise", VERSION
     proto.doc_string = f"{name}, a network that denoises hyperspectral images"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from hsidenoise.inference.job import Run
 from hsidenoise.inference.network import Model, OnnxNetwork, name_of
 from hsidenoise.inference.options import DenoiseOptions
 from hsidenoise.models.shipped import WEIGHTS
+from hsidenoise.system.code_version import VERSION
 from hsidenoise.system.files import sha256
 
 
@@ -68,7 +68,7 @@ def record_of(
         residual = {}
     asked = {key: value for key, value in vars(options).items() if key != "progress"}
     return {
-        "hsidenoise": version("hsidenoise"),
+        "hsidenoise": VERSION,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "input": str(noisy.path),

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hsidenoise.signal.noise_level import SIGMA_FLOOR
+from hsidenoise.signal.noise_level import NORMAL_MEDIAN, SIGMA_FLOOR
 
 #: A column is off if the median of what the estimate leaves of it is this many of its standard errors from zero; it is
 #: only looked at if its signs are out of balance by so many.
@@ -31,7 +31,6 @@ FEWEST_ROWS = 8
 LEAST_NOISE = 0.5 / 255
 
 _MEDIAN_PIXELS = 1024  # per band: a median of more says the same to a few percent
-_NORMAL_MEDIAN = 0.6745  # median of |z| for a standard normal z, as the networks were trained with
 
 
 def dead_columns(noisy: Float[Tensor, "batch bands height width"]) -> Bool[Tensor, "batch bands height width"]:
@@ -130,7 +129,7 @@ def robust_spread(residual: Float[Tensor, "batch bands height width"]) -> Float[
     """Standard deviation of each band from the median of its magnitudes, at least :data:`SIGMA_FLOOR`."""
     step = max(1, int((residual.shape[2] * residual.shape[3] / _MEDIAN_PIXELS) ** 0.5))
     sample = residual[:, :, ::step, ::step].abs().flatten(2)
-    return (_median(sample) / _NORMAL_MEDIAN).clamp_min(SIGMA_FLOOR)
+    return (_median(sample) / NORMAL_MEDIAN).clamp_min(SIGMA_FLOOR)
 
 
 def _median(values: Tensor) -> Tensor:

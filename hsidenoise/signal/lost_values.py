@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from hsidenoise.signal.noise_level import noise_level, unexplained_by_others
+from hsidenoise.signal.noise_level import NORMAL_MEDIAN, noise_level, unexplained_by_others
 
 FEWEST = 8
 """A line shorter than this, or a value rarer in its band, is not looked at."""
@@ -45,7 +45,6 @@ _GUESSES = 6  # rounds in which those are completed, where too few are complete
 _REACHES = (1, 2, 4, 8, 16)  # pixels, from which a lost value is filled: the nearest that suffices
 _LEAST_WEIGHT = 0.08  # of what is known there
 _BEYOND = 0.0005  # share of values beyond the end of a scale that shows that it is none
-_NORMAL_MEDIAN = 0.6745  # median of |z| for a standard normal z
 
 
 def dead_lines(cube: Float[Tensor, "bands height width"], *, axis: int = 1) -> Bool[Tensor, "bands lines"]:
@@ -151,7 +150,7 @@ def _clipped(image: Tensor, value: float, at: Tensor, rest: Tensor) -> bool:
     pairs = rest[:, 1:] & rest[:, :-1]
     if not pairs.any():
         return True
-    noise = (image[:, 1:] - image[:, :-1])[pairs].abs().median() / (_NORMAL_MEDIAN * 2.0**0.5)
+    noise = (image[:, 1:] - image[:, :-1])[pairs].abs().median() / (NORMAL_MEDIAN * 2.0**0.5)
     far = (count > 0) & ((total / count.clamp_min(1.0) - value).abs() > FAR_FROM_END * noise)
     if far.float().mean() < LEAST_SHARE:
         return True

@@ -26,6 +26,9 @@ SIGMA_FLOOR = 1e-3
 CLASSICAL_FLOOR = 1e-4
 """The same for the classical methods: with ten times as much they change a clean cube by more than 0.002."""
 
+NORMAL_MEDIAN = 0.6745
+"""Median of |z| for a standard normal z, in the digits that the networks were trained with."""
+
 _RIDGE = 1e-6  # on a correlation matrix: bands may repeat each other exactly
 _MOST = 0.3  # quantile of magnitudes that outliers on 70 % of the pixels leave alone
 _INSIDE = 3.0  # levels within which a value of a residual counts as noise

