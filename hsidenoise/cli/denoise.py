@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"scaling  {scaling.mode}: {scaling.reason}")
             summary = "" if model is None else f": {model.summary}"
             print(f"method   {name_of(options.weights if model is None else model)}{summary}")
-        elif arguments.dry_run:
+        if arguments.dry_run:
             plan = {
                 "dry_run": True,
                 "input": str(source),
@@ -112,10 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "scaling": scaling.reason,
                 "method": name_of(options.weights if model is None else model),
             }
-            print(json.dumps(plan, indent=2))
-            raise _Stop
-        if arguments.dry_run:
-            print("dry run  nothing was computed or written")
+            print(json.dumps(plan, indent=2) if arguments.json else "dry run  nothing was computed or written")
             raise _Stop
         say_now()
 
@@ -126,7 +123,9 @@ def run(arguments: argparse.Namespace) -> None:
     report = done.record
     if arguments.save_noise:
         if not report["residual"]:
-            raise ValueError(f"nothing can be said of the noise of {source}: {arguments.save_noise} was not written")
+            raise ValueError(
+                f"{target} was written, but not {arguments.save_noise}: nothing can be said of the noise of {source}"
+            )
         levels = report["residual"]["noise_before"]["per_band"]
         write_arrays(arguments.save_noise, {"noise": np.array(levels, np.float64)})
     if arguments.json:
