@@ -54,6 +54,7 @@ class Job:
         case: Noise case.
         seed: Seed of the noise.
         crop: Side of the centre square in pixels, or None.
+        bands: Number of bands that are picked, or None for all.
         key: Variable of the clean cube, or None.
         protocols: Protocols of the scores.
         device: Where a network runs, or None.
@@ -67,6 +68,7 @@ class Job:
     case: str
     seed: int
     crop: int | None
+    bands: int | None
     key: str | None
     protocols: tuple[str, ...]
     device: str | None = None
@@ -76,8 +78,12 @@ class Job:
         facts = dataclasses.asdict(self) | {"version": version, "data": data}
         del facts["source"]  # the same file elsewhere is the same
         if self.pair:
-            del facts["seed"], facts["crop"], facts["key"]
+            del facts["seed"], facts["crop"], facts["bands"], facts["key"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+    def given(self) -> Given:
+        """The scene with its noise added, or both as a noisy set has them; that of the last cell is kept."""
+        return read_given(self.source, self.pair, self.case, self.seed, self.crop, self.bands, self.key)
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def compute(job: Job, folder: str, name: str, keep: bool = False) -> None:
         ValueError: If the method fails; the message names it, the scene and the case.
     """
     try:
-        given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
+        given = job.given()
         denoised, seconds = _denoised(job, given)
         scores = {name: dataclasses.asdict(evaluate(denoised, given.clean, protocol=name)) for name in job.protocols}
     except (Exception, SystemExit) as error:  # a peer's method may raise anything
@@ -112,12 +118,14 @@ def compute(job: Job, folder: str, name: str, keep: bool = False) -> None:
 
 
 @lru_cache(maxsize=1)
-def read_given(source: str, pair: bool, case: str, seed: int, crop: int | None, key: str | None) -> Given:
-    """Read a scene and add its noise, or read both as a noisy set has them."""
+def read_given(
+    source: str, pair: bool, case: str, seed: int, crop: int | None, bands: int | None, key: str | None
+) -> Given:
+    """What :meth:`Job.given` says, of the attributes of a job that it depends on."""
     if pair:
         found = read_pair(source)
         return Given(found.noisy, found.clean, found.sigma)
-    clean = read_clean(source, key=key, crop=crop)
+    clean = read_clean(source, key=key, crop=crop, bands=bands)
     corruption = corrupt(clean, case, seed=seed)
     return Given(corruption.noisy, clean, corruption.sigma)
 
@@ -166,7 +174,7 @@ def main(arguments: list[str]) -> int:
     """Measure one method alone in this process: seconds, the better of two runs, and the memory that it adds."""
     values = json.loads(arguments[0])
     job = Job(**values | {"protocols": tuple(values["protocols"])})
-    given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
+    given = job.given()
     memory = PeakMemory(find_device(job.device) if job.device else torch.device("cpu"))
     seconds = min(_denoised(job, given)[1] for _ in range(2))
     result = {"seconds": seconds, "memory_mb": memory.read()[1] / 1e6}

@@ -34,6 +34,7 @@ class Data:
         split: Name of a published split; the data set's first if None.
         part: Part of the split: test, validation, train or all. A folder without sub-folders is taken whole.
         crop: Side of the centre square in pixels; None for whole scenes.
+        bands: So many bands of each scene, evenly spaced: a sensor of few bands. None for all.
         key: Variable of the clean cube, where a file has several.
         missing: What to do about scenes of a split that are not there: "error" or "skip".
         scenes: Only these; all if None.
@@ -44,6 +45,7 @@ class Data:
     split: str | None = None
     part: Literal["test", "validation", "train", "all"] = "test"
     crop: int | None = option(None, least=1, most=MOST)
+    bands: int | None = option(None, least=1, most=MOST)
     key: str | None = None
     missing: Missing = "error"
     scenes: tuple[str, ...] | None = None
@@ -107,7 +109,7 @@ class TableConfig:
         data, cases, figure = self.data, self.cases, self.figure
         if cases is None and data.dataset != NOISY_SET:
             raise ValueError("'cases' is missing; only a noisy set says itself which it has")
-        for key in ("crop", "key", "split"):
+        for key in ("crop", "bands", "key", "split"):
             if data.dataset == NOISY_SET and getattr(data, key) is not None:
                 raise ValueError(f"data.{key}: a noisy set is taken as it is; leave it out")
         labels = [method.label for method in self.methods]

@@ -29,6 +29,7 @@ from hsidenoise.benchmark.published import published_lines
 from hsidenoise.benchmark.render import scenes_csv, to_csv, to_latex, to_markdown
 from hsidenoise.benchmark.table import Line, Score, Table, mean_and_deviation
 from hsidenoise.data.io import read_cube
+from hsidenoise.data.scenes import evenly_spaced
 from hsidenoise.inference.method import COUNTED, NOISY
 from hsidenoise.system.code_version import libraries
 from hsidenoise.system.files import check_target, commit, write_text
@@ -202,6 +203,8 @@ def _facts(config: TableConfig, plan: Plan, protocol: str, command: str) -> tupl
     """The head of the page."""
     data = config.data
     crop = f"centre {data.crop}x{data.crop}" if data.crop else "whole"
+    if data.bands:
+        crop += f", {data.bands} band{'s' if data.bands > 1 else ''} of each"
     noise = "as in the files" if data.dataset == NOISY_SET else f"hsidenoise.corrupt, seed {config.seed} for each scene"
     facts = [
         ("command", command),
@@ -232,11 +235,13 @@ def _figures(
         return []
     chosen = {name for name in shown.values()}
     job = next(job for job, name in plan.jobs.values() if name in chosen)
-    given = read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
+    given = job.given()
     cubes = {label: np.load(cells / f"{name}.npy") for label, name in shown.items()}
     computed = {method.label for method in config.methods if method.computes}
     cubes = {NOISY: given.noisy} | {marked(label, marks): cube for label, cube in cubes.items() if label in computed}
     waves = None if job.pair else read_cube(job.source, key=job.key).wavelengths
+    if waves is not None and job.bands is not None:
+        waves = waves[evenly_spaced(len(waves), job.bands)]
     title = f"{config.title}: {job.scene}"
     pages = [folder / "comparison.png", folder / "spectra.png"]
     comparison(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsidenoise.benchmark.cells import Given, Job, read_given, version_of
+from hsidenoise.benchmark.cells import Given, Job, version_of
 from hsidenoise.benchmark.config import NOISY_SET, Data, TableConfig
 from hsidenoise.benchmark.published import published_lines
 from hsidenoise.data.datasets import Split, find_split, plain_name, read_split, scene_name
@@ -199,6 +199,7 @@ def plan_table(config: TableConfig, device: str) -> Plan:
                     case,
                     config.seed,
                     config.data.crop,
+                    config.data.bands,
                     config.data.key,
                     config.protocols,
                     device if method.on_device else None,
@@ -259,4 +260,4 @@ def shown_cells(config: TableConfig, plan: Plan) -> dict[str, str]:
 def first_pair(plan: Plan) -> Given:
     """Noisy and clean cube of the first cell."""
     job, _ = next(iter(plan.jobs.values()))
-    return read_given(job.source, job.pair, job.case, job.seed, job.crop, job.key)
+    return job.given()

@@ -99,7 +99,12 @@ def find_scenes(
 
 
 def read_clean(
-    path: str | Path, *, key: str | None = None, crop: int | None = None, valid_part: bool = False
+    path: str | Path,
+    *,
+    key: str | None = None,
+    crop: int | None = None,
+    bands: int | None = None,
+    valid_part: bool = False,
 ) -> Float32[np.ndarray, "bands height width"]:
     """Read a clean cube and scale it to [0, 1] by its smallest and largest value (one scaling for all bands).
 
@@ -109,6 +114,7 @@ def read_clean(
         path: File or folder of PNG.
         key: Variable to read, where a file has several.
         crop: Side of the centre square to cut first, in pixels; a cube that is smaller is left as it is.
+        bands: Number of bands to pick first, evenly spaced: the centres of so many equal parts of the spectrum.
         valid_part: Whether, if some pixels hold no data, the largest rectangle without them is taken, with a warning;
             else such a cube is refused.
 
@@ -116,15 +122,32 @@ def read_clean(
         UserWarning: Of what is left out of a cube, with the name of the file.
 
     Raises:
-        ValueError: If the cube is constant, or some of its pixels hold no data; with the name of the file.
+        ValueError: If the cube is constant, some of its pixels hold no data, or it has fewer bands than are wanted;
+            with the name of the file.
     """
     cube = read_cube(path, key=key, exact=True)
+    if bands is not None:
+        if len(cube.values) < bands:
+            raise ValueError(f"{path}: {bands} bands of it are wanted, and it has {len(cube.values)}")
+        picked = evenly_spaced(len(cube.values), bands)
+        mask = None if cube.mask is None else cube.mask[picked]
+        cube = dataclasses.replace(cube, values=cube.values[picked], mask=mask)
     if crop is not None:
         mask = None if cube.mask is None else centre_crop(cube.mask, crop)
         cube = dataclasses.replace(cube, values=centre_crop(cube.values, crop), mask=mask)
     if valid_part and cube.mask is not None:
         cube = _valid_part(cube, cube.mask, str(path))
     return clean_range(cube, str(path))
+
+
+def evenly_spaced(bands: int, wanted: int) -> np.ndarray:
+    """Indices of so many of the bands: the centres of equal parts of the spectrum.
+
+    Example:
+        >>> evenly_spaced(31, 3)
+        array([ 5, 15, 25])
+    """
+    return (2 * np.arange(wanted) + 1) * bands // (2 * wanted)
 
 
 def clean_range(cube: Cube, name: str) -> Float32[np.ndarray, "bands_with_data height width"]:

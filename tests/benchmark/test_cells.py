@@ -73,7 +73,7 @@ def version_of(name):
 def job(method, source, **other):
     values = {
         "method": method, "options": {}, "scene": "oak", "source": str(source), "pair": False, "case": "gaussian-30",
-        "seed": 0, "crop": None, "key": None, "protocols": ("standard",), "device": None,
+        "seed": 0, "crop": None, "bands": None, "key": None, "protocols": ("standard",), "device": None,
     }  # fmt: skip
     return Job(**values | other)
 

@@ -142,6 +142,7 @@ WRONG = [
     ({"data": {"crop": "big"}}, "data.crop is 'big'"),
     ({"data": {"crop": True}}, "data.crop is True"),
     ({"data": {"crop": 0}}, "data.crop is 0"),
+    ({"data": {"bands": 0}}, "data.bands is 0"),
     ({"data": {"scenes": "oak"}}, "data.scenes is 'oak'; it is a list, each a text"),
     ({"data": {"scenes": [7]}}, "data.scenes[0] is 7; it is a text"),
     ({"data": {"scenes": ["oak", "oak"]}}, "the scene 'oak' is named twice"),

@@ -151,6 +151,17 @@ def test_read_clean_scales_the_whole_cube_after_cropping(tmp_path, rng):
     assert clean.dtype == np.float32
 
 
+def test_read_clean_picks_bands_before_it_scales(tmp_path, rng):
+    stored = rng.uniform(5, 9, (20, 30, 7))  # height, width, bands
+    stored[0, 0, 0] = 100  # in a band that is not picked
+    write_arrays(tmp_path / "a.mat", {"cube": stored})
+    picked = stored[..., [1, 3, 5]].transpose(2, 0, 1)
+    clean = read_clean(tmp_path / "a.mat", bands=3)
+    np.testing.assert_allclose(clean, (picked - picked.min()) / (picked.max() - picked.min()), atol=1e-6)
+    with pytest.raises(ValueError, match=r"a\.mat: 8 bands of it are wanted, and it has 7"):
+        read_clean(tmp_path / "a.mat", bands=8)
+
+
 def test_read_clean_takes_the_named_variable_of_icvl(tmp_path, rng):
     with h5py.File(tmp_path / "scene.mat", "w") as file:
         file["rad"] = rng.uniform(0, 4095, (4, 9, 7))  # bands, width, height as HDF5 shows it
