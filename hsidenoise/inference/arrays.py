@@ -79,14 +79,14 @@ def as_cube(given: Any, axes: str | None = None) -> Given:
     Args:
         given: A NumPy array, masked array, torch tensor, xarray DataArray or :class:`~hsidenoise.data.io.Cube`, of
             three axes (of a DataArray, others of length 1 are left out).
-        axes: What they are, such as ``"hwb"`` for (height, width, bands). None: (bands, height, width), or what the
-            dimensions of a DataArray are called.
+        axes: What they are, such as ``"hwb"`` for (height, width, bands). None: what the dimensions of a DataArray are
+            called; of others (bands, height, width), unless the values say clearly that another axis is the spectrum.
 
     Returns:
         The cube and the way back.
 
     Warns:
-        UserWarning: If ``axes`` is None and the values say clearly that the bands are another axis.
+        UserWarning: If ``axes`` is None and the spectrum is not the first axis.
 
     Raises:
         ValueError: If it is no array of three axes, ``axes`` does not name them, or the dimensions of a DataArray have
@@ -141,9 +141,7 @@ def _with_axes(
 ) -> Given:
     if array.ndim != 3:
         raise ValueError(f"a cube has three axes (bands, height, width), this array has shape {array.shape}")
-    if axes is None:
-        _check_first(array)
-    letters = _checked("bhw" if axes is None else axes)
+    letters = _by_values(array) if axes is None else _checked(axes)
     order = _order(letters)
     way_back = [order.index(axis) for axis in range(3)]
     return Given(
@@ -155,20 +153,23 @@ def _with_axes(
     )
 
 
-def _check_first(array: np.ndarray) -> None:
-    """Warn where the bands do not come first."""
+def _by_values(array: np.ndarray) -> str:
+    """Bands first, unless the values say clearly otherwise."""
     if array.dtype.kind not in "iuf" or min(array.shape) < 2:
-        return
+        return "bhw"
     scores = axis_scores(array)
     index = int(scores.argmax())
-    if index and lead(scores) >= CLEAR:
-        letters = ("bhw", "hbw", "hwb")[index]
-        warnings.warn(
-            f"the array of {times(array.shape)} is taken for {array.shape[0]} bands of {times(array.shape[1:])}, but "
-            f'its values say axis {index + 1} is the spectrum: give axes="{letters}", or axes="bhw" to be sure',
-            UserWarning,
-            stacklevel=5,  # of whoever called the public function
-        )
+    if not index or lead(scores) < CLEAR:
+        return "bhw"
+    letters = ("bhw", "hbw", "hwb")[index]
+    others = times(array.shape[:index] + array.shape[index + 1 :])
+    warnings.warn(
+        f"the array of {times(array.shape)} is taken for {array.shape[index]} bands of {others}, because its values "
+        f'say axis {index + 1} is the spectrum: give axes="{letters}" to be sure, axes="bhw" if the bands come first',
+        UserWarning,
+        stacklevel=5,  # of whoever called the public function
+    )
+    return letters
 
 
 def _of_xarray(given: Any, axes: str | None) -> Given:

@@ -100,9 +100,9 @@ def denoise(
             (bands, height, width) float32 array to one like it, such as a classical method, gets the scaled cube as a
             whole; of the options, ``normalize`` alone is for it.
         options: The options together; the defaults if None.
-        axes: What the axes are, such as ``"hwb"`` for (height, width, bands). None: bands first, with a warning if the
-            values say clearly otherwise; of a DataArray, what its dimensions are called (band or wavelength, y or lat,
-            x or lon, and the like).
+        axes: What the axes are, such as ``"hwb"`` for (height, width, bands). None: bands first, unless the values say
+            clearly otherwise (with a warning); of a DataArray, what its dimensions are called (band or wavelength, y or
+            lat, x or lon, and the like).
         mask: Where there is data (nonzero): an array of the shape of the cube, of its height and width in the order of
             ``axes``, or of (bands,); dimensions with names are taken by their names.
         nodata: The value that stands for no data.
@@ -199,10 +199,10 @@ def denoise_file(
         ValueError: As :func:`denoise` and :func:`hsidenoise.read_cube`, or if the target is the source.
         OSError: If the source cannot be read or the target cannot be written.
     """
-    from hsidenoise.data.io import check_cube_target, check_values, read_beside, read_cube, write_cube
+    from hsidenoise.data.io import check_cube_target, check_values, read_cube, write_cube
     from hsidenoise.data.layout import printable
     from hsidenoise.data.metadata import Metadata
-    from hsidenoise.data.sources import check_other, locate
+    from hsidenoise.data.sources import check_other, locate, read_beside
     from hsidenoise.system.files import check_source, check_target
 
     given = {name: changes.pop(name) for name in list(changes) if name in ReadOptions.__dataclass_fields__}

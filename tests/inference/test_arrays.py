@@ -37,11 +37,12 @@ def test_axes_of_arrays(noisy, wanted):
             denoise(noisy, PLANES, axes=wrong)
 
 
-def test_bands_that_do_not_come_first_are_said(noisy):
+def test_bands_that_do_not_come_first_are_found_and_said(noisy, wanted):
     last = noisy.transpose(1, 2, 0)
-    with pytest.warns(UserWarning, match=r'values say axis 3 is the spectrum: give axes="hwb"'):
-        denoise(last, PLANES)
-    denoise(last, PLANES, axes="bhw")  # told so: without a word
+    with pytest.warns(UserWarning, match=r'31 bands of 48x64, because its values say axis 3 .* give axes="hwb" to be'):
+        found = denoise(last, PLANES)
+    np.testing.assert_array_equal(found, wanted.transpose(1, 2, 0))
+    assert not np.array_equal(denoise(last, PLANES, axes="bhw"), found)  # told so: without a word
 
 
 def test_tensors_come_back_as_tensors_on_their_device(noisy, wanted, device):
