@@ -22,6 +22,7 @@ References:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -319,6 +320,8 @@ def evaluate(
         >>> round(scores.psnr, 3), scores.protocol
         (20.0, 'standard')
     """
+    if mask is not None:
+        _check_bare(mask, "mask")
     pixels = None if mask is None else torch.as_tensor(mask, dtype=torch.bool, device="cpu")
     x, y = _checked(_cube(denoised, "denoised", pixels), _cube(clean, "clean", pixels))
     found = evaluate_batch(x, y, data_range=data_range, protocol=protocol, lowest=lowest, mask=pixels)
@@ -344,16 +347,21 @@ def _checked_range(data_range: float) -> float:
     return float(data_range)
 
 
+def _check_bare(values: Any, name: str) -> None:
+    """Refuse what has axes or a mask of its own: a DataArray, a Cube, a masked array."""
+    if not isinstance(values, Tensor) and (hasattr(values, "values") or np.ma.is_masked(values)):
+        kind = type(values).__name__
+        raise ValueError(f"{name} is a {kind}: pass its bare values, (bands, height, width); mask= says which count")
+
+
 def _cube(values: np.ndarray | Tensor, name: str, mask: Tensor | None) -> Tensor:
     """A private float64 copy of one finite, real cube on the CPU; 0 where it is not mask."""
     if isinstance(values, Tensor):
         if values.is_complex():
             raise ValueError(f"{name} is complex: pass its real part or its magnitude")
         cube = values.detach().to(device="cpu").to(torch.float64)  # in this order: some devices have no float64
-    elif hasattr(values, "values") or np.ma.is_masked(values):  # a DataArray, a Cube, a masked array
-        kind = type(values).__name__
-        raise ValueError(f"{name} is a {kind}: pass its bare values, (bands, height, width), and mask= for the valid")
     else:
+        _check_bare(values, name)
         array = np.asarray(values)
         if array.dtype.kind not in "buif":
             raise ValueError(f"{name} has type {array.dtype}: pass real numbers (a complex cube: its magnitude)")

@@ -409,7 +409,12 @@ def _equal(values: np.ndarray, value: float) -> Bool[np.ndarray, "bands height w
 
 
 def _chosen(bands: BadBands, count: int) -> Bool[np.ndarray, " bands"]:
-    numbers = parse_bands(bands) if isinstance(bands, str) else bands
+    numbers = np.ravel(parse_bands(bands) if isinstance(bands, str) else bands)
+    if numbers.size and numbers.dtype.kind not in "iu":  # True and False would be taken for 1 and 0
+        raise ValueError(
+            f"bad bands are numbers from 0, such as [0, 3, 104], not {numbers.dtype}; of a mask of bands "
+            "np.flatnonzero(mask) gives them"
+        )
     chosen = np.zeros(count, np.bool_)
     for number in numbers:
         if not 0 <= number < count:

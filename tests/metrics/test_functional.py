@@ -424,4 +424,6 @@ def test_what_has_axes_or_a_mask_of_its_own_is_refused():
         for arguments in ((rich, clean), (denoised, rich)):
             with pytest.raises(ValueError, match=rf"is a {type(rich).__name__}: pass its bare values, \(bands, "):
                 evaluate(*arguments)
+    with pytest.raises(ValueError, match="mask is a DataArray: pass its bare values"):  # else x may count for y
+        evaluate(denoised, clean, mask=array[..., 0] > 0)
     assert evaluate(np.ma.MaskedArray(denoised), clean) == evaluate(denoised, clean)

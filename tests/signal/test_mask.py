@@ -146,3 +146,10 @@ def test_masks_that_do_not_fit_are_refused(scene):
             find_mask(scene, given=given)
     with pytest.raises(ValueError, match="bad band 31: the cube has bands 0 to 30"):
         find_mask(scene, bad_bands="0-2,31")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_bands_are_whole_numbers(scene):
+    for wrong in ([1.5], np.arange(31) == 5, ["3"]):  # True would be taken for 1
+        with pytest.raises(ValueError, match=r"bad bands are numbers from 0, such as \[0, 3, 104\], not"):
+            find_mask(scene, bad_bands=wrong)
