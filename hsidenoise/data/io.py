@@ -6,7 +6,6 @@ A cube is float32. Integers beyond 24 bits and float64 lose their last digits on
 as they are; the stored type comes back on the way out, integers rounded and clipped to its range.
 """
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,10 +19,10 @@ from hsidenoise.data.casting import cast, put_back
 from hsidenoise.data.formats.base import Format, NewCube, Wavelengths
 from hsidenoise.data.formats.mat import write_mat
 from hsidenoise.data.formats.mat5 import MATLAB_NAMES
-from hsidenoise.data.layout import Layout, find_layout, printable, times
+from hsidenoise.data.layout import Layout, find_layout, printable
 from hsidenoise.data.metadata import OF_BANDS, WORDS, Metadata, keep_record, record_beside
 from hsidenoise.data.options import ReadOptions
-from hsidenoise.data.sources import FORMATS, check_other, format_of, known_formats, list_variables, locate
+from hsidenoise.data.sources import FORMATS, check_other, format_of, known_formats, locate, read_beside
 from hsidenoise.signal.mask import BadBands, find_mask
 from hsidenoise.signal.scaling import floating, value_range
 from hsidenoise.system.files import check_source, check_target, replacing, replacing_all
@@ -166,57 +165,6 @@ def _read(
     return stored, layout, wavelengths, metadata
 
 
-def read_beside(
-    path: Path, mask: str | Path, layout: Layout, shape: tuple[int, ...], what: str
-) -> Shaped[np.ndarray, "*axes"]:
-    """What goes with a cube, out of its own file or another one, in the axes of the cube.
-
-    Args:
-        path: File of the cube.
-        mask: Variable of it, or another file.
-        layout: How the cube lies in its file.
-        shape: (bands, height, width).
-        what: What it is, for messages; in a file of several arrays also its name.
-
-    Returns:
-        (bands, height, width), (height, width) or (bands,).
-
-    Raises:
-        OSError: If the file cannot be read.
-        ValueError: If there is no such variable or file, or its sizes are none of these.
-    """
-    own = [item.name for item in list_variables(path)]
-    if str(mask) in own:
-        source, name = path, str(mask)
-    elif Path(mask).is_file():
-        source = Path(mask)
-        found = [item.name for item in list_variables(source) if math.prod(item.shape) > 1]
-        if len(found) != 1 and what not in found:
-            raise ValueError(
-                f"{mask} holds {', '.join(found) or 'no array'}; a file of a {what} has one, or one named {what}"
-            )
-        name = what if what in found else found[0]
-    else:
-        raise ValueError(f"the {what} '{mask}' is neither a variable of it ({', '.join(own)}) nor a file")
-    stored = format_of(source).load_variable(source, name)
-    bands, height, width = shape
-    if stored.shape == layout.shape:
-        return layout.to_bands_first(stored)
-    flat = stored.reshape([length for length in stored.shape if length > 1] if stored.ndim > 2 else stored.shape)
-    # whether the images of the file lie on their side
-    across = "p" not in layout.axes and layout.axes.find("w") < layout.axes.find("h")
-    for image in (flat.T, flat) if across else (flat, flat.T):
-        if image.shape == (height, width):
-            return image
-    if flat.size == height * width and layout.size is not None:
-        return flat.reshape(width, height).T  # pixels as those of an unfolded matrix, column after column
-    if flat.size == bands:
-        return flat.ravel()
-    raise ValueError(
-        f"the {what} '{mask}' is {times(stored.shape)}; the cube has {bands} bands of {times((height, width))} pixels"
-    )
-
-
 def check_values(
     values: Float[np.ndarray, "bands height width"],
     name: str = "the cube",
@@ -241,7 +189,7 @@ def check_values(
         raise ValueError(f"{name} is constant: every value is {low:g}; nothing can be denoised")
 
 
-def write_cube(path: str | Path, cube: Cube) -> Path | None:
+def write_cube(path: str | Path, cube: Cube | Shaped[np.ndarray, "bands height width"]) -> Path | None:
     """Write a cube in the format that the target's name asks for.
 
     If the cube was read from a file of that format, a copy of that file is written with the cube in its place: same
@@ -254,7 +202,7 @@ def write_cube(path: str | Path, cube: Cube) -> Path | None:
 
     Args:
         path: The target; it may be the file that the cube was read from, but not one of an ENVI pair.
-        cube: The cube; finite values.
+        cube: The cube; finite values. An array of (bands, height, width) goes as it is, in its own type.
 
     Returns:
         The file that holds the record; None without one.
@@ -264,6 +212,7 @@ def write_cube(path: str | Path, cube: Cube) -> Path | None:
         ValueError: If a value is not finite, the sizes are not those of ``cube.layout``, what the metadata has for each
             band is not of as many bands, no format has such a name, or
             it has no such numbers.
+        TypeError: If what is given is no path, or no cube.
         ImportError: If the format takes a library that is not installed.
 
     Warns:
@@ -272,10 +221,15 @@ def write_cube(path: str | Path, cube: Cube) -> Path | None:
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
-        ...     _ = write_cube(Path(folder, "a.mat"), Cube(np.arange(60, dtype=np.float32).reshape(3, 4, 5)))
-        ...     [(item.name, item.shape) for item in list_variables(Path(folder, "a.mat"))]
-        [('cube', (4, 5, 3))]
+        ...     _ = write_cube(Path(folder, "a.mat"), np.arange(60, dtype=np.int16).reshape(3, 4, 5))
+        ...     cube = read_cube(Path(folder, "a.mat"), axes="hwb")
+        >>> cube.layout.shape, cube.layout.dtype
+        ((4, 5, 3), dtype('int16'))
     """
+    if not isinstance(path, str | Path):
+        raise TypeError(f"write_cube takes the path first, then the cube: write_cube(path, cube), not {_kind(path)}")
+    if not isinstance(cube, Cube):
+        return _write(Path(path), *_of_array(cube))
     if not np.isfinite(cube.values if cube.mask is None else cube.values[cube.mask]).all():
         raise ValueError(f"cannot write {path}: the cube has NaN or infinite values")
     dtype = _dtype(cube)
@@ -329,6 +283,21 @@ def convert(source: str | Path, target: str | Path, *, reading: ReadOptions | No
     cube = Cube(stored.astype(floating(stored.dtype)), wavelengths, layout, path, metadata)
     _write(Path(target), cube, stored)
     return cube
+
+
+def _of_array(values: Any) -> tuple[Cube, np.ndarray]:
+    """A cube of an array, and the array."""
+    if not isinstance(values, np.ndarray) or values.ndim != 3 or values.dtype.kind not in "iuf":
+        raise TypeError(
+            f"write_cube takes a Cube or an array of numbers (bands, height, width), not {_kind(values)}; "
+            "make one of what you have: Cube(values), bands first"
+        )
+    layout = Layout("array", "cube", "bhw", values.shape, values.dtype, None, "given")
+    return Cube(values.astype(floating(values.dtype), copy=False), layout=layout), values
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} of {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def _dtype(cube: Cube) -> np.dtype[Any]:

@@ -1,13 +1,17 @@
 """What a path names: which format it has, told by its content, which files belong to it, which variables are in it."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Shaped
+
 from hsidenoise.data.formats import envi, geotiff, mat, netcdf, npy, png, zarr
 from hsidenoise.data.formats.base import Format
-from hsidenoise.data.layout import Variable
+from hsidenoise.data.layout import Layout, Variable, times
 from hsidenoise.system.files import check_source, sha256
 
 #: Every format, in the order in which they are tried on the content of a file; of some only their neighbours tell.
@@ -47,6 +51,57 @@ def list_variables(path: str | Path, *, allow_external: bool = False) -> list[Va
     path, _ = locate(path)
     check_source(path)
     return format_of(path).list_variables(path, allow_external=allow_external)
+
+
+def read_beside(
+    path: Path, mask: str | Path, layout: Layout, shape: tuple[int, ...], what: str
+) -> Shaped[np.ndarray, "*axes"]:
+    """What goes with a cube, out of its own file or another one, in the axes of the cube.
+
+    Args:
+        path: File of the cube.
+        mask: Variable of it, or another file.
+        layout: How the cube lies in its file.
+        shape: (bands, height, width).
+        what: What it is, for messages; in a file of several arrays also its name.
+
+    Returns:
+        (bands, height, width), (height, width) or (bands,).
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If there is no such variable or file, or its sizes are none of these.
+    """
+    own = [item.name for item in list_variables(path)]
+    if str(mask) in own:
+        source, name = path, str(mask)
+    elif Path(mask).is_file():
+        source = Path(mask)
+        found = [item.name for item in list_variables(source) if math.prod(item.shape) > 1]
+        if len(found) != 1 and what not in found:
+            raise ValueError(
+                f"{mask} holds {', '.join(found) or 'no array'}; a file of a {what} has one, or one named {what}"
+            )
+        name = what if what in found else found[0]
+    else:
+        raise ValueError(f"the {what} '{mask}' is neither a variable of it ({', '.join(own)}) nor a file")
+    stored = format_of(source).load_variable(source, name)
+    bands, height, width = shape
+    if stored.shape == layout.shape:
+        return layout.to_bands_first(stored)
+    flat = stored.reshape([length for length in stored.shape if length > 1] if stored.ndim > 2 else stored.shape)
+    # whether the images of the file lie on their side
+    across = "p" not in layout.axes and layout.axes.find("w") < layout.axes.find("h")
+    for image in (flat.T, flat) if across else (flat, flat.T):
+        if image.shape == (height, width):
+            return image
+    if flat.size == height * width and layout.size is not None:
+        return flat.reshape(width, height).T  # pixels as those of an unfolded matrix, column after column
+    if flat.size == bands:
+        return flat.ravel()
+    raise ValueError(
+        f"the {what} '{mask}' is {times(stored.shape)}; the cube has {bands} bands of {times((height, width))} pixels"
+    )
 
 
 def format_of(path: Path) -> Format:
@@ -110,7 +165,7 @@ def known_formats() -> str:
 def check_other(
     source: Path, target: str | Path, targets: Sequence[Path] | None = None, read: Sequence[Any] = ()
 ) -> None:
-    """Refuse a target that is the source, of the files that belong to it, or another file that is read.
+    """Refuse a target that is the source or inside of it, of the files that belong to it, or another file that is read.
 
     Args:
         source: The file that is read.
@@ -123,7 +178,10 @@ def check_other(
     """
     files = format_of(source).files(source)
     others = [Path(each) for each in read if isinstance(each, str | Path) and Path(each).is_file()]
+    inside = source.resolve()
     for each in (Path(target), *(targets or ())):
+        if source.is_dir() and inside in each.resolve().parents:
+            raise ValueError(f"{each} lies inside of the source {source}; choose an output name beside it")
         if each.exists() and any(each.samefile(file) for file in files):
             raise ValueError(f"{each} is the source itself and would be lost; choose another output name")
         if each.exists() and any(each.samefile(file) for file in others):

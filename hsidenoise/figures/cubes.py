@@ -307,11 +307,12 @@ def check_picture(picture: Path, *cubes: Path) -> None:
         *cubes: Files that it must not be.
 
     Raises:
-        ValueError: If it is one of them, or its ending is not that of a picture.
+        ValueError: If it is one of them or inside of one, or its ending is not that of a picture.
         OSError: If it cannot be written.
     """
-    if picture.resolve() in [cube.resolve() for cube in cubes]:
-        raise ValueError(f"{picture}: is a cube of this command and would be lost; name another picture")
+    place = picture.resolve()
+    if any(cube.resolve() in (place, *place.parents) for cube in cubes):
+        raise ValueError(f"{picture}: is a cube of this command, or inside of one; name another picture")
     if picture.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"{picture}: name a picture .png, .pdf or .svg")
     check_target(picture)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.io
 import skimage.io
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,6 +158,21 @@ def test_new_file(tmp_path):
     write_cube(tmp_path / "b.mat", replace(again, path=None, layout=replace(again.layout, format="mat73")))
     assert h5py.is_hdf5(tmp_path / "b.mat")
     assert np.array_equal(read_cube(tmp_path / "b.mat").values, cube.values)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_array_is_written_as_it_is(tmp_path):
+    values = np.arange(60, dtype=np.int64).reshape(3, 4, 5) + 2**62
+    write_cube(tmp_path / "a.mat", values)
+    assert np.array_equal(scipy.io.loadmat(tmp_path / "a.mat")["cube"], values.transpose(1, 2, 0))
+    write_cube(tmp_path / "a.hdr", np.where(values % 2, np.nan, 1.5))
+    assert np.array_equal(np.fromfile(tmp_path / "a.img").reshape(3, 4, 5), np.where(values % 2, np.nan, 1.5), True)
+    with pytest.raises(TypeError, match=r"takes the path first, then the cube: write_cube\(path, cube\), not int64 of"):
+        write_cube(values, tmp_path / "b.mat")
+    for wrong in (values[0], values + 1j, values.tolist(), torch.ones(3, 4, 5)):
+        with pytest.raises(TypeError, match=r"takes a Cube or an array of numbers \(bands, height, width\), not "):
+            write_cube(tmp_path / "b.mat", wrong)
+    assert not (tmp_path / "b.mat").exists()
 
 
 def test_target_may_be_the_source(tmp_path):

@@ -57,6 +57,22 @@ def test_a_new_store(tmp_path):
     assert (cube.metadata.nodata, cube.metadata.transform) == (-1, about.transform)
 
 
+def test_nothing_is_written_inside_of_a_store_that_is_read(tmp_path):
+    zarr.save(tmp_path / "a.zarr", values_of())
+    before = sorted(tmp_path.rglob("*"))
+    denoise = "denoise", "a.zarr", "--method", "planes"
+    for words in (
+        ("convert", "a.zarr", "a.zarr/new.npy"),
+        (*denoise, "-o", "a.zarr/new.npy"),
+        (*denoise, "--save-noise", "a.zarr/new.mat"),
+        (*denoise, "--picture", "a.zarr/new.png"),
+    ):
+        message = call(*words, cwd=tmp_path, code=2)
+        assert refused(message)
+        assert "inside of" in message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_store_of_one_array(tmp_path):
     zarr.save_array(tmp_path / "a.zarr", values_of("f4"))
     cube = read_cube(tmp_path / "a.zarr", axes="bhw")
