@@ -347,9 +347,24 @@ def _is_wavelengths(variable: Variable) -> bool:
     return vector and telling and variable.dtype is not None and variable.dtype.kind != "c"
 
 
+def _spelt(name: str) -> str:
+    """A name without what people may write in more than one way: ``/hsi/cube`` for ``hsi.cube``, spaces."""
+    return re.sub(r"\s", "", name).replace("/", ".").strip(".")
+
+
 def _plain_key(name: str) -> str:
-    """A name without what people may write in more than one way: ``/hsi/cube`` for ``hsi.cube``, ``s(1).x``, spaces."""
-    return re.sub(r"\(1\)|\s", "", name).replace("/", ".").strip(".")
+    """The same with ``s.x`` for ``s(1).x``."""
+    return _spelt(name).replace("(1)", "")
+
+
+def _within(variables: Sequence[Variable], key: str) -> list[Variable]:
+    """The cubes inside of a struct, cell or group."""
+    cubes = [item for item in variables if item.is_number and _is_cube(item)]
+    for spelling in (_spelt, _plain_key):  # s(1) is not all of s
+        starts = tuple(spelling(key) + mark for mark in ".{(")
+        if found := [item for item in cubes if spelling(item.name).startswith(starts)]:
+            return found
+    return []
 
 
 def _find_variable(variables: Sequence[Variable], key: str | None, *, unfolded: bool) -> tuple[Variable, str]:
@@ -357,12 +372,12 @@ def _find_variable(variables: Sequence[Variable], key: str | None, *, unfolded: 
         wanted = _plain_key(key)
         named = [item for item in variables if item.name == key]
         named = named or [item for item in variables if _plain_key(item.name) == wanted]
-        if named and named[0].dtype is None:  # a struct or cell stands for the one cube in it
-            starts = tuple(wanted + mark for mark in ".{(")
-            within = [item for item in variables if item.inside and _plain_key(item.name).startswith(starts)]
-            within = [item for item in within if item.is_number and _is_cube(item)]
+        if not named or named[0].dtype is None:  # a struct, cell or group stands for the one cube in it
+            within = _within(variables, key)
             if len(within) == 1:
-                return within[0], f"the only 3-D array in '{named[0].label}'"
+                return within[0], f"the only 3-D array in '{printable(key)}'"
+            if within:
+                raise ValueError(f"'{printable(key)}' holds several cubes: {describe(within)}; choose one with --key")
         if named:
             return named[0], "what was asked for"
         raise ValueError(f"no variable '{printable(key)}'; the file holds {describe(variables)}")
