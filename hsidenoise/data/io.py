@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float64, Shaped
 
 from hsidenoise.data.casting import cast, put_back
 from hsidenoise.data.formats.base import Format, NewCube, Wavelengths
-from hsidenoise.data.formats.mat import write_mat
+from hsidenoise.data.formats.mat import V5_LIMIT, write_mat
 from hsidenoise.data.formats.mat5 import MATLAB_NAMES
 from hsidenoise.data.layout import Layout, find_layout, printable
 from hsidenoise.data.metadata import OF_BANDS, WORDS, Metadata, keep_record, record_beside
@@ -305,12 +305,12 @@ def _dtype(cube: Cube) -> np.dtype[Any]:
 
 
 def _write(target: Path, cube: Cube, stored: Shaped[np.ndarray, "bands height width"]) -> Path | None:
-    form, like = check_cube_target(target, cube)
+    form, like, inside = check_cube_target(target, cube)
     metadata, suffix = cube.metadata or Metadata(), target.suffix.lower()
     for what, each in (("wavelengths", cube.wavelengths), *((name, vars(metadata)[name]) for name in OF_BANDS)):
         if each is not None and len(each) != len(stored):
             raise ValueError(f"cannot write {target}: '{what}' is for {len(each)} bands, the cube has {len(stored)}")
-    record, inside = metadata.record, form.holds_record(like)
+    record = metadata.record
     if not inside:
         metadata = replace(metadata, record=None)
     if like is not None and cube.layout is not None:
@@ -320,17 +320,22 @@ def _write(target: Path, cube: Cube, stored: Shaped[np.ndarray, "bands height wi
         return keep_record(target, record, inside=inside)
     name = "cube" if cube.layout is None or cube.layout.format == "png" else cube.layout.leaf
     said = metadata.said if cube.wavelengths is None else ("wavelengths", *metadata.said)
-    if lost := [WORDS[each] for each in said if each not in form.holds]:
+    if lost := [WORDS[each] for each in said if each not in (*form.holds, "record")]:
         warnings.warn(f"{target}: {form.name} has no place for {', '.join(lost)}: left out", stacklevel=3)
     if cube.path is not None and cube.path.exists() and format_of(cube.path).own_mask(cube.path) is not None:
         warnings.warn(f"{target}: the mask of {cube.path} has no place in it: left out", stacklevel=3)
-    large = cube.layout is not None and cube.layout.format == "mat73"
     with replacing_all(form.targets(target, None), folder=form.folder) as temporaries:
-        form.write_new(temporaries, NewCube(stored, cube.wavelengths, metadata, name, suffix, large))
+        form.write_new(temporaries, NewCube(stored, cube.wavelengths, metadata, name, suffix, _large(cube)))
     return keep_record(target, record, inside=inside)
 
 
-def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None]:
+def _large(cube: Cube) -> bool:
+    """Whether a new file takes the version for large files."""
+    as_before = cube.layout is not None and cube.layout.format == "mat73"
+    return as_before or cube.values.size * _dtype(cube).itemsize > V5_LIMIT
+
+
+def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None, bool]:
     """Find out, before hours of computing, whether a cube can be written under a name.
 
     Args:
@@ -338,7 +343,7 @@ def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None
         cube: What will be written, as it was read; its values may still change.
 
     Returns:
-        The format, and the source that the file will be like, None for a new one.
+        The format; the source that the file will be like, None for a new one; whether it will hold the record.
 
     Raises:
         OSError: If the place cannot be written, with what to do.
@@ -370,7 +375,7 @@ def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None
         check_target(each)
     if original is not None and len(form.files(original)) > 1:
         check_other(original, target, targets)
-    return form, original
+    return form, original, form.holds_record(original, _large(cube))
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], *, about: bytes = b"") -> None:

@@ -216,7 +216,7 @@ def denoise_file(
     cube = read_cube(source, **reading.by_name(), exact=True)
     name = "the cube" if cube.layout is None else f"'{printable(cube.layout.key)}'"
     check_values(cube.values, f"{source}: {name}", cube.mask)
-    form, like = check_cube_target(target, cube)
+    _, _, inside = check_cube_target(target, cube)
     noise = options.noise
     if noise is not None:
         if isinstance(noise, str | Path) and cube.layout is not None:
@@ -236,7 +236,7 @@ def denoise_file(
     seconds = time.perf_counter() - start
     denoised = dataclasses.replace(cube, values=run.values)
     record = record_of(cube, denoised, run, model, options, reading, target, seconds)
-    text = text_of(record, short=form.holds_record(like))
+    text = text_of(record, short=inside)
     denoised = dataclasses.replace(denoised, metadata=dataclasses.replace(cube.metadata or Metadata(), record=text))
     recorded = write_cube(target, denoised)
     return DenoisedFile(

@@ -81,11 +81,12 @@ class Format(ABC):
     types: ClassVar[frozenset[str] | None] = None
     folder: ClassVar[bool] = False
 
-    def holds_record(self, source: Path | None) -> bool:
+    def holds_record(self, source: Path | None, large: bool = False) -> bool:
         """Whether what is written keeps :attr:`Metadata.record`.
 
         Args:
             source: What the file will be like; None for a new one.
+            large: Of a new one :attr:`NewCube.large`.
         """
         return "record" in self.holds
 
@@ -238,7 +239,7 @@ def beside(variables: Sequence[Variable], load: Callable[[str], np.ndarray], ban
     )
 
 
-def with_texts(metadata: Metadata, texts: Mapping[str, np.ndarray], bands: int) -> Metadata:
+def with_texts(metadata: Metadata, texts: Mapping[str, Any], bands: int) -> Metadata:
     """What is known of a cube, with the texts of :func:`arrays_of`.
 
     Args:

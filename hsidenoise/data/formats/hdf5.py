@@ -13,6 +13,7 @@ References:
 
 import contextlib
 import functools
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import sys
 import time
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -122,6 +124,51 @@ def _look(path: Path, allow_external: bool) -> None:
 @functools.lru_cache(maxsize=4096)
 def _look_once(path: str, stamp: tuple[int, int, int], allow_external: bool) -> None:
     _in_child({"do": "look", "path": path, "allow": allow_external})
+
+
+class _Patient(io.FileIO):
+    """A file that takes everything, and keeps what went wrong for later.
+
+    HDF5 takes the process down with it (bus error) where it cannot close a file for want of room.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        try:
+            while self.error is None and len(left):
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size) if self.error is None else size or 0
+        except OSError as error:
+            self.error = error
+            return size or 0
+
+
+@contextlib.contextmanager
+def new_hdf5(path: Path, **options: Any) -> Iterator[h5py.File]:
+    """A new file to write to.
+
+    Args:
+        path: The file, overwritten.
+        **options: Of ``h5py.File``.
+
+    Raises:
+        OSError: If it could not be written whole.
+    """
+    with _Patient(path, "w+b") as stream:
+        try:
+            with h5py.File(stream, "w", **options) as file:
+                yield file
+        finally:
+            if stream.error is not None:
+                raise stream.error
 
 
 def storage_options(shape: tuple[int, ...], size: int) -> dict[str, Any]:
@@ -355,7 +402,7 @@ def _write(links: Links, name: str, array: np.ndarray, record: str | None) -> No
         if node.file == links.file and not places_of(node) and node.dtype == array.dtype:
             _have_filters(node)
             node[...] = array
-            _keep(node, record)
+            put_record(node, record)
             return
         for key in node.attrs:
             kind = node.attrs.get_id(key).dtype
@@ -369,9 +416,10 @@ def _write(links: Links, name: str, array: np.ndarray, record: str | None) -> No
     created = parent.create_dataset(leaf, data=array, **storage_options(array.shape, array.size))
     for key, value, kind in attributes:
         created.attrs.create(key, value, dtype=kind)
-    _keep(created, record)
+    put_record(created, record)
 
 
-def _keep(node: Any, record: str | None) -> None:
+def put_record(node: Any, record: str | None) -> None:
+    """Make a record an attribute of a data set; None leaves what is there."""
     if record is not None:  # of a fixed length where that is possible: others lie in a heap, see `_look`
         node.attrs[RECORD] = np.bytes_(record.encode()) if record.isascii() and len(record) < LONG - 1024 else record

@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import scipy.io
 
@@ -32,14 +31,23 @@ from hsidenoise.data.formats.base import (
     reading,
     with_texts,
 )
-from hsidenoise.data.formats.hdf5 import about_hdf5, list_hdf5, load_hdf5, replace_hdf5, storage_options
+from hsidenoise.data.formats.hdf5 import (
+    about_hdf5,
+    list_hdf5,
+    load_hdf5,
+    new_hdf5,
+    put_record,
+    replace_hdf5,
+    storage_options,
+)
 from hsidenoise.data.formats.mat5 import HEADER, MATLAB_NAMES, Element, elements, elements_v4, load, splice
 from hsidenoise.data.layout import Layout, Variable, find_wavelengths, printable
 from hsidenoise.data.metadata import RECORD, Metadata
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_LONG = 1 << 20  # letters; longer texts are not of a cube
-_V5_LIMIT = 2**31 - 1  # bytes of one variable that a v5 file can hold
+_LONG, _MOST_TEXTS = 1 << 20, 10_000  # letters and texts; more are not of a cube
+#: Bytes of one variable that a v5 file can hold.
+V5_LIMIT = 2**31 - 1
 
 
 def mat_format(path: Path) -> str:
@@ -157,13 +165,14 @@ def replace_variable(source: Path, target: Path, name: str, array: np.ndarray, r
         splice(source, target, element, array)
 
 
-def write_mat(path: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = False) -> None:
+def write_mat(path: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = False, record: str | None = None) -> None:
     """Write arrays of numbers into a new MATLAB file.
 
     Args:
         path: The file, overwritten.
         arrays: Name to array in MATLAB's axis order; vectors become columns.
         hdf5: v7.3 instead of v5; so it is for variables over 2 GB.
+        record: Text for an attribute of the first array, in v7.3.
 
     Raises:
         OSError: If the file cannot be written.
@@ -172,7 +181,7 @@ def write_mat(path: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = Fals
     content: dict[str, np.ndarray] = {}
     for name, value in arrays.items():
         array = np.asarray(value)
-        hdf5 = hdf5 or array.nbytes > _V5_LIMIT
+        hdf5 = hdf5 or array.nbytes > V5_LIMIT
         if array.dtype.kind == "U":
             content[name] = array
             continue
@@ -184,7 +193,7 @@ def write_mat(path: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = Fals
     if not hdf5:
         scipy.io.savemat(path, content, do_compression=True, appendmat=False)
         return
-    with h5py.File(path, "w", userblock_size=512) as file:
+    with new_hdf5(path, userblock_size=512) as file:
         for name, array in content.items():
             kind = "logical" if array.dtype == np.bool_ else "char" if array.dtype.kind == "U" else ""
             if kind == "char":
@@ -197,8 +206,29 @@ def write_mat(path: Path, arrays: Mapping[str, np.ndarray], *, hdf5: bool = Fals
             dataset.attrs["MATLAB_class"] = np.bytes_(kind or MATLAB_NAMES[array.dtype.str[1:]])
             if kind in ("logical", "char"):
                 dataset.attrs["MATLAB_int_decode"] = np.int32(array.dtype.itemsize)
+            put_record(dataset, record)
+            record = None
     with path.open("r+b") as stream:
         stream.write(b"MATLAB 7.3 MAT-file, Platform: Python, HDF5 schema 1.00 .".ljust(116) + bytes(8) + b"\0\2IM")
+
+
+def _texts(path: Path, name: str, variables: Sequence[Variable]) -> list[str]:
+    """The rows of a char array, or the texts of a cell, of that name; none if there is none or it is too long."""
+    cells = {f"{name}{{{number + 1}}}": number for number in range(_MOST_TEXTS)}
+    parts = {item.name: item for item in variables if item.name == name or item.name in cells}
+    if sum(math.prod(item.shape) for item in parts.values()) > _LONG:
+        return []
+    chars = [each for each, item in parts.items() if item.note.startswith("char")]
+    with reading(path):
+        if mat_format(path) == "mat73":
+            rows = [load_hdf5(path, each) for each in chars]
+            return [row.astype("<u2").tobytes().decode("utf-16-le", "replace") for each in rows for row in each]
+        if not chars:
+            return []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = scipy.io.loadmat(path, variable_names=[name], appendmat=False)[name]
+        return [str(row) for each in found.ravel(order="F") for row in np.ravel(each)]
 
 
 class _Mat(Format):
@@ -216,8 +246,8 @@ class _Mat(Format):
     def kind(self, path: Path) -> str:
         return mat_format(path)
 
-    def holds_record(self, source: Path | None) -> bool:
-        return source is not None and mat_format(source) == "mat73"
+    def holds_record(self, source: Path | None, large: bool = False) -> bool:
+        return large if source is None else mat_format(source) == "mat73"
 
     def list_variables(self, path: Path, *, allow_external: bool = False) -> list[Variable]:
         return list_mat(path, allow_external=allow_external)
@@ -234,12 +264,9 @@ class _Mat(Format):
             return load_variable(path, name, allow_external=allow_external)
 
         metadata = beside(variables, load, layout.bands)
-        named = [item.name for item in variables if item.name in TEXTS and item.note.startswith("char")]
-        if named and sum(math.prod(item.shape) for item in variables if item.name in named) < _LONG:
-            with suppress(ValueError), reading(path), warnings.catch_warnings():  # damaged texts are none
-                warnings.simplefilter("ignore")
-                texts = scipy.io.loadmat(path, variable_names=named, appendmat=False)
-                metadata = with_texts(metadata, {name: texts[name] for name in named}, layout.bands)
+        with suppress(ValueError):  # damaged texts are none
+            texts = {name: _texts(path, name, variables) for name in TEXTS}
+            metadata = with_texts(metadata, {name: text for name, text in texts.items() if text}, layout.bands)
         if self.holds_record(path):
             with reading(path):
                 record = about_hdf5(path, layout.key, allow_external=allow_external).get(RECORD)
@@ -252,7 +279,8 @@ class _Mat(Format):
         replace_variable(source, targets[0], layout.key, stored, record)
 
     def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
-        write_mat(targets[0], arrays_of(new), hdf5=new.large)
+        bare = replace(new, metadata=replace(new.metadata, record=None))
+        write_mat(targets[0], arrays_of(bare), hdf5=new.large, record=new.metadata.record)
 
 
 FORMAT = _Mat()

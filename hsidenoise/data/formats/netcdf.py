@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from hsidenoise.data.formats.base import (
@@ -26,13 +25,12 @@ from hsidenoise.data.formats.base import (
     merged,
     reading,
 )
-from hsidenoise.data.formats.hdf5 import about_hdf5, list_hdf5, load_hdf5, replace_hdf5
+from hsidenoise.data.formats.hdf5 import about_hdf5, list_hdf5, load_hdf5, new_hdf5, replace_hdf5
 from hsidenoise.data.layout import Layout, Variable, find_wavelengths
 from hsidenoise.data.metadata import RECORD, Metadata
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _NODATA = ("fillvalue", "missingvalue", "nodata", "nodatavalue", "dataignorevalue")
-_SMALL = 1 << 28  # bytes
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable.{:10d}"
 _OWN = {"grid_mapping", "crs_wkt", "spatial_ref", "GeoTransform", "CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST"}
 _OWN |= {
@@ -124,10 +122,7 @@ class _Hdf5(Format):
         replace_hdf5(source, targets[0], layout.key, stored, record)
 
     def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
-        # HDF5 takes the process down with it where it cannot close a file for want of room: a cube that is not too
-        # large is put together in memory
-        small = new.values.nbytes < _SMALL
-        with h5py.File(targets[0], "w", **({"driver": "core", "backing_store": False} if small else {})) as file:
+        with new_hdf5(targets[0]) as file:
             facts = described(new)
             chunks = chunks_of(new.values.shape)
             cube = file.create_dataset(
@@ -149,9 +144,6 @@ class _Hdf5(Format):
             cube.attrs.update(facts.of_cube)
             if facts.mapping:
                 file.create_dataset("spatial_ref", data=np.int32(0)).attrs.update(facts.mapping)
-            if small:
-                file.flush()
-                targets[0].write_bytes(file.id.get_file_image())
 
 
 FORMAT = _Hdf5()

@@ -106,7 +106,7 @@ class _Npz(_Numpy):
                         found.append(_variable(stream, item.filename[:-4], item.file_size))
         return found
 
-    def holds_record(self, source: Path | None) -> bool:
+    def holds_record(self, source: Path | None, large: bool = False) -> bool:
         """Not if an array of numbers is called so."""
         return source is None or all(item.name != RECORD or _is_text(item) for item in self.list_variables(source))
 

@@ -23,6 +23,7 @@ SUFFIXES = [suffix for form in FORMATS for suffix in form.suffixes]
 FULL_DISK = """
 import resource, sys, warnings
 from pathlib import Path
+import hsidenoise.data.io
 from hsidenoise.data.io import read_cube, write_cube
 warnings.simplefilter("ignore")
 folder = Path(sys.argv[1])
@@ -31,10 +32,13 @@ paths = [path for path in folder.glob("a.*") if path.suffix != ".hdr"]
 cubes = {path: read_cube(path, axes=axes.get(path.suffix)) for path in paths}
 new = cubes[folder / "a.npy"]
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))  # in the midst of a file, where HDF5 would break down at exit
-try:
-    write_cube(folder / "new.nc", new)
-except OSError as error:
-    print(error)
+hsidenoise.data.io.V5_LIMIT = 1000  # so that new.mat is v7.3
+for suffix in (".nc", ".mat"):
+    try:
+        write_cube(folder / f"new{suffix}", new)
+    except OSError as error:
+        print(error)
+hsidenoise.data.io.V5_LIMIT = 1 << 30
 resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))
 for source, cube in [*cubes.items(), *((path, new) for path in cubes)]:
     try:
@@ -77,7 +81,7 @@ def test_a_full_disk_leaves_nothing_in_any_format(tmp_path):
     done = child("-c", FULL_DISK, tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 2 * len(files) + 1, done.stdout
+    assert len(lines) == 2 * len(files) + 2, done.stdout
     for line in lines:
         assert line.endswith(("File too large; nothing was left behind", "disk full?; nothing was left behind")), line
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -288,9 +292,12 @@ def test_metadata_of_other_bands_are_refused(tmp_path, suffix, about):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("suffix", [".mat", ".npz"])
-def test_texts_come_back(tmp_path, suffix):
-    about = Metadata(crs='LOCAL_CS["x"]', band_names=("a", "bcd", "e f", "g", "h"))
-    write_cube(tmp_path / f"a{suffix}", Cube(values_of("f4"), metadata=about))
+@pytest.mark.parametrize("suffix", [".mat", "v7.3.mat", ".npz"])
+def test_texts_come_back(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr("hsidenoise.data.io.V5_LIMIT", 1000 if "v7.3" in suffix else 10**9)
+    about = Metadata(crs='LOCAL_CS["x"]', band_names=("a", "bcd", "e f", "µ", "h"), record='{"hsidenoise": 1}')
+    recorded = write_cube(tmp_path / f"a{suffix}", Cube(values_of("f4"), metadata=about))
+    assert recorded == tmp_path / ("a.mat.json" if suffix == ".mat" else f"a{suffix}")  # v5 has no place for it
     found = read_cube(tmp_path / f"a{suffix}").metadata
     assert (found.crs, found.band_names) == (about.crs, about.band_names)
+    assert found.record.strip() == about.record

@@ -104,6 +104,24 @@ def test_read_and_written_back_with_everything_else_kept(tmp_path, kind, key):
     assert found["c"][0, 0] == ["text"]
 
 
+def test_cells_of_texts_are_band_names(tmp_path):
+    names = np.empty((1, 5), object)
+    names[0] = ["a", "bc", "d", "e", "f"]
+    scipy.io.savemat(tmp_path / "a.mat", {"cube": values_of(), "band_names": names})
+    v73(tmp_path / "b.mat")
+    with h5py.File(tmp_path / "b.mat", "r+") as file:
+        file["cube"] = file["hsi/cube"]
+        texts = [
+            file.create_dataset(f"#refs#/t{name}", data=[[ord(each)] for each in name], dtype="u2") for name in names[0]
+        ]
+        for each in texts:
+            each.attrs["MATLAB_class"] = np.bytes_("char")
+        file["band_names"] = np.array([[each.ref] for each in texts], h5py.ref_dtype)
+        file["band_names"].attrs["MATLAB_class"] = np.bytes_("cell")
+    for name in ("a.mat", "b.mat"):
+        assert read_cube(tmp_path / name, key="cube", axes="hwb").metadata.band_names == tuple(names[0])
+
+
 @pytest.mark.parametrize("kind", ["v5", "v7.3"])
 def test_the_only_cube_is_found_inside(tmp_path, kind):
     if kind == "v5":
@@ -125,6 +143,7 @@ def test_several_inside_are_named_and_a_wrong_key_lists_them(tmp_path):
     with pytest.raises(ValueError, match=r"several variables may be the cube: hsi.cube 12x9x5, hsi.in.y .*c\{2\}"):
         read_cube(tmp_path / "a.mat")
     assert read_cube(tmp_path / "a.mat", key="c", axes="hwb").layout.key == "c{2}"  # the one cube in it
+    assert read_cube(tmp_path / "a.mat", key="s(2)", axes="hwb").layout.key == "s(2).x"
     for key in ("c{1}", "c{3}", "c{9}", "hsi.none", "hsi", "s"):
         said = call("denoise", "a.mat", "--key", key, "-o", "b.mat", cwd=tmp_path, code=2)
         assert refused(said), said
