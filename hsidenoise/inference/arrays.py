@@ -28,6 +28,10 @@ _NAMES = {
 }
 """What names of dimensions begin with, `_` left out; x, y and b stand alone."""
 
+_CERTAIN = 4.0
+"""Lead from which another axis than the first is the spectrum. Of 3,080 arrays with bands first (22 scenes of CAVE and
+from the air, 8 to 128 pixels, 1 to all bands, five noise cases) none has it."""
+
 _NODATA = ("_FillValue", "missing_value", "nodata")
 
 
@@ -159,17 +163,20 @@ def _by_values(array: np.ndarray) -> str:
         return "bhw"
     scores = axis_scores(array)
     index = int(scores.argmax())
-    if not index or lead(scores) < CLEAR:
+    ahead = lead(scores)
+    if not index or ahead < CLEAR:
         return "bhw"
     letters = ("bhw", "hbw", "hwb")[index]
-    others = times(array.shape[:index] + array.shape[index + 1 :])
+    taken = index if ahead >= _CERTAIN else 0
+    others = times(array.shape[:taken] + array.shape[taken + 1 :])
     warnings.warn(
-        f"the array of {times(array.shape)} is taken for {array.shape[index]} bands of {others}, because its values "
-        f'say axis {index + 1} is the spectrum: give axes="{letters}" to be sure, axes="bhw" if the bands come first',
+        f"the array of {times(array.shape)} is taken for {array.shape[taken]} bands of {others}, "
+        f"{'because' if taken else 'but'} its values say axis {index + 1} is the spectrum: "
+        f'give axes="{letters}" if it is, axes="bhw" if the bands come first',
         UserWarning,
         stacklevel=5,  # of whoever called the public function
     )
-    return letters
+    return letters if taken else "bhw"
 
 
 def _of_xarray(given: Any, axes: str | None) -> Given:

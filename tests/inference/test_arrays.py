@@ -39,10 +39,13 @@ def test_axes_of_arrays(noisy, wanted):
 
 def test_bands_that_do_not_come_first_are_found_and_said(noisy, wanted):
     last = noisy.transpose(1, 2, 0)
-    with pytest.warns(UserWarning, match=r'31 bands of 48x64, because its values say axis 3 .* give axes="hwb" to be'):
+    with pytest.warns(UserWarning, match=r'31 bands of 48x64, because its values say axis 3 .* give axes="hwb" if'):
         found = denoise(last, PLANES)
     np.testing.assert_array_equal(found, wanted.transpose(1, 2, 0))
     assert not np.array_equal(denoise(last, PLANES, axes="bhw"), found)  # told so: without a word
+    small = last[:24, :16, ::2]
+    with pytest.warns(UserWarning, match=r"24 bands of 16x16, but its values say axis 3 is the spectrum"):
+        assert as_cube(small).letters == "bhw"  # a hint only
 
 
 def test_tensors_come_back_as_tensors_on_their_device(noisy, wanted, device):
