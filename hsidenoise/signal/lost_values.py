@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,6 +38,7 @@ FEWEST_VALUES = 64
 FAR_FROM_END = 4.0
 """Where the neighbours of a pixel are this many noise levels away from the end of the scale, none is cut off there."""
 
+_MOST_BY_CHANCE = 2.0  # times as often as chance has it
 _AS_OFTEN = 0.7  # share of stuck pixels far from the end of the scale, of that everywhere: noise that is cut off has 0
 _DIRECTIONS = 8  # of the spectra, that missing bands are told by
 _SPECTRA, _SPECTRA_PER_BAND = 1 << 13, 4  # that they are told from, at most and at least
@@ -102,8 +103,18 @@ def stuck_pixels(
         for value, at in frequent:
             if together(at).min() < MOST_TOGETHER and not _clipped(image, value, at, rest):
                 stuck[band] |= at
-    # stuck in most bands is no defect of a band: a background, or a scene of few values without noise
-    return stuck & (stuck.float().mean(0) < 0.5) if len(cube) > 2 else stuck
+    most = stuck.float().mean(0) >= 0.5
+    # stuck in most bands is no defect of a band, unless by chance: a background, a scene of few values without noise
+    by_chance = most.float().mean() < _MOST_BY_CHANCE * _chance_of_most(stuck.float().mean((1, 2)).tolist())
+    return stuck if len(cube) < 3 or by_chance else stuck & ~most
+
+
+def _chance_of_most(shares: list[float]) -> float:
+    """How often half of the bands or more are stuck at once, each on such a share of its pixels."""
+    chances = np.ones(1)  # of so many bands
+    for share in shares:
+        chances = np.convolve(chances, [1.0 - share, share])
+    return float(chances[(len(shares) + 1) // 2 :].sum())
 
 
 def no_measurements(cube: Float[Tensor, "bands height width"]) -> Bool[Tensor, "bands height width"]:
@@ -178,8 +189,8 @@ def together(at: Bool[Tensor, "height width"]) -> Float[Tensor, " directions"]:
 
 
 def fill_invalid(
-    cube: Float[Tensor, "bands height width"], mask: Bool[Tensor, "height width"]
-) -> Float[Tensor, "bands height width"]:
+    cube: Shaped[Tensor, "bands height width"], mask: Bool[Tensor, "height width"]
+) -> Shaped[Tensor, "bands height width"]:
     """Continue a cube over its invalid pixels by the mirror image of the valid ones of their column.
 
     Whole spectra are copied, with their noise: statistics of the result are those of valid pixels.

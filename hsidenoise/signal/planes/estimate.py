@@ -4,9 +4,10 @@ The spectra of a scene fill a few dimensions. Divided by the noise level of each
 them, and the planes (eigen-images) with more than that are the scene's. They are denoised as images. What is
 particular here:
 
-- **Defects first.** Dead lines and stuck pixels are found by their repeated values and left out; a robust spectral
-  estimate, which replaces them, shows what else is off: lines that are shifted, outliers. Outliers are trusted less
-  only in bands that have them: elsewhere an honest value that the estimate cannot explain is scene.
+- **Defects first.** Dead lines and stuck pixels are found by their repeated values, impulses in few bands by their
+  neighbours, and left out; a robust spectral estimate, which replaces them, shows what else is off: lines that are
+  shifted, outliers. Outliers are trusted less only in bands that have them: elsewhere an honest value that the estimate
+  cannot explain is scene.
 - **Small regions.** 40x40 pixels have fewer materials than a scene, so that each region gets planes of its own; in it
   cells of 8x8 blocks turn them once more. So few spectra give noisy planes, but for what is known of spectra: they are
   smooth (:mod:`hsidenoise.signal.planes.basis`).
@@ -36,7 +37,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from hsidenoise.signal.defects import column_offsets, trust, without_common
+from hsidenoise.signal.defects import MOST_TOGETHER, column_offsets, impulses, stands_out, trust, without_common
 from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements, together
 from hsidenoise.signal.noise_level import level_of_flat_parts, level_of_residual, noise_level
 from hsidenoise.signal.planes.basis import band_kernels, find_basis
@@ -92,7 +93,6 @@ _ESTIMATE_MARGIN = 1.2  # by which the noise may be above what that estimate lea
 _AT_FAULT = 2.0  # root mean square of a residual, over what a plain regression leaves, that is no outlier's
 _LEAST_SIGMA = 2e-4  # of the span of the scene: keeps whitening finite
 _MANY_BANDS = 31  # fewer do not tell an edge from an outlier, nor texture from noise
-_TOGETHER = 0.15  # beyond chance, of outliers of few bands: impulses on 10 % of the pixels have up to 0.13, edges more
 _LEAST_CHANCE = np.log(1e-9)  # of a pixel, that noise alone takes it out of the scene
 _GLINT = 3.0  # spans from the middle of the scene, beyond which a spectrum is left as it is
 
@@ -190,11 +190,13 @@ def _by_planes(
     if alive.any():
         low, span = _range(whole[alive])
         cube = (whole[alive] - low) / span
-        glint = _glint(cube)
+        gone = no_measurements(cube)
+        hit = impulses(cube, gone) if len(cube) < _MANY_BANDS else torch.zeros_like(gone)
+        glint = _glint(cube, gone | hit)
         if glint.any() and not glint.all():
-            cube = fill_invalid(cube, ~glint)
+            cube, gone, hit = (fill_invalid(each, ~glint) for each in (cube, gone, hit))
         told = None if sigma is None else (sigma[alive].to(cube) / span).clamp_min(_LEAST_SIGMA)
-        found = _denoise(cube, told, None if improve is None else partial(improve, (low, span, alive)))
+        found = _denoise(cube, gone, hit, told, None if improve is None else partial(improve, (low, span, alive)))
         keep = glint if mask is None else glint | ~mask
         denoised[alive] = torch.where(keep, noisy[alive], found.denoised * span + low)
         level[alive] = found.sigma * span
@@ -233,9 +235,9 @@ def _range(cube: Tensor) -> tuple[Tensor, Tensor]:
     return low, torch.maximum(high - low, spread)
 
 
-def _glint(cube: Tensor) -> Tensor:
+def _glint(cube: Tensor, lost: Tensor) -> Tensor:
     """Pixels whose spectra lie far outside of the scene, in more bands than noise alone takes there."""
-    far = ((cube - 0.5).abs() > _GLINT).float().mean(0)
+    far = (((cube - 0.5).abs() > _GLINT) & ~lost).float().mean(0)
     glint = far > 0.5
     if glint.any():
         reach = (_GLINT - 0.5) / np.maximum(noise_level(cube.cpu().numpy()), np.finfo(np.float32).tiny)
@@ -245,9 +247,11 @@ def _glint(cube: Tensor) -> Tensor:
     return glint
 
 
-def _denoise(cube: Tensor, told: Tensor | None, improve: Callable[..., Tensor | None] | None) -> PlaneEstimate:
-    """Denoise a cube on about [0, 1] without invalid pixels or constant bands."""
-    lost = no_measurements(cube)
+def _denoise(
+    cube: Tensor, gone: Tensor, hit: Tensor, told: Tensor | None, improve: Callable[..., Tensor | None] | None
+) -> PlaneEstimate:
+    """Denoise a cube on about [0, 1] without invalid pixels or constant bands, with impulses and what is gone."""
+    lost = gone | hit
     filled = fill(cube, lost)
     estimate = spectral_wiener(filled[None], _ESTIMATE_ROUNDS, _ESTIMATE_OVERLAP)
     known, regression = estimate.robust[0].clone(), estimate.sigma[0]
@@ -261,15 +265,16 @@ def _denoise(cube: Tensor, told: Tensor | None, improve: Callable[..., Tensor | 
         most = _ESTIMATE_MARGIN * sigma / left if left else regression
         sigma = torch.maximum(sigma, torch.minimum(regression, most)).minimum(limit)
     sigma = (sigma if told is None else told).clamp_min(_LEAST_SIGMA)
-    trusted, outliers = _trusted(residual, sigma, lost, regression)
+    trusted, outliers = _trusted(residual, sigma, lost, regression, hit)
     known, absorbed = _by_regions(known + trusted, sigma)
+    again = partial(_again, cube, gone=gone, hit=hit, told=told, regression=regression, limit=limit)
     if shifted or outliers or bool(lost.any()):
         for _ in range(ROUNDS):
-            _, trusted, sigma = _again(cube, known, lost, absorbed, told, regression, limit)
+            _, _, trusted, sigma = again(known, absorbed)
             known, absorbed = _by_scene(known + trusted, known, sigma, COARSE, COARSE_SHARE)
-        _, trusted, sigma = _again(cube, known, lost, absorbed, told, regression, limit)
+        _, _, trusted, sigma = again(known, absorbed)
         known, absorbed = _by_regions(known + trusted, sigma)
-    residual, trusted, sigma = _again(cube, known, lost, absorbed, told, regression, limit)
+    lost, residual, trusted, sigma = again(known, absorbed)
     denoised, absorbed = _by_scene(known + trusted, known, sigma, STRIDE, PILOT_SHARE)
     if improve is not None and (guide := improve(known, residual, trusted, sigma, lost, denoised)) is not None:
         denoised = guide
@@ -297,7 +302,7 @@ def _level(residual: Tensor, lost: Tensor, _: Tensor) -> Tensor:
     return level_of_residual(residual, lost)[None]
 
 
-def _trusted(residual: Tensor, sigma: Tensor, lost: Tensor, regression: Tensor) -> tuple[Tensor, bool]:
+def _trusted(residual: Tensor, sigma: Tensor, lost: Tensor, regression: Tensor, hit: Tensor) -> tuple[Tensor, bool]:
     """The residual, outliers drawn to zero in the bands that have them; whether any has."""
     known = (~lost).sum((1, 2)).clamp_min(1)
     away = residual.abs() > FAR_SIGMAS * sigma[:, None, None]
@@ -306,12 +311,12 @@ def _trusted(residual: Tensor, sigma: Tensor, lost: Tensor, regression: Tensor) 
     at_fault = residual.square().sum((1, 2)) / known > (_AT_FAULT * regression).square()
     bad = far > FAR_SHARE
     if len(residual) < _MANY_BANDS:
-        bad &= torch.stack([together(band).max() for band in away]) < _TOGETHER
+        bad &= hit.flatten(1).any(1) | (torch.stack([together(band).max() for band in away]) < MOST_TOGETHER)
     # few, but strong enough to be taken for directions of the scene
     away = residual.abs() > STRONG_SIGMAS * sigma[:, None, None]
     strong = (residual.square() * away).sum((1, 2)) / known > STRONG_ENERGY * sigma.square()
     if (strong & ~bad).any():
-        bad |= strong & (torch.stack([together(band).max() for band in away]) < _TOGETHER)
+        bad |= strong & (torch.stack([together(band).max() for band in away]) < MOST_TOGETHER)
     bad &= ~at_fault
     if not bad.any():
         return residual, False
@@ -322,16 +327,21 @@ def _trusted(residual: Tensor, sigma: Tensor, lost: Tensor, regression: Tensor) 
 def _again(
     cube: Tensor,
     known: Tensor,
-    lost: Tensor,
     absorbed: Tensor,
+    *,
+    gone: Tensor,
+    hit: Tensor,
     told: Tensor | None,
     regression: Tensor,
     limit: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The residual of a better estimate, what is trusted of it, and the noise level."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is lost, the residual of a better estimate, what is trusted of it, and the noise level."""
+    lost = gone.clone()
+    for band in torch.nonzero(hit.flatten(1).any(1)).flatten().tolist():  # a better estimate knows better
+        lost[band] |= stands_out((cube[band] - known[band]).abs(), gone[band])
     residual, sigma, _ = _residual(cube, known, lost, absorbed)
     sigma = (sigma.minimum(limit) if told is None else told).clamp_min(_LEAST_SIGMA)
-    return residual, _trusted(residual, sigma, lost, regression)[0], sigma
+    return lost, residual, _trusted(residual, sigma, lost, regression, hit)[0], sigma
 
 
 def _by_regions(cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import median_filter
 
 from hsidenoise.classical.methods import run_baseline
 from hsidenoise.noise.cases import corrupt
@@ -122,6 +123,16 @@ def test_edges_of_few_bands_are_neither_noise_nor_outliers(real_crop, bands, sig
     noisy = corrupt(clean, f"gaussian-{sigma}", seed=0).noisy
     denoised = denoise_by_planes(tensor(noisy)).denoised.numpy()
     assert (denoised - clean).std() < most * (noisy - clean).std()
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize(("share", "values"), [(0.1, "any"), (0.3, "ends")])
+def test_impulses_in_few_bands_are_found_by_their_neighbours(real_crop, rng, bands, share, values):
+    clean = real_crop[6 : 6 + 4 * bands : 4]
+    drawn = rng.random(clean.shape) if values == "any" else rng.integers(0, 2, clean.shape)
+    noisy = np.where(rng.random(clean.shape) < share, drawn, clean + rng.normal(0, 0.02, clean.shape))
+    median = np.stack([median_filter(band, 3) for band in noisy])
+    assert psnr(denoise_by_planes(tensor(noisy)).denoised, clean) > psnr(median, clean) + 1.0
 
 
 def test_noise_of_one_band_is_no_glint():
