@@ -22,7 +22,7 @@ from hsidenoise.data.formats.mat5 import MATLAB_NAMES
 from hsidenoise.data.layout import Layout, find_layout, printable
 from hsidenoise.data.metadata import OF_BANDS, WORDS, Metadata, keep_record, record_beside
 from hsidenoise.data.options import ReadOptions
-from hsidenoise.data.sources import FORMATS, check_other, format_of, known_formats, locate, read_beside
+from hsidenoise.data.sources import FORMATS, check_name, check_other, format_of, locate, read_beside
 from hsidenoise.signal.mask import BadBands, find_mask
 from hsidenoise.signal.scaling import floating, value_range
 from hsidenoise.system.files import check_source, check_target, replacing, replacing_all
@@ -57,6 +57,10 @@ class Cube:
     metadata: Metadata | None = None
     mask: Bool[np.ndarray, "bands height width"] | None = None
     not_data: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(shape := np.shape(self.values)) != 3:
+            raise ValueError(f"the values of a Cube are (bands, height, width), not of shape {shape}")
 
 
 def read_cube(
@@ -275,6 +279,7 @@ def convert(source: str | Path, target: str | Path, *, reading: ReadOptions | No
     path, key = locate(source, reading.key)
     check_source(path)
     check_other(path, target)
+    check_name(Path(target), path)
     stored, layout, wavelengths, metadata = _read(
         path, key=key, axes=reading.axes, size=reading.size, allow_external=reading.allow_external
     )
@@ -360,11 +365,8 @@ def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None
     suffix = target.suffix.lower()
     own = None if layout is None else next((form for form in FORMATS if layout.format in form.kinds), None)
     like = suffix == "" or (source is not None and suffix == source.suffix.lower())
-    form = own if own is not None and like else None
-    if form is None:
-        form = next((form for form in FORMATS if (suffix or ".mat") in form.suffixes), None)
-    if form is None:
-        raise ValueError(f"cannot write {path}: no format of cubes is called {suffix}; known: {known_formats()}")
+    check_name(target, None if own is None else source)
+    form = own if own is not None and like else next(form for form in FORMATS if (suffix or ".mat") in form.suffixes)
     form.ready()
     original = source if source is not None and layout is not None and layout.format in form.kinds else None
     if original is None and form.types is not None and (dtype := _dtype(cube)).str[1:] not in form.types:

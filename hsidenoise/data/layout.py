@@ -33,23 +33,20 @@ _SIZE_KEYS = (
     ("nrow", "ncol"), ("nrows", "ncols"), ("rows", "cols"), ("lines", "cols"), ("lines", "samples"),
     ("height", "width"), ("h", "w"), ("row", "col"),
 )  # fmt: skip
-#: Names of dimensions in xarray, NetCDF and zarr files, in lower case.
-DIMENSIONS = {
-    "b": {"band", "bands", "wavelength", "wavelengths", "wl", "channel", "channels", "spectral", "lambda", "b"},
-    "h": {"y", "row", "rows", "lat", "latitude", "line", "lines", "downtrack", "along_track", "height", "northing"},
-    "w": {"x", "col", "cols", "column", "columns", "lon", "longitude", "sample", "samples", "crosstrack", "width"}
-    | {"across_track", "easting"},
-}
 #: How the note of a variable begins whose numbers lie in another file.
 ELSEWHERE = "in another file"
 _LETTERS = ("bhw", "hbw", "hwb")  # by the place of the bands
-_UNCHECKED = 1 << 28  # bytes that any machine has to spare
 _LONGEST = 120  # letters of a name that are shown
 _WAVELENGTH_KEYS = frozenset({"wl", "wls", "bands", "band", "centers", "centres", "bandcenters", "bandcentres"})
 
 
-class RefusedError(ValueError):
-    """What is wrong with no file but not done all the same: numbers of other files, more than the memory holds."""
+#: What to do about kinds of variables that are not read, by what their note begins with.
+_REMEDIES = {
+    "(struct|cell) array, not|object": "what is inside is not read; save the cube as a variable of its own",
+    "sparse": "save it in full, as full(...) or .toarray() give it",
+    "logical": "true and false are no measurements; save it as numbers if they are",
+    r"Python objects|\[\(": "save its numbers as one plain array, bands along the third axis",
+}
 
 
 @dataclass(frozen=True)
@@ -164,21 +161,6 @@ class Layout:
         return cube.transpose(["bhw".index(axis) for axis in self.axes]).reshape(self.shape)
 
 
-def axes_of(names: Sequence[str], shape: Sequence[int]) -> str:
-    """What the names of dimensions say of the axes: a letter for each; empty if they do not say it of every one.
-
-    Of more than three, those longer than one count.
-
-    Example:
-        >>> axes_of(["time", "downtrack", "crosstrack", "bands"], (1, 8, 7, 5)), axes_of(["a", "b", "c"], (8, 7, 5))
-        ('hwb', '')
-    """
-    if len(shape) > 3:
-        names = [name for name, size in zip(names, shape, strict=False) if size != 1]
-    letters = ["".join(letter for letter, known in DIMENSIONS.items() if name.lower() in known) for name in names]
-    return "".join(letters) if sorted(letters) == ["b", "h", "w"] else ""
-
-
 def leaf(name: str) -> str:
     """The last part of a variable's name, without what is no letter, digit or _.
 
@@ -208,25 +190,6 @@ def printable(name: str) -> str:
     """
     text = plain(name[: _LONGEST + 1]).replace("\n", "?")
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
-
-
-def check_room(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-    """Refuse, before anything is allocated, an array that does not fit into memory as stored and in float32.
-
-    Raises:
-        RefusedError: If it does not fit.
-    """
-    needed = math.prod(shape) * (dtype.itemsize + 4)
-    if needed < _UNCHECKED:
-        return
-    import torch
-
-    from hsidenoise.system.machine import free_memory
-
-    free = free_memory(torch.device("cpu"))
-    if needed > (1 << 46 if free is None else free):
-        at_hand = "" if free is None else f", more than the {free / 2**30:.1f} GiB of memory at hand"
-        raise RefusedError(f"{name} takes {needed / 2**30:.1f} GiB{at_hand}; cut it before")
 
 
 def describe(variables: Sequence[Variable]) -> str:
@@ -353,8 +316,7 @@ def _spelt(name: str) -> str:
 
 
 def _plain_key(name: str) -> str:
-    """The same with ``s.x`` for ``s(1).x``."""
-    return _spelt(name).replace("(1)", "")
+    return _spelt(name).replace("(1)", "")  # s.x is s(1).x
 
 
 def _within(variables: Sequence[Variable], key: str) -> list[Variable]:
@@ -413,9 +375,11 @@ def _hidden(variables: Sequence[Variable]) -> str:
     for item in variables:
         if item.note.startswith(ELSEWHERE):
             return f"; '{item.label}' lies {item.note}"
-    kinds = ("struct array, not", "cell array, not", "object")
-    wrapped = [item.label for item in variables if item.note.startswith(kinds)]
-    return f"; what is inside of '{wrapped[0]}' is not read: save the cube as a variable of its own" if wrapped else ""
+    for item in variables:
+        remedy = next((remedy for kind, remedy in _REMEDIES.items() if re.match(kind, item.note)), "")
+        if remedy and (item.dtype is None or _is_cube(item)):
+            return f"; '{item.label}': {remedy}"
+    return "; a cube has three axes longer than one: height, width and bands"
 
 
 def _find_spectrum(

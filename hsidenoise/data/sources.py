@@ -119,7 +119,7 @@ def format_of(path: Path) -> Format:
             f"cannot read {path}: not {_a(named.name)} file, whatever its name says: truncated, damaged or another "
             "kind; copy or download it again"
         )
-    raise ValueError(f"cannot read {path}: none of the formats that are known ({known_formats()})")
+    raise ValueError(f"cannot read {path}: none of the formats that are known; convert it to one: {known_formats()}")
 
 
 def is_cube(path: Path) -> bool:
@@ -160,6 +160,22 @@ def _a(name: str) -> str:
 def known_formats() -> str:
     """Every format with the endings of its files, for messages."""
     return ", ".join(f"{form.name} {'/'.join(form.suffixes)}" for form in FORMATS if form.suffixes)
+
+
+def check_name(target: Path, source: Path | None = None) -> None:
+    """Refuse a name of which no format can be told.
+
+    Args:
+        target: What will be written.
+        source: What was read, whose ending will do, too.
+
+    Raises:
+        ValueError: If its ending is that of no format.
+    """
+    suffix = target.suffix.lower()
+    like = "" if source is None else source.suffix.lower()
+    if suffix not in ("", like) and not any(suffix in form.suffixes for form in FORMATS):
+        raise ValueError(f"cannot write {target}: no format of cubes is called {suffix}; known: {known_formats()}")
 
 
 def check_other(

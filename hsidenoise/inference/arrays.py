@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,8 @@ def as_cube(given: Any, axes: str | None = None) -> Given:
         >>> given.values.shape, given.back(given.values).shape
         ((7, 40, 50), (40, 50, 7))
     """
+    if isinstance(given, str | Path):
+        raise ValueError(f"'{given}' is the name of a file: denoise_file(source, target) takes files, or read_cube it")
     if isinstance(given, Cube):
         if axes not in (None, "bhw"):
             raise ValueError(f"a Cube has the axes bhw already, not '{axes}'; leave out axes")
@@ -144,7 +147,10 @@ def _with_axes(
     array: np.ndarray, mask: np.ndarray | None, axes: str | None, wrap: Callable[[np.ndarray], Any]
 ) -> Given:
     if array.ndim != 3:
-        raise ValueError(f"a cube has three axes (bands, height, width), this array has shape {array.shape}")
+        raise ValueError(
+            f"a cube has three axes (bands, height, width), this array has shape {array.shape}; index, reshape it, or "
+            "give a single band as array[None]"
+        )
     letters = _by_values(array) if axes is None else _checked(axes)
     order = _order(letters)
     way_back = [order.index(axis) for axis in range(3)]
@@ -184,7 +190,14 @@ def _of_xarray(given: Any, axes: str | None) -> Given:
     names = [str(given.dims[at]) for at in longer]
     if len(names) != 3:
         raise ValueError(f"a cube has three dimensions, this DataArray has {', '.join(map(str, given.dims))}")
-    letters = _letters(names) if axes is None else _checked(axes)
+    said = _letters(names)
+    letters = said if axes is None else _checked(axes)
+    if said and said.index("b") != letters.index("b"):
+        warnings.warn(
+            f"axes '{letters}' is not what the dimensions {', '.join(names)} say; leave out axes to go by their names",
+            UserWarning,
+            stacklevel=4,  # of whoever called the public function
+        )
     if not letters:
         raise ValueError(
             f"which of the dimensions {', '.join(names)} is the spectrum? Rename them band, y, x, or give axes like bhw"
@@ -231,7 +244,7 @@ def _letters(names: Sequence[str]) -> str:
 
 
 def _checked(axes: str) -> str:
-    letters = axes.lower()
+    letters = "".join(map(str, axes)).lower()
     if sorted(letters) != ["b", "h", "w"]:
         raise ValueError(f"axes '{axes}' does not name three axes; give h, w and b once each, such as hwb")
     return letters

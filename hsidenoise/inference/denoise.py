@@ -157,7 +157,8 @@ def denoise(
     cube = _as_cube(given.values)
     known = given.mask
     if mask is not None:
-        known = fitting_mask(given.same_way(mask), cube.shape) & (True if known is None else known)
+        fitting = np.broadcast_to(fitting_mask(given.same_way(mask), cube.shape), cube.shape)
+        known = fitting if known is None else fitting & known
     nodata = given.nodata if nodata is None else nodata
     found = find_mask(cube, nodata=nodata, given=known, bad_bands=bad_bands)
     noise = None if options.noise is None else _known_noise(given.same_way(options.noise), cube.shape, found.valid)
@@ -202,7 +203,7 @@ def denoise_file(
     from hsidenoise.data.io import check_cube_target, check_values, read_cube, write_cube
     from hsidenoise.data.layout import printable
     from hsidenoise.data.metadata import Metadata
-    from hsidenoise.data.sources import check_other, locate, read_beside
+    from hsidenoise.data.sources import check_name, check_other, locate, read_beside
     from hsidenoise.system.files import check_source, check_target
 
     given = {name: changes.pop(name) for name in list(changes) if name in ReadOptions.__dataclass_fields__}
@@ -213,6 +214,7 @@ def denoise_file(
     check_source(source)  # first: where both are wrong, the input is what is meant
     check_target(target)
     check_other(source, target, read=(reading.mask, options.noise))
+    check_name(target, source)
     cube = read_cube(source, **reading.by_name(), exact=True)
     name = "the cube" if cube.layout is None else f"'{printable(cube.layout.key)}'"
     check_values(cube.values, f"{source}: {name}", cube.mask)

@@ -176,7 +176,7 @@ def test_key_overrules_and_wrong_key_lists_the_file():
 def test_refused_variables():
     with pytest.raises(ValueError, match="no 3-D variable; the file holds t 3x1"):
         layout_of(number("t", 3, 1))
-    with pytest.raises(ValueError, match="inside of 's' is not read: save the cube as a variable"):
+    with pytest.raises(ValueError, match="'s': what is inside is not read; save the cube as a variable"):
         layout_of(Variable("s", (1, 1), None, "struct array, not read"))
     with pytest.raises(ValueError, match="the file holds nothing"):
         layout_of()

@@ -126,6 +126,31 @@ def test_a_mask_has_the_axes_of_its_array(noisy):
     np.testing.assert_array_equal(denoise(torch.from_numpy(square.copy()), PLANES, mask=torch.from_numpy(mask)), wanted)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_cube_is_refused_in_one_line(noisy):
+    for wrong, message in (
+        (noisy[0], r"shape \(48, 64\); .*give a single band as array\[None\]"),
+        (noisy[None], "three axes"),
+        ("a.mat", "'a.mat' is the name of a file: denoise_file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            denoise(wrong, PLANES)
+    with pytest.raises(ValueError, match=r"\(bands, height, width\), not of shape \(48, 64\)"):
+        Cube(noisy[0])
+    given = xarray.DataArray(noisy, dims=("band", "y", "x"))
+    with pytest.warns(UserWarning, match="axes 'hwb' is not what the dimensions band, y, x say"):
+        as_cube(given, ["h", "w", "b"])
+
+
+def test_a_mask_of_bands(noisy):
+    keep = np.arange(31) != 5
+    found = denoise(noisy, PLANES, mask=keep)
+    assert np.array_equal(found[5], noisy[5])
+    assert not np.array_equal(found[6], noisy[6])
+    named = xarray.DataArray(keep, dims="band")
+    np.testing.assert_array_equal(denoise(xarray.DataArray(noisy, dims=("band", "y", "x")), PLANES, mask=named), found)
+
+
 def test_what_attributes_say_of_no_data(noisy):
     for attributes, encoding, expected in (
         ({"_FillValue": -1.0}, {}, -1.0),

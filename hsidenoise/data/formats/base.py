@@ -6,6 +6,7 @@ all else. A part of a variable can be read without the rest, so that a cube need
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import tokenize
@@ -21,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Bool, Float64, Shaped
 
-from hsidenoise.data.layout import Layout, RefusedError, Variable, printable
+from hsidenoise.data.layout import Layout, Variable, printable
 from hsidenoise.data.metadata import RECORD, Metadata
 
 _DAMAGE: tuple[type[Exception], ...] = (
@@ -36,9 +37,22 @@ _DAMAGE: tuple[type[Exception], ...] = (
 )
 _DAMAGE += (AttributeError, SyntaxError, tokenize.TokenError, zlib.error, struct.error, zipfile.BadZipFile)
 
+#: Names of dimensions in xarray, NetCDF and zarr files, in lower case.
+DIMENSIONS = {
+    "b": {"band", "bands", "wavelength", "wavelengths", "wl", "channel", "channels", "spectral", "lambda", "b"},
+    "h": {"y", "row", "rows", "lat", "latitude", "line", "lines", "downtrack", "along_track", "height", "northing"},
+    "w": {"x", "col", "cols", "column", "columns", "lon", "longitude", "sample", "samples", "crosstrack", "width"}
+    | {"across_track", "easting"},
+}
+_UNCHECKED = 1 << 28  # bytes that any machine has to spare
+
 #: One slice of step 1 for each axis of a variable.
 Part = tuple[slice, ...]
 Wavelengths = Float64[np.ndarray, " bands"] | None
+
+
+class RefusedError(ValueError):
+    """What is wrong with no file but not done all the same: numbers of other files, more than the memory holds."""
 
 
 @dataclass(frozen=True)
@@ -179,9 +193,44 @@ def reading(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise ValueError(f"{path}: what is in it takes more than the memory at hand; cut it before") from error
     except _DAMAGE as error:
-        what = printable((str(error).splitlines() or [type(error).__name__])[0])
+        told = error.__cause__ if "previous exception" in str(error) else error  # of rasterio
+        what = printable((str(told).splitlines() or [type(error).__name__])[0])
         message = f"cannot read {path}: the file is truncated or damaged ({what}); copy or download it again"
         raise ValueError(message) from error
+
+
+def check_room(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+    """Refuse, before anything is allocated, an array that does not fit into memory as stored and in float32.
+
+    Raises:
+        RefusedError: If it does not fit.
+    """
+    needed = math.prod(shape) * (dtype.itemsize + 4)
+    if needed < _UNCHECKED:
+        return
+    import torch
+
+    from hsidenoise.system.machine import free_memory
+
+    free = free_memory(torch.device("cpu"))
+    if needed > (1 << 46 if free is None else free):
+        at_hand = "" if free is None else f", more than the {free / 2**30:.1f} GiB of memory at hand"
+        raise RefusedError(f"{name} takes {needed / 2**30:.1f} GiB{at_hand}; cut it before")
+
+
+def axes_of(names: Sequence[str], shape: Sequence[int]) -> str:
+    """What the names of dimensions say of the axes: a letter for each; empty if they do not say it of every one.
+
+    Of more than three, those longer than one count.
+
+    Example:
+        >>> axes_of(["time", "downtrack", "crosstrack", "bands"], (1, 8, 7, 5)), axes_of(["a", "b", "c"], (8, 7, 5))
+        ('hwb', '')
+    """
+    if len(shape) > 3:
+        names = [name for name, size in zip(names, shape, strict=False) if size != 1]
+    letters = ["".join(letter for letter, known in DIMENSIONS.items() if name.lower() in known) for name in names]
+    return "".join(letters) if sorted(letters) == ["b", "h", "w"] else ""
 
 
 def missing_extra(what: str, extra: str) -> ImportError:

@@ -17,8 +17,8 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths
-from hsidenoise.data.layout import Layout, RefusedError, Variable, check_room, leaf, printable
+from hsidenoise.data.formats.base import Format, NewCube, Part, RefusedError, Wavelengths, check_room
+from hsidenoise.data.layout import Layout, Variable, leaf, printable
 from hsidenoise.data.metadata import RECORD, Metadata
 
 _TYPES = {
@@ -47,8 +47,8 @@ class _Header:
         with path.open("rb") as stream:
             content = stream.read(_LARGEST)
         if not content.lstrip(b"\xef\xbb\xbf")[:4] == b"ENVI":
-            raise ValueError(f"cannot read {path}: an ENVI header begins with the line ENVI, this file does not")
-        self.text = content.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
+            raise ValueError(f"cannot read {path}: an ENVI header begins with the line ENVI; copy it again")
+        self.text = content.decode("utf-8", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
         self.fields = {
             " ".join(match["key"].lower().split()): match["value"].strip() for match in _FIELD.finditer(self.text)
         }
@@ -60,14 +60,14 @@ class _Header:
             return default
         if text is None:
             raise ValueError(f"cannot read {self.path}: the ENVI header has no '{name}'; add it")
-        if re.fullmatch(r"\d{1,18}", text) is None:
+        if (whole := re.fullmatch(r"(\d{1,18})(\.0*)?\s*(;.*)?", text)) is None:  # perhaps with a comment behind
             raise ValueError(f"cannot read {self.path}: '{name} = {printable(text)}' is not a whole number; correct it")
-        return int(text)
+        return int(whole[1])
 
     @property
     def interleave(self) -> str:
         """Order of the axes."""
-        text = self.fields.get("interleave", "").lower()
+        text = self.fields.get("interleave", "").partition(";")[0].strip().lower()
         if text not in _AXES:
             found = f"'interleave = {printable(text)}'" if text else "no 'interleave'"
             raise ValueError(f"cannot read {self.path}: {found} in the ENVI header; it is bsq, bil or bip: correct it")
@@ -101,6 +101,8 @@ class _Header:
     def numbers(self, name: str) -> np.ndarray | None:
         """A list of as many numbers as there are bands; None, with a warning if it is another list, if not."""
         found = self.values(name)
+        if found and not found[-1]:  # a comma behind the last
+            found.pop()
         if not found:
             return None
         try:
@@ -145,9 +147,11 @@ def _open(path: Path) -> tuple[Path, _Header]:
         if path.suffix.lower() == ".hdr":
             _Header(path)
             names = ", ".join(f"{path.stem}{ending}" for ending in _DATA)
-            raise ValueError(f"cannot read {path}: its file of numbers is missing; one of {names} lies beside it")
+            raise ValueError(
+                f"cannot read {path}: its file of numbers is missing; put it beside this, as one of {names}"
+            )
         raise ValueError(
-            f"cannot read {path}: its ENVI header is missing; {path.with_suffix('.hdr').name} lies beside it"
+            f"cannot read {path}: its ENVI header is missing; put it beside, as {path.with_suffix('.hdr').name}"
         )
     data, header = pair[0], _Header(pair[1])
     kind = header.fields.get("file type", "").lower()

@@ -16,8 +16,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths, missing_extra, reading
-from hsidenoise.data.layout import Layout, RefusedError, Variable, check_room, leaf
+from hsidenoise.data.formats.base import (
+    Format,
+    NewCube,
+    Part,
+    RefusedError,
+    Wavelengths,
+    check_room,
+    missing_extra,
+    reading,
+)
+from hsidenoise.data.layout import Layout, Variable, leaf
 from hsidenoise.data.metadata import RECORD, Metadata
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -66,6 +75,9 @@ class _GeoTiff(Format):
                     f"its bands are of several types: {', '.join(sorted(set(file.dtypes)))}; cut it before"
                 )
             dtype = np.dtype(file.dtypes[0])
+            if pages := _pages(rasterio, path):  # what a page is, a band or a line, nobody says
+                shape = (len(pages), file.height, file.width)
+                return [Variable(leaf(path.stem), shape, dtype, f"a page each of {_note(file)}", foreign=True)]
             shape = (file.count, file.height, file.width)
             return [Variable(leaf(path.stem), shape, dtype, _note(file), foreign=True, axes="bhw")]
 
@@ -75,8 +87,15 @@ class _GeoTiff(Format):
         (variable,) = self.list_variables(path)
         whole = tuple(slice(0, size) for size in variable.shape)
         bounds = [each.indices(size)[:2] for each, size in zip(part or whole, variable.shape, strict=True)]
+        check = [stop - start for start, stop in bounds]
         with _rasterio() as rasterio, reading(path), rasterio.open(path, driver="GTiff") as file:
-            check_room(f"'{variable.label}'", [stop - start for start, stop in bounds], np.dtype(file.dtypes[0]))
+            check_room(f"'{variable.label}'", check, np.dtype(file.dtypes[0]))
+            if pages := _pages(rasterio, path):
+                found = np.empty(check, file.dtypes[0])
+                for image, name in zip(found, pages[slice(*bounds[0])], strict=True):
+                    with rasterio.open(name) as page:
+                        page.read(1, window=tuple(bounds[1:]), out=image)
+                return found
             bands = [band + 1 for band in range(*bounds[0])]
             return np.asarray(file.read(bands, window=tuple(bounds[1:])))
 
@@ -91,6 +110,14 @@ class _GeoTiff(Format):
             plain = _numbers(tags, "wavelength", unit), _numbers(tags, "fwhm", unit)
             good = _numbers(tags, "good_band", 1.0)
             named = any(file.descriptions)
+            if _pages(rasterio, path):
+                about = {key: value for key, value in file.tags().items() if key != RECORD}
+                return None, Metadata(nodata=file.nodata, record=file.tags().get(RECORD), attributes=about)
+            if file.subdatasets:
+                count = len(file.subdatasets)
+                warnings.warn(
+                    f"{path}: the first of {count} images is read, which differ in size or type", stacklevel=5
+                )
             return micro[0] if plain[0] is None else plain[0], Metadata(
                 fwhm=micro[1] if plain[1] is None else plain[1],
                 band_names=tuple(each or "" for each in file.descriptions) if named else None,
@@ -105,7 +132,7 @@ class _GeoTiff(Format):
 
     def own_mask(self, path: Path) -> Bool[np.ndarray, "height width"] | None:
         with _rasterio() as rasterio, reading(path), rasterio.open(path, driver="GTiff") as file:
-            flags = file.mask_flag_enums[0]
+            flags = [] if file.subdatasets else file.mask_flag_enums[0]
             masked = rasterio.enums.MaskFlags.per_dataset in flags and rasterio.enums.MaskFlags.alpha not in flags
             return np.asarray(file.read_masks(1)) != 0 if masked else None
 
@@ -113,33 +140,15 @@ class _GeoTiff(Format):
         self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str, record: str | None
     ) -> None:
         mask = self.own_mask(source)
-        with _rasterio() as rasterio, rasterio.open(source, driver="GTiff") as old:
-            profile = dict(old.profile) | {"driver": "GTiff", "BIGTIFF": "IF_SAFER"}
-            if str(profile.get("compress", "")).lower() in _LOSSY:
-                profile |= {"compress": "deflate", "photometric": None}
-            elif old.photometric is not None:
-                profile["photometric"] = old.photometric.value
-            profile = {key: value for key, value in profile.items() if value is not None}
-            with rasterio.open(targets[0], "w", **profile) as new:
-                _put(new, stored)
-                for space in ("", *(each for each in old.tag_namespaces() if each in ("RPC", "IMD", "IMAGERY"))):
-                    new.update_tags(ns=space or None, **old.tags(ns=space or None))
-                if record is not None:
-                    new.update_tags(**{RECORD: record})
-                for band in old.indexes:
-                    for space in ("", *(each for each in old.tag_namespaces(band) if each == "IMAGERY")):
-                        tags = old.tags(band, ns=space or None)
-                        kept = {key: value for key, value in tags.items() if not key.startswith(_STALE)}
-                        new.update_tags(band, ns=space or None, **kept)
-                    if old.descriptions[band - 1]:
-                        new.set_band_description(band, old.descriptions[band - 1])
-                    if old.units[band - 1]:
-                        new.set_band_unit(band, old.units[band - 1])
-                new.scales, new.offsets, new.colorinterp = old.scales, old.offsets, old.colorinterp
-                if old.gcps[0]:
-                    new.gcps = old.gcps
-                if mask is not None:
-                    new.write_mask(mask)
+        with _rasterio() as rasterio:
+            if pages := _pages(rasterio, source):
+                for number, (name, image) in enumerate(zip(pages, stored, strict=True)):
+                    with rasterio.open(name) as old:
+                        more = {"APPEND_SUBDATASET": True} if number else {}
+                        _copy(rasterio, old, targets[0], image[None], None if number else record, None, more)
+            else:
+                with rasterio.open(source, driver="GTiff") as old:
+                    _copy(rasterio, old, targets[0], stored, record, mask, {})
         _check(targets[0], stored)
 
     def write_new(self, targets: Sequence[Path], new: NewCube) -> None:
@@ -185,6 +194,57 @@ class _GeoTiff(Format):
         _check(targets[0], values)
 
 
+def _pages(rasterio: Any, path: Path) -> list[str]:
+    """The images of a file that is a stack of several of one band, alike in size and type; none of another."""
+    with rasterio.open(path, driver="GTiff") as file:
+        names = sorted(file.subdatasets, key=lambda name: int(name.split(":")[1]))
+    kinds = set()
+    for name in names:
+        with rasterio.open(name) as page:
+            kinds.add((page.count, page.shape, page.dtypes[0]))
+        if len(kinds) > 1 or page.count > 1:
+            return []
+    return names
+
+
+def _copy(
+    rasterio: Any,
+    old: Any,
+    target: Path,
+    stored: np.ndarray,
+    record: str | None,
+    mask: np.ndarray | None,
+    more: dict[str, Any],
+) -> None:
+    """Write an image like another one."""
+    profile = dict(old.profile) | {"driver": "GTiff", "BIGTIFF": "IF_SAFER"} | more
+    if str(profile.get("compress", "")).lower() in _LOSSY:
+        profile |= {"compress": "deflate", "photometric": None}
+    elif old.photometric is not None:
+        profile["photometric"] = old.photometric.value
+    profile = {key: value for key, value in profile.items() if value is not None}
+    with rasterio.open(target, "w", **profile) as new:
+        _put(new, stored)
+        for space in ("", *(each for each in old.tag_namespaces() if each in ("RPC", "IMD", "IMAGERY"))):
+            new.update_tags(ns=space or None, **old.tags(ns=space or None))
+        if record is not None:
+            new.update_tags(**{RECORD: record})
+        for band in old.indexes:
+            for space in ("", *(each for each in old.tag_namespaces(band) if each == "IMAGERY")):
+                tags = old.tags(band, ns=space or None)
+                kept = {key: value for key, value in tags.items() if not key.startswith(_STALE)}
+                new.update_tags(band, ns=space or None, **kept)
+            if old.descriptions[band - 1]:
+                new.set_band_description(band, old.descriptions[band - 1])
+            if old.units[band - 1]:
+                new.set_band_unit(band, old.units[band - 1])
+        new.scales, new.offsets, new.colorinterp = old.scales, old.offsets, old.colorinterp
+        if old.gcps[0]:
+            new.gcps = old.gcps
+        if mask is not None:
+            new.write_mask(mask)
+
+
 def _note(file: Any) -> str:
     blocks = "x".join(map(str, file.block_shapes[0]))
     return f"blocks of {blocks}" + (f", {file.compression.value}" if file.compression else "")
@@ -223,15 +283,20 @@ def _check(path: Path, stored: np.ndarray) -> None:
     """Read back what was written: on a full disk the library closes a file without a word."""
     with _rasterio() as rasterio:
         try:
-            with rasterio.open(path, driver="GTiff") as file:
-                same = all(
-                    np.array_equal(file.read(band), plane, equal_nan=plane.dtype.kind == "f")
-                    for band, plane in enumerate(stored, start=1)
-                )
-        except rasterio.errors.RasterioError as error:
+            same = all(
+                np.array_equal(found, plane, equal_nan=plane.dtype.kind == "f")
+                for found, plane in zip(_planes(rasterio, path), stored, strict=True)
+            )
+        except (rasterio.errors.RasterioError, ValueError) as error:
             raise OSError("the file could not be written whole; is the disk full?") from error
     if not same:
         raise OSError("the file could not be written whole; is the disk full?")
+
+
+def _planes(rasterio: Any, path: Path) -> Iterator[np.ndarray]:
+    for name in (pages := _pages(rasterio, path)) or [path]:
+        with rasterio.open(name) as file:
+            yield from (file.read(band) for band in ([1] if pages else file.indexes))
 
 
 FORMAT = _GeoTiff()

@@ -31,9 +31,10 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
+from hsidenoise.data.formats.base import RefusedError, check_room
 from hsidenoise.data.formats.hdf5_tree import ELEMENT, LONG, Links, places_of
 from hsidenoise.data.formats.mat5 import MOST_DEFLATED
-from hsidenoise.data.layout import ELSEWHERE, RefusedError, Variable, check_room, printable
+from hsidenoise.data.layout import ELSEWHERE, Variable, printable
 from hsidenoise.data.metadata import RECORD
 
 _DEFLATE, _SHUFFLE = 1, 2  # registered numbers of the filters that are undone here

@@ -16,8 +16,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from hsidenoise.data.formats.base import RefusedError, axes_of
 from hsidenoise.data.formats.mat5 import MATLAB_NAMES
-from hsidenoise.data.layout import ELSEWHERE, RefusedError, Variable, axes_of, printable
+from hsidenoise.data.layout import ELSEWHERE, Variable, printable
 
 #: Bytes of an attribute; longer ones are data.
 LONG = 1 << 16

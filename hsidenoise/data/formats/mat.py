@@ -76,9 +76,9 @@ def mat_format(path: Path) -> str:
         if major == 1:
             return "mat5"
         if major == 2:
-            raise ValueError(f"cannot read {path}: a v7.3 header without its HDF5 part, the file is truncated")
+            raise ValueError(f"cannot read {path}: a v7.3 header without its HDF5 part: truncated; copy it again")
     if head[:6] == b"MATLAB":
-        raise ValueError(f"cannot read {path}: a MATLAB header that ends too early, the file is truncated")
+        raise ValueError(f"cannot read {path}: a MATLAB header that ends too early: truncated; copy it again")
     if _looks_like_v4(head, size):
         return "mat4"
     raise ValueError(f"not a MATLAB file: {path} has neither a v4/v5 header nor an HDF5 signature (v7.3)")

@@ -23,10 +23,11 @@ from hsidenoise.data.formats.base import (
     Wavelengths,
     arrays_of,
     beside,
+    check_room,
     reading,
     with_texts,
 )
-from hsidenoise.data.layout import Layout, Variable, check_room, find_wavelengths, leaf
+from hsidenoise.data.layout import Layout, Variable, find_wavelengths, leaf
 from hsidenoise.data.metadata import RECORD, Metadata
 
 _MAGIC = b"\x93NUMPY"

@@ -16,8 +16,8 @@ import numpy as np
 import skimage.io
 from jaxtyping import Shaped
 
-from hsidenoise.data.formats.base import Format, NewCube, Part, Wavelengths
-from hsidenoise.data.layout import Layout, RefusedError, Variable, check_room, printable
+from hsidenoise.data.formats.base import Format, NewCube, Part, RefusedError, Wavelengths, check_room
+from hsidenoise.data.layout import Layout, Variable, printable
 from hsidenoise.data.metadata import Metadata
 
 #: Centre wavelengths of CAVE's 31 bands in nm.

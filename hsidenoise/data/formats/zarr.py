@@ -24,7 +24,9 @@ from hsidenoise.data.formats.base import (
     NewCube,
     Part,
     Wavelengths,
+    axes_of,
     beside,
+    check_room,
     chunks_of,
     described,
     merged,
@@ -32,7 +34,7 @@ from hsidenoise.data.formats.base import (
     reading,
 )
 from hsidenoise.data.formats.netcdf import facts_of
-from hsidenoise.data.layout import Layout, Variable, axes_of, check_room, find_wavelengths
+from hsidenoise.data.layout import Layout, Variable, find_wavelengths
 from hsidenoise.data.metadata import RECORD, Metadata
 
 _MARKS = ("zarr.json", ".zgroup", ".zarray")

@@ -136,6 +136,25 @@ def test_names_that_a_pair_can_have(tmp_path):
     assert not FORMAT.recognises(tmp_path / "a" / "none")
 
 
+def test_headers_are_spelt_in_many_ways(tmp_path):
+    values = np.arange(60, dtype="<f4").reshape(3, 4, 5)
+    values.tofile(tmp_path / "a.img")
+    plain = "ENVI\nsamples = 5\nlines = 4\nbands = 3\ndata type = 4\ninterleave = bsq\nwavelength = {400,500,600}\n"
+    for text in (
+        plain.upper().replace("BSQ", "Bsq"),
+        plain.replace(" = ", "\t=\t").replace("\n", "\r\n"),
+        plain.replace("\n", "\r"),
+        plain.replace(" = ", "=").replace(",", ",\n  ").replace("600", "600 ,\n"),
+        plain.replace("= 5\n", "= 5 ; pixels of a line\n; lines = 9\n")
+        .replace("= 3", "= 3.0")
+        .replace("bsq", "bsq ; bands"),
+    ):
+        (tmp_path / "a.hdr").write_text(text, newline="")
+        cube = read_cube(tmp_path / "a.img")
+        assert np.array_equal(cube.values, values), text
+        assert cube.wavelengths.tolist() == [400, 500, 600], text
+
+
 def test_a_part_is_read_without_the_rest(tmp_path):
     for interleave, axes in AXES.items():
         header = write(tmp_path / interleave, values_of(), interleave=interleave)
@@ -208,7 +227,7 @@ def test_a_pair_of_which_one_is_missing_or_short(tmp_path):
         read_cube(header)
     write(tmp_path, values_of())
     header.unlink()
-    with pytest.raises(ValueError, match=r"its ENVI header is missing; a\.hdr"):
+    with pytest.raises(ValueError, match=r"its ENVI header is missing; put it beside, as a\.hdr"):
         read_cube(tmp_path / "a.img")
 
 

@@ -1,5 +1,6 @@
 import sys
 import warnings
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -189,3 +190,20 @@ def test_utm_of_an_envi_header_arrives(tmp_path, zone, side, code, suffix):
     metadata = read_cube(tmp_path / f"b{suffix}").metadata
     assert rasterio.crs.CRS.from_wkt(metadata.crs) == rasterio.crs.CRS.from_epsg(code)
     assert metadata.transform == (2, 0, 5e5, 0, -3, 5.4e6)
+
+
+@pytest.mark.parametrize("axes", ["bhw", "hwb"])
+def test_a_stack_of_images_is_a_cube(tmp_path, axes):
+    """What tifffile, scikit-image and ImageJ write: a page for each band, or each line; GDAL shows the first alone."""
+    tifffile = pytest.importorskip("tifffile")  # of scikit-image
+    stored = values_of().transpose(["bhw".index(letter) for letter in axes])
+    tifffile.imwrite(tmp_path / "a.tif", stored, compression="zlib")
+    cube = read_cube(tmp_path / "a.tif", axes=axes)
+    assert np.array_equal(cube.values, values_of())
+    part = np.s_[1:4, 2:5, 1:3]
+    assert np.array_equal(FORMAT.load_variable(tmp_path / "a.tif", "a", part), stored[part])
+    write_cube(tmp_path / "b.tif", replace(cube, values=cube.values + 1))
+    assert np.array_equal(tifffile.imread(tmp_path / "b.tif"), stored + 1)
+    tifffile.imwrite(tmp_path / "b.tif", stored[0, :3], append=True)
+    with pytest.warns(UserWarning, match=r"the first of \d+ images is read, which differ"):
+        assert read_cube(tmp_path / "b.tif").values.shape == (1, *stored.shape[1:])
