@@ -294,7 +294,7 @@ def _check(path: Path, stored: np.ndarray) -> None:
 
 
 def _planes(rasterio: Any, path: Path) -> Iterator[np.ndarray]:
-    for name in (pages := _pages(rasterio, path)) or [path]:
+    for name in (pages := _pages(rasterio, path)) or [str(path)]:
         with rasterio.open(name) as file:
             yield from (file.read(band) for band in ([1] if pages else file.indexes))
 
