@@ -1,20 +1,22 @@
 """Which values of a cube hold data, and which are no measurement.
 
-No data: NaN and infinite values, a nodata value, what a given mask or the header's list of bad bands leaves out, the
-zeros around a rotated flight line, and values far outside of the scene. The last lie at the ends
-of a cube's values, with a wide empty gap before the rest: -9999 or 1e20 where a sensor saw nothing, 65535 where it was
-blinded. Bright things of a scene (glints, lamps, clouds) lie far out too, but values between them and the rest lead
-there.
+No data: NaN and infinite values, a nodata value, what a given mask or the header's list of bad bands leaves out,
+pixels that share one spectrum (:mod:`hsidenoise.signal.unmeasured`), and values far outside of the scene. The last
+lie at the ends of a cube's values, with a wide empty gap before the rest: -9999 or 1e20 where a sensor saw nothing,
+65535 where it was blinded. Bright things of a scene (glints, lamps, clouds) lie far out too, but values between them
+and the rest lead there. Where a mark fills areas, a narrow gap will do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Real, Shaped
+
+from hsidenoise.signal.unmeasured import find_blended, find_same_spectra, find_written_ends, finite_ends, marks_of
 
 GAP = 3.0
 """Times as far from the bulk of the values as all that is nearer: where what is not a measurement begins.
@@ -25,25 +27,9 @@ spread of its bulk, CAVE (training and validation), and all of them under impuls
 FARTHEST = 4.0
 """Spreads of the bulk (1 to 99 % of the values) within which nothing is far."""
 
-MARKS = (
-    *(-9999.0, -999.0, -99.0, -32768.0, 32767.0, 65535.0, -65535.0, 1e20, -1e20),
-    *(9.969209968386869e36, 3.4028234663852886e38, -3.4028234663852886e38),  # NetCDF, GDAL
-)
-"""What files mark missing data with. One of these need be only half a spread away from the bulk: reflectance times
-10,000 beside -9999."""
-
 BadBands = str | Sequence[int]
 """``auto``, ``keep``, or the bad bands: numbers, or a text such as ``0-3,104``; counted from 0."""
 
-# An area of zeros in all bands is no data if all of this is so. Chosen on the scenes of the tests, and on the CAVE
-# scenes of cave/validation with dark parts rounded to zero, in which nothing is found.
-_LEAST_AREA = 0.0005  # share of the pixels
-_LARGE_AREA = 0.02  # one that need not touch the edge
-_MOST_ELSEWHERE = 0.25  # of such zeros lie in other places: a dark scene has them everywhere
-_LEAST_TOGETHER = 0.8  # of the neighbours of pixels with data have data
-_LEAST_BRIGHT = 0.1  # of the usual brightness have the pixels next to it: dark parts of a scene fade into zero
-_MOST_ZERO = 0.3  # of their values are 0
-_RING = 1 << 12  # pixels that this is looked at in
 _MOST_BANDS = 100_000  # of a list
 _HUGE = 3.3e38  # what is written as -3.4e38 is meant for the end of single precision
 
@@ -102,9 +88,9 @@ def find_extremes(cube: Real[np.ndarray, "bands height width"]) -> Extremes:
     """Find values at the ends of a cube's range that are no measurement.
 
     A value is one if it is three times as far from the bulk (1 to 99 % of the values, without the smallest and the
-    largest) as all values that are nearer, and at least four spreads of the bulk; a known mark for missing data (see
-    :data:`MARKS`) that is there more than once need be twice as far and half a spread. All beyond it are of its kind.
-    They are either one and the same value, or marks, or at most 1 % of all.
+    largest) as all values that are nearer, and at least four spreads of the bulk; a known mark for missing data
+    (:data:`hsidenoise.signal.unmeasured.MARKS`) that is there more than once need be twice as far and half a spread.
+    All beyond it are of its kind. They are either one and the same value, or marks, or at most 1 % of all.
 
     Returns:
         The range of what is a measurement, and what lies outside of it.
@@ -125,11 +111,11 @@ def _limits(cube: np.ndarray) -> tuple[float, float]:
     """The smallest and the largest value that is a measurement; infinite if all are."""
     if cube.size == 0:
         return -np.inf, np.inf
-    lowest, highest = _ends(cube)
+    lowest, highest = finite_ends(cube)
     flat = cube.reshape(-1)
     sample = flat[:: max(1, flat.size // _SAMPLE)].astype(np.float64)
     # without the ends and all marks, of which half of the cube may be
-    sample = sample[(sample > lowest) & (sample < highest) & ~np.isin(sample, _marks(cube.dtype).astype(np.float64))]
+    sample = sample[(sample > lowest) & (sample < highest) & ~np.isin(sample, marks_of(cube.dtype).astype(np.float64))]
     if sample.size < _FEWEST:
         return -np.inf, np.inf
     first, last = (float(value) for value in np.quantile(sample, (0.01, 0.99)))
@@ -175,8 +161,10 @@ def find_mask(
     """Find the values of a cube that hold data.
 
     Left out is what was asked for (``nodata``, ``given``, a list of ``bad_bands``, else the header's), and what is
-    found: NaN and infinite values, values far outside of the scene (:func:`find_extremes`), and an area of zeros in all
-    bands that touches the edge or is large, as around a rotated flight line.
+    found: NaN and infinite values, values far outside of the scene (:func:`find_extremes`), pixels that share one
+    spectrum, such as the zeros around a rotated flight line
+    (:func:`hsidenoise.signal.unmeasured.find_same_spectra`), areas of one value at an end with a gap before all
+    others, and pixels that were interpolated with a mark.
 
     Args:
         values: The cube in any unit.
@@ -199,7 +187,7 @@ def find_mask(
     if given is not None:
         marked.add(~fitting_mask(given, values.shape), "not in the given mask: {}")
     if nodata is not None:
-        marked.add(_equal(values, nodata), f"{nodata:.6g}, the nodata value, in {{}}")
+        marked.add(_equal(values, nodata), f"{nodata:.6g}, the nodata value, in {{}}", mark=True)
     asked = len(marked.reasons)
     if isinstance(bad_bands, str) and bad_bands in ("auto", "keep"):
         if good_bands is not None:
@@ -211,9 +199,16 @@ def find_mask(
         marked.add(np.isnan(values), "NaN in {}")
         marked.add(np.isinf(values), "infinite values in {}")
     for extreme, where in _far(marked.rest()):
-        marked.add(where, f"{extreme.range} in {{}}: no measurement, it seems")
-    if (empty := _empty_area(values, marked.where)) is not None:
-        marked.add(np.broadcast_to(empty, values.shape), "0 in all bands of {}: no data, it seems")
+        one = extreme.lowest == extreme.highest and extreme.pixels > 1
+        marked.add(where, f"{extreme.range} in {{}}: no measurement, it seems", mark=one)
+    for same in find_same_spectra(values, marked.where):
+        what = "one spectrum" if same.value is None else f"{same.value:.6g}"
+        place = "all bands of {}" if same.bands.all() else "{}"
+        marked.add(same.bands[:, None, None] & same.pixels, f"{what} in {place}: no data, it seems", mark=True)
+    for value, where in find_written_ends(marked.rest()):
+        marked.add(where, f"{value:.6g} in {{}}: no data, it seems", mark=True)
+    if (blended := find_blended(values, marked.where, marked.marks, marked.ends)) is not None:
+        marked.add(blended, "a blend with what is no data in all bands of {} beside it, it seems")
     return Mask(None if marked.where is None else ~marked.where, tuple(marked.reasons), asked)
 
 
@@ -307,14 +302,6 @@ def spans(bands: Sequence[int]) -> str:
     return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _ends(cube: np.ndarray) -> tuple[float, float]:
-    lowest, highest = float(cube.min()), float(cube.max())
-    if np.isfinite(lowest) and np.isfinite(highest):
-        return lowest, highest
-    finite = cube[np.isfinite(cube)]
-    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-
-
 def _gap(cube: np.ndarray, edge: float, spread: float, sign: int) -> float | None:
     """The last value before the gap on one side of the bulk, or None."""
     # in the type of the cube, in which the limit is compared with its values later
@@ -328,7 +315,7 @@ def _gap(cube: np.ndarray, edge: float, spread: float, sign: int) -> float | Non
     away = sign * (distinct.astype(np.float64) - edge) / spread
     nearer = np.concatenate([[0.0], away[:-1]])
     is_far = (away > FARTHEST) & (away > GAP * nearer)
-    marks = np.isin(distinct, _marks(cube.dtype)) & (counts > 1)
+    marks = np.isin(distinct, marks_of(cube.dtype)) & (counts > 1)
     is_far |= marks & (away > 0.5) & (away > 2.0 * nearer)
     many = np.cumsum(np.where(marks, 0, counts)[::-1])[::-1] > _MOST * cube.size  # of this value and all beyond it
     many[-1] = False
@@ -338,17 +325,11 @@ def _gap(cube: np.ndarray, edge: float, spread: float, sign: int) -> float | Non
     return float(distinct[places[0] - 1]) if places[0] else edge
 
 
-def _marks(dtype: np.dtype[Any]) -> np.ndarray:
-    """The marks as a cube of some type has them: 1e20 is another number in single precision."""
-    with np.errstate(over="ignore"):  # half precision has no 1e20: no value is equal to infinity here
-        return np.array(MARKS).astype(dtype) if dtype.kind == "f" else np.array(MARKS)
-
-
 def _described(
     cube: np.ndarray, far: Bool[np.ndarray, "bands height width"]
 ) -> list[tuple[Extreme, Bool[np.ndarray, "bands height width"]]]:
     far &= np.isfinite(cube)
-    groups = [far & (cube == mark) for mark in np.unique(cube[far & np.isin(cube, _marks(cube.dtype))])]
+    groups = [far & (cube == mark) for mark in np.unique(cube[far & np.isin(cube, marks_of(cube.dtype))])]
     for group in groups:
         far &= ~group
     return [(_describe(cube, group), group) for group in (*groups, far) if group.any()]
@@ -370,10 +351,12 @@ class _Invalid:
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
         self.where: Bool[np.ndarray, "bands height width"] | None = None
+        self.marks = np.zeros(values.shape[1:], np.bool_)
+        self.ends = (np.inf, -np.inf)  # smallest and largest of them
         self.reasons: list[str] = []
 
-    def add(self, where: np.ndarray, reason: str) -> None:
-        """Leave out some more; ``{}`` in the reason stands for the place."""
+    def add(self, where: np.ndarray, reason: str, mark: bool = False) -> None:
+        """Leave out some more; ``{}`` in the reason stands for the place. A mark may be blended with what is near."""
         where = np.broadcast_to(where, self.values.shape)
         as_bands = np.asarray(where.all(axis=(1, 2)))
         if self.where is not None:
@@ -381,7 +364,12 @@ class _Invalid:
         bands = np.flatnonzero(where.any(axis=(1, 2)))
         if not bands.size:
             return
-        pixels = int(where.any(axis=0).sum())
+        there = np.asarray(where.any(axis=0))
+        pixels = int(there.sum())
+        if mark:
+            self.marks |= there
+            marks = self.values[where]
+            self.ends = min(self.ends[0], float(marks.min())), max(self.ends[1], float(marks.max()))
         if as_bands[bands].all():
             place = named_bands(bands.tolist())
         else:
@@ -421,53 +409,3 @@ def _chosen(bands: BadBands, count: int) -> Bool[np.ndarray, " bands"]:
             raise ValueError(f"bad band {number}: the cube has bands 0 to {count - 1}")
         chosen[number] = True
     return chosen
-
-
-def _empty_area(cube: np.ndarray, invalid: np.ndarray | None) -> Bool[np.ndarray, "height width"] | None:
-    """Pixels around the scene that are 0 in all bands; None if there are none. One band alone may well be 0."""
-    if len(cube) < 2:
-        return None
-    empty = np.ones(cube.shape[1:], np.bool_)
-    for index, band in enumerate(cube):
-        zero = band == 0
-        empty &= zero if invalid is None else zero | invalid[index]
-        if not empty.any():
-            return None
-    lost = np.zeros_like(empty) if invalid is None else invalid.all(axis=0)
-    empty &= ~lost
-    if not _LEAST_AREA * empty.size < empty.sum() < empty.size - lost.sum():
-        return None
-    from skimage.measure import label
-
-    areas: np.ndarray = label(empty, connectivity=1)  # type: ignore[no-untyped-call]
-    edge = np.concatenate([areas[0], areas[-1], areas[:, 0], areas[:, -1]])
-    counts = np.bincount(areas.ravel())
-    taken = np.zeros(len(counts), np.bool_)
-    taken[edge] = True
-    taken |= counts > _LARGE_AREA * empty.size
-    taken &= counts > _LEAST_AREA * empty.size
-    taken[0] = False
-    area: np.ndarray = taken[areas]
-    data = ~(empty | lost)
-    if area.sum() < (1 - _MOST_ELSEWHERE) * empty.sum():
-        return None
-    beside = [(data[1:], data[:-1], area[1:], area[:-1]), (data[:, 1:], data[:, :-1], area[:, 1:], area[:, :-1])]
-    pairs = sum(int((a & b).sum()) for a, b, _, _ in beside)
-    broken = sum(int((a ^ b).sum()) for a, b, _, _ in beside)
-    if 2 * pairs < _LEAST_TOGETHER * (2 * pairs + broken):
-        return None
-    ring = np.zeros_like(data)
-    for (a, b, p, q), (first, second) in zip(beside, ((ring[1:], ring[:-1]), (ring[:, 1:], ring[:, :-1])), strict=True):
-        first |= a & q
-        second |= b & p
-    some = np.flatnonzero(data)[:: max(1, int(data.sum()) // _RING)]
-    here = np.flatnonzero(ring)[:: max(1, int(ring.sum()) // _RING)]
-    flat = cube.reshape(len(cube), -1)
-    lively = np.ones(len(cube), np.bool_) if invalid is None else ~invalid.any(axis=(1, 2))
-    lively &= flat[:, some].any(axis=1)  # a band of zeros says nothing
-    if not lively.any():
-        return None
-    next_to, usual = (np.abs(flat[lively][:, places].astype(np.float64)) for places in (here, some))
-    if (next_to == 0).mean() > _MOST_ZERO or np.median(next_to.mean(0)) < _LEAST_BRIGHT * np.median(usual.mean(0)):
-        return None
-    return area

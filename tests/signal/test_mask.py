@@ -119,6 +119,110 @@ def test_the_zeros_around_a_rotated_flight_line_are_no_data(scene, angle, scale,
     assert found.reasons == (f"0 in all bands of {(~inside).sum()} pixels: no data, it seems",)
 
 
+def turned(shape, angle=20):
+    """Outside of a rotated flight line."""
+    height, width = shape
+    rows, columns = np.mgrid[:height, :width]
+    turn = np.exp(1j * np.deg2rad(angle)) * ((columns - width / 2 + 0.5) + 1j * (rows - height / 2 + 0.5))
+    return (np.abs(turn.real) > 0.47 * width) | (np.abs(turn.imag) > 0.46 * height)
+
+
+@pytest.mark.parametrize("where", ["turned", "most", "scattered", "all but a line"])
+@pytest.mark.parametrize(
+    ("scale", "offset", "dtype", "mark"),
+    [
+        (1, 0, "f4", -1),
+        (1, 0, "f4", -0.1),
+        (1, 0, "f4", -0.9999),
+        (1, 0, "f8", 1),
+        (1, 2, "f4", 0),
+        (1, 0, "f4", 100),
+        (1e4, 100, "i2", -1),
+        (240, 5, "u1", 255),
+        (5e4, 5e3, "u2", 65534),
+    ],
+)
+def test_marks_near_the_scene_are_found_as_one_spectrum_of_many_pixels(scene, rng, where, scale, offset, dtype, mark):
+    cube = (scene + rng.normal(0, 0.02, scene.shape)).clip(-1, 1.03) * scale + offset
+    cube = (np.rint(cube) if scale > 1 else cube).astype(dtype)
+    assert find_mask(cube) == (None, (), 0)
+    bad = turned(scene.shape[1:])
+    if where == "most":
+        bad = ~np.isin(np.arange(64), range(20, 28))[None] | bad
+    if where == "scattered":
+        bad = rng.random(bad.shape) < 0.3
+    if where == "all but a line":
+        bad = np.arange(48)[:, None] != np.full(64, 30)
+    cube[:, bad] = mark
+    found = find_mask(cube)
+    assert np.array_equal(found.valid, np.broadcast_to(~bad, cube.shape))
+    assert [reason.split(" in ")[0] for reason in found.reasons] == [f"{mark:.6g}"]
+
+
+def test_marks_of_one_detector_and_of_each_band_are_found(scene, rng):
+    """Bands 0-15 have nothing in some columns, the others in other ones; after a calibration each has its own mark."""
+    cube = scene + rng.normal(0, 0.02, scene.shape)
+    wanted = np.ones(cube.shape, bool)
+    wanted[:16, :, :7] = wanted[16:, :, 55:] = False
+    for mark in (0, 0.3, 1, np.linspace(0.3, 0.6, 31)[:, None, None]):
+        found = find_mask(np.where(wanted, cube, mark))
+        assert np.array_equal(found.valid, wanted)
+        assert sorted(reason.split(" pixels ")[1].split(":")[0] for reason in found.reasons) == [
+            "of bands 0-15",
+            "of bands 16-30",
+        ]
+
+
+@pytest.mark.parametrize(("dtype", "scale", "mark"), [("f4", 1, -1), ("u1", 200, 255), ("u2", 5e4, 65534)])
+def test_marks_of_few_bands_lie_apart_in_areas(scene, rng, dtype, scale, mark):
+    cube = np.tile(scene, (1, 2, 2))[[3, 11, 24]] + rng.normal(0, 0.02, (3, 96, 128))
+    cube = (np.rint(cube.clip(0, 1) * scale) if scale > 1 else cube).astype(dtype)
+    assert find_mask(cube) == (None, (), 0)
+    bad = turned(cube.shape[1:])
+    cube[:, bad] = mark
+    assert np.array_equal(find_mask(cube).valid, np.broadcast_to(~bad, cube.shape))
+
+
+@pytest.mark.parametrize("bands", [1, 3, 8, 31])
+@pytest.mark.parametrize("noise", [0, 0.02])
+def test_what_is_saturated_or_dark_is_data(scene, rng, bands, noise):
+    cube = np.tile(scene, (1, 2, 2))[:: 31 // bands][:bands]
+    noisy = cube + rng.normal(0, noise, cube.shape)
+    for share in (0.03, 0.1):
+        low, high = np.quantile(cube, (share, 1 - share))
+        for clipped in (np.clip(noisy, None, high), np.clip(noisy, low, high), np.clip(noisy, low, None)):
+            for values in (clipped, np.rint(255 * (clipped - low).clip(0) / (high - low)).astype(np.uint8)):
+                assert find_mask(values) == (None, (), 0)
+    single = np.rint(200 * noisy.clip(0, 1)).astype(np.uint8)
+    single[bands // 2] = np.rint(900 * noisy[bands // 2].clip(0, 255 / 900))
+    assert find_mask(single) == (None, (), 0)
+
+
+def test_a_clean_scene_made_up_before_a_flat_background_is_data():
+    rows, columns = np.mgrid[:48, :64]
+    share = np.stack([np.sin(rows / 5), np.cos(columns / 7), np.sin((rows + columns) / 9)]) + 1.5
+    cube = np.tensordot(np.random.default_rng(0).random((31, 3)), share, 1)
+    cube[:, (rows > 20) & (rows < 24) & (columns > 30) & (columns < 40)] = 0.0
+    for background in (0.0, 0.2, 9.0):
+        assert find_mask(np.where(cube == 0, background, cube)) == (None, (), 0)
+
+
+@pytest.mark.parametrize("bands", [3, 31])
+@pytest.mark.parametrize(("mark", "scale"), [(-9999, 1), (-9999, 1e4), (-3.4e38, 1), (-1, 1), (65535, 1)])
+def test_pixels_that_were_interpolated_with_a_mark_are_no_data(scene, rng, bands, mark, scale):
+    cube = (np.tile(scene, (1, 2, 2))[:bands] + rng.normal(0, 0.02, (bands, 96, 128))) * scale
+    bad = turned(cube.shape[1:])
+    weight = np.pad(bad, 1, mode="edge").astype(float)
+    weight = np.where(bad, 1, (weight[:-2, 1:-1] + weight[2:, 1:-1] + weight[1:-1, :-2] + weight[1:-1, 2:]) / 4)
+    blended = np.where(weight > 0, weight * mark + (1 - weight) * cube, cube).astype(np.float32)
+    found = find_mask(blended)
+    left = found.valid.any(axis=0)
+    assert not left[bad].any()
+    assert left[weight == 0].all()
+    assert left[(weight > 0) & ~bad].mean() < (0.01 if abs(mark) > scale else 0.5)
+    assert found.reasons[-1].startswith("a blend with what is no data in all bands of ")
+
+
 @pytest.mark.parametrize("bands", [1, 3, 31])
 def test_honest_zeros_of_a_dark_scene_are_data(scene, bands, rng):
     cube = scene[:bands]
