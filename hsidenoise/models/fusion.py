@@ -244,8 +244,11 @@ class SpectralConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         line = channels // features
-        # neighbours[t] places tap t: position p looks at p + t - 1
-        neighbours = torch.stack([torch.diag(torch.ones(line - abs(t)), t) for t in (-1, 0, 1)])
+        # neighbours[t] places tap t: position p looks at p + t - 1. Filled, as torch.diag without memory (`load_model`)
+        # is written in Python and loads a compiler first, a second of every command.
+        neighbours = torch.zeros(3, line, line)
+        for tap in range(3):
+            neighbours[tap].diagonal(tap - 1).fill_(1)
         self.register_buffer("neighbours", neighbours, persistent=False)
         self.line, self.features = line, features
 
