@@ -71,15 +71,6 @@ class TestStart:
         for verb in VERBS:
             assert verb == "train" or f"usage: hsidenoise {verb} " in done.stdout
 
-    def test_public_names_are_all_there(self):
-        import hsidenoise
-
-        assert set(hsidenoise.__all__) <= set(dir(hsidenoise))
-        for name in hsidenoise.__all__:
-            assert getattr(hsidenoise, name) is not None
-        with pytest.raises(AttributeError, match="no_such_name"):
-            hsidenoise.no_such_name  # noqa: B018 - the access is the test
-
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [

@@ -508,7 +508,7 @@ def test_little_memory_makes_the_chosen_tile_smaller_and_leaves_one_that_is_aske
 
 
 COMPILE = """
-import sys, warnings
+import warnings
 import numpy, torch
 from hsidenoise import create_model, denoise
 torch.set_num_threads(1)
@@ -537,11 +537,12 @@ def test_a_compiled_network_gives_the_same_at_any_size():
 @pytest.mark.slow
 def test_without_a_compiler_one_warning_and_the_network_as_it_is(tmp_path):
     environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    script = COMPILE.replace("(40, 39)", "(40,)")
+    layers = "torch.nn.Sequential(torch.nn.Conv2d(5, 5, 3, padding=1), torch.nn.GELU())\nnetwork.bands = 5"
+    script = re.sub(r"create_model\(.*", layers, COMPILE).replace("(40, 39)", "(40,)")
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     warned, _ = done.stdout.rsplit("graphs", 1)
-    assert warned.count("compiling HCANet failed, it runs as it is") == 1
+    assert warned.count("compiling Sequential failed, it runs as it is") == 1
     assert warned.strip().count("\n") == 0
 
 

@@ -19,7 +19,7 @@ def loss(denoised):
 
 # In a process of its own: the checks of annotations that pytest installs are not to be compiled.
 COMPILED = """
-import sys, warnings
+import warnings
 import torch
 from hsidenoise import create_model
 from hsidenoise.models.compiled import CompiledStep
@@ -34,7 +34,7 @@ for network in (create_model("hcanet-bra", planes=3, **config), create_model("hc
     expected.square().mean().backward()
     gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     network.zero_grad()
-    step = CompiledStep(network, "on", backend=sys.argv[1])
+    step = CompiledStep(network, "on")
     for given in (None, estimate):
         denoised = step(noisy, given)
         torch.testing.assert_close(denoised, expected, rtol=1e-3, atol=1e-5)
@@ -44,16 +44,16 @@ for network in (create_model("hcanet-bra", planes=3, **config), create_model("hc
             torch.testing.assert_close(p.grad, gradients.pop(name), rtol=1e-2, atol=1e-5)
     assert step.compiled and not gradients
     assert estimate is None or step(torch.rand(1, 4, 12, 16)).shape == (1, 4, 12, 16)  # fewer bands
-    measured = CompiledStep(network, "auto", backend=sys.argv[1], passes=2)
-    measured.measure(lambda denoised: denoised.square().mean(), noisy)
-    assert measured.seconds.keys() == {"plain", "compiled"}
-    assert measured.compiled == (measured.seconds["compiled"] < measured.seconds["plain"])
+measured = CompiledStep(network, "auto", passes=2)
+measured.measure(lambda denoised: denoised.square().mean(), noisy)
+assert measured.seconds.keys() == {"plain", "compiled"}
+assert measured.compiled == (measured.seconds["compiled"] < measured.seconds["plain"])
 """
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_gives_what_the_network_gives(backend):
-    done = subprocess.run([sys.executable, "-c", COMPILED, backend], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.slow
+def test_compiled_gives_what_the_network_gives():
+    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from command_line import child
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,31 +87,3 @@ def test_row_major(region):
     regions, _ = to_regions(image, 2, 3)
     top, left = 2 * (region // 3), 3 * (region % 3)
     assert torch.equal(regions[0, region, :, 0], image[0, top : top + 2, left : left + 3, 0].flatten())
-
-
-COMPILED = """
-import torch
-from hsidenoise.models.attention.routing import from_regions, to_regions
-
-def fold(x):
-    regions, mask = to_regions(x, 4, 8)
-    return regions, from_regions(2 * regions, x.shape[1], x.shape[2], 4, 8), mask
-
-for mode in (torch.no_grad, torch.enable_grad):
-    torch._dynamo.reset()
-    with mode(), torch.fx.experimental._config.patch(use_duck_shape=False):
-        compiled = torch.compile(fold, dynamic=True, fullgraph=True, backend="aot_eager")
-        for size in ((2, 24, 40), (3, 64, 56), (2, 13, 22), (2, 7, 100)):
-            x = torch.rand(*size, 5)
-            regions, image, mask = compiled(x)
-            wanted, _ = to_regions(x, 4, 8)
-            assert torch.equal(regions, wanted) and torch.equal(image, 2 * x) and int(mask.sum()) == size[1] * size[2]
-    if mode is torch.no_grad:
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-"""
-
-
-@pytest.mark.slow
-def test_compiled_the_same_comes_out_and_without_gradients_of_one_graph(tmp_path):
-    done = child("-c", COMPILED, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
