@@ -30,7 +30,10 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 WORKERS_AT_MOST=15 # more would wait for the GPU; measured: 200 patches of 31x96x96 a second and core, noise included
 
-has_packages() { "$1" -c 'import torch, lightning, jsonargparse, safetensors, jaxtyping, tensorboard' 2> /dev/null; }
+has_packages() { # looks for them only: to load them takes seconds
+    "$1" -c 'import sys; from importlib.util import find_spec; sys.exit(None in map(find_spec, sys.argv[1:]))' \
+        torch lightning jsonargparse safetensors jaxtyping tensorboard 2> /dev/null
+}
 
 find_interpreter() {
     local candidate

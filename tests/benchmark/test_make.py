@@ -58,10 +58,11 @@ def smooth(width):
     return 500 + 400 * np.sin(rows[..., None] / 6 + np.arange(5) / 3) * np.cos(columns[..., None] / 8)
 
 
-def make_weights(path, seed=0, **header):
+def make_weights(path, seed=0, name="hcanet-bra", **header):
     torch.manual_seed(seed)
-    network = create_model("hcanet-bra", planes=3, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
-    save_weights(path, network, name="hcanet-bra", metadata={key: json.dumps(value) for key, value in header.items()})
+    number = {"planes": 3} if name == "hcanet-bra" else {"bands": 5}
+    network = create_model(name, **number, dim=8, num_blocks=(1, 0, 0), num_refinement_blocks=0)
+    save_weights(path, network, name=name, metadata={key: json.dumps(value) for key, value in header.items()})
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def place(tmp_path_factory):
     for name, width in (("ash", 32), ("oak", 34)):
         write_arrays(folder / "cubes" / f"{name}.mat", {"cube": smooth(width)})
     (folder / "peer_of_tables.py").write_text(PEER)
-    make_weights(folder / "seen.safetensors", training_scenes=["ash"], validation_scenes=["oak"])
+    make_weights(folder / "seen.safetensors", name="hcanet", training_scenes=["ash"], validation_scenes=["oak"])
     make_weights(folder / "own.safetensors", training_scenes=["elm"])
     table = {
         "title": "Two trees",

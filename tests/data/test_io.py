@@ -48,7 +48,7 @@ def stored(draw_shape, dtype, seed):
     sizes=st.permutations([3, 4, 6]),
     axes=st.permutations("hwb").map("".join),
     dtype=st.sampled_from(TYPES),
-    hdf5=st.booleans(),
+    hdf5=st.sampled_from([False, False, True]),  # which takes ten times as long
     seed=st.integers(0, 2**16),
 )
 def test_untouched_round_trip_is_exact(sizes, axes, dtype, hdf5, seed):
