@@ -47,7 +47,7 @@ def bad(path):
     while number == 6: time.sleep(0.01)
     if number == 7: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM]), time.sleep(99)
 
-fuzz.SECONDS, fuzz.RESIDENT = 2, 60 << 20
+fuzz.SECONDS, fuzz.RESIDENT = 1, 60 << 20
 fuzz.READERS["v4"], fuzz.mutated = bad, lambda reader, seed: {"a": b"%d" % seed}
 with tempfile.TemporaryDirectory() as folder:
     print(json.dumps([kind for _, kind, _ in fuzz.outcomes("v4", range(9), Path(folder))]))
