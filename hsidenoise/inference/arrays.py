@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Shaped
 
+from hsidenoise.data.formats.base import axes_of
 from hsidenoise.data.io import Cube
 from hsidenoise.data.layout import times
 from hsidenoise.signal.spectral_axis import CLEAR, axis_scores, lead
-
-_NAMES = {
-    "b": ("band", "wavelength", "wl", "wvl", "spectr", "lambda", "channel", "feature", "frequency"),
-    "h": ("y", "lat", "row", "line", "north", "height", "downtrack", "alongtrack"),
-    "w": ("x", "lon", "col", "sample", "east", "width", "crosstrack", "acrosstrack", "pixel"),
-}
-"""What names of dimensions begin with, `_` left out; x, y and b stand alone."""
 
 _CERTAIN = 4.0
 """Lead from which another axis than the first is the spectrum. Of 3,080 arrays with bands first (22 scenes of CAVE and
@@ -190,7 +184,7 @@ def _of_xarray(given: Any, axes: str | None) -> Given:
     names = [str(given.dims[at]) for at in longer]
     if len(names) != 3:
         raise ValueError(f"a cube has three dimensions, this DataArray has {', '.join(map(str, given.dims))}")
-    said = _letters(names)
+    said = axes_of(names, (2, 2, 2))
     letters = said if axes is None else _checked(axes)
     if said and said.index("b") != letters.index("b"):
         warnings.warn(
@@ -223,24 +217,6 @@ def _number(says: dict[Any, Any]) -> float | None:
             continue
         return None if np.isnan(number) else number
     return None
-
-
-def _letter(name: str) -> str:
-    """h, w or b for the name of a dimension; empty if it says nothing."""
-    plain = name.lower().replace("_", "").replace("-", "")
-    for letter, starts in _NAMES.items():
-        if any(plain == start or (len(start) > 1 and plain.startswith(start)) for start in starts) or plain == letter:
-            return letter
-    return ""
-
-
-def _letters(names: Sequence[str]) -> str:
-    """Letters of three dimensions; one that says nothing is what is missing."""
-    letters = [_letter(name) for name in names]
-    missing = sorted(set("bhw") - set(letters))
-    if len(letters) == 3 and letters.count("") == 1 and len(missing) == 1:
-        letters[letters.index("")] = missing[0]
-    return "".join(letters) if sorted(letters) == ["b", "h", "w"] else ""
 
 
 def _checked(axes: str) -> str:

@@ -37,13 +37,20 @@ _DAMAGE: tuple[type[Exception], ...] = (
 )
 _DAMAGE += (AttributeError, SyntaxError, tokenize.TokenError, zlib.error, struct.error, zipfile.BadZipFile)
 
-#: Names of dimensions in xarray, NetCDF and zarr files, in lower case.
-DIMENSIONS = {
-    "b": {"band", "bands", "wavelength", "wavelengths", "wl", "channel", "channels", "spectral", "lambda", "b"},
-    "h": {"y", "row", "rows", "lat", "latitude", "line", "lines", "downtrack", "along_track", "height", "northing"},
-    "w": {"x", "col", "cols", "column", "columns", "lon", "longitude", "sample", "samples", "crosstrack", "width"}
-    | {"across_track", "easting"},
+_NAMES = {
+    "b": ("band", "wavelength", "wl", "wvl", "spectr", "lambda", "channel", "feature", "frequency", "color", "colour"),
+    "h": ("y", "lat", "row", "line", "north", "height", "downtrack", "alongtrack"),
+    "w": ("x", "lon", "col", "sample", "east", "width", "crosstrack", "acrosstrack", "pixel"),
 }
+"""What names of dimensions begin with, `_` and `number_of` left out; x, y and b stand alone."""
+
+NM = {
+    "nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3, "micrometer": 1e3, "micron": 1e3,
+    "micrometre": 1e3, "mm": 1e6, "millimeter": 1e6, "millimetre": 1e6, "m": 1e9, "meter": 1e9, "metre": 1e9,
+    "angstrom": 0.1, "å": 0.1,
+}  # fmt: skip
+"""Nanometres in a unit of wavelengths; its name in lower case, without the s of several."""
+
 _UNCHECKED = 1 << 28  # bytes that any machine has to spare
 
 #: One slice of step 1 for each axis of a variable.
@@ -219,18 +226,49 @@ def check_room(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
 
 
 def axes_of(names: Sequence[str], shape: Sequence[int]) -> str:
-    """What the names of dimensions say of the axes: a letter for each; empty if they do not say it of every one.
+    """What the names of dimensions say of the axes: a letter for each; empty if they do not say it.
 
-    Of more than three, those longer than one count.
+    Of more than three, those longer than one count. One name that says nothing is what is missing.
 
     Example:
-        >>> axes_of(["time", "downtrack", "crosstrack", "bands"], (1, 8, 7, 5)), axes_of(["a", "b", "c"], (8, 7, 5))
-        ('hwb', '')
+        >>> axes_of(["time", "downtrack", "crosstrack", "bands"], (1, 8, 7, 5)), axes_of(["z", "y", "x"], (8, 7, 5))
+        ('hwb', 'bhw')
     """
     if len(shape) > 3:
         names = [name for name, size in zip(names, shape, strict=False) if size != 1]
-    letters = ["".join(letter for letter, known in DIMENSIONS.items() if name.lower() in known) for name in names]
+    letters = [_letter(name) for name in names]
+    missing = sorted(set("bhw") - set(letters))
+    if len(letters) == 3 and letters.count("") == 1 and len(missing) == 1:
+        letters[letters.index("")] = missing[0]
     return "".join(letters) if sorted(letters) == ["b", "h", "w"] else ""
+
+
+def _letter(name: str) -> str:
+    """h, w or b for the name of a dimension; empty if it says nothing."""
+    plain = re.sub(r"[\s_-]", "", name.lower()).removeprefix("numberof")
+    for letter, starts in _NAMES.items():
+        if any(plain == start or (len(start) > 1 and plain.startswith(start)) for start in starts) or plain == letter:
+            return letter
+    return ""
+
+
+def in_nm(load: Callable[[str], np.ndarray], about: Callable[[str], Mapping[str, Any]]) -> Callable[[str], np.ndarray]:
+    """A loader that gives wavelengths and widths in nm, if their attributes say in which unit they are.
+
+    Args:
+        load: Gives a variable by name.
+        about: Gives its attributes.
+    """
+
+    def loaded(name: str) -> np.ndarray:
+        values, said = load(name), about(name)
+        unit = str(said.get("units", said.get("unit", ""))).strip().lower()
+        if unit in ("", "1", "unknown", "none") or not re.search("wave|wl|lambda|band|cent|fwhm", name.lower()):
+            return values
+        scale = NM.get(unit, NM.get(unit.removesuffix("s"), np.nan))  # NaN: no wavelengths, a wavenumber perhaps
+        return np.asarray(values * scale)
+
+    return loaded
 
 
 def missing_extra(what: str, extra: str) -> ImportError:

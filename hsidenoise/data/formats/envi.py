@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from hsidenoise.data.formats.base import Format, NewCube, Part, RefusedError, Wavelengths, check_room
+from hsidenoise.data.formats.base import NM, Format, NewCube, Part, RefusedError, Wavelengths, check_room
 from hsidenoise.data.layout import Layout, Variable, leaf, printable
 from hsidenoise.data.metadata import RECORD, Metadata
 
@@ -29,8 +29,6 @@ _AXES = {"bsq": "bhw", "bil": "hbw", "bip": "hwb"}
 _DATA = ("", ".img", ".dat", ".bsq", ".bil", ".bip", ".raw", ".bin")
 _LARGEST = 1 << 24  # bytes of a header; one of thousands of bands has a hundred kilobytes
 _FIELD = re.compile(r"^[ \t]*(?P<key>[^=;{}\n]+?)[ \t]*=[ \t]*(?P<value>\{[^}]*\}|[^\n]*)", re.MULTILINE)
-_NM = {"nanometers": 1.0, "nanometres": 1.0, "nm": 1.0, "micrometers": 1e3, "micrometres": 1e3, "microns": 1e3}
-_NM |= {"um": 1e3, "µm": 1e3, "μm": 1e3, "millimeters": 1e6, "mm": 1e6, "angstroms": 0.1}
 #: Fields that say how the numbers lie, or that `Metadata` has a place of its own for.
 _OWN = frozenset(
     {"samples", "lines", "bands", "header offset", "file type", "data type", "interleave", "byte order", "wavelength"}
@@ -230,7 +228,7 @@ class _Envi(Format):
         wavelengths, fwhm, good = (header.numbers(name) for name in ("wavelength", "fwhm", "bbl"))
         unit = header.fields.get("wavelength units", "").lower()
         if wavelengths is not None:
-            scale = _NM.get(unit)
+            scale = NM.get(unit, NM.get(unit.removesuffix("s")))
             if scale is None and unit in ("", "unknown"):
                 scale = 1e3 if wavelengths.max() < 20 else 1.0
             wavelengths = None if scale is None else wavelengths * scale

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from hsidenoise.data.formats.base import (
+    NM,
     Format,
     NewCube,
     Part,
@@ -30,7 +31,6 @@ from hsidenoise.data.layout import Layout, Variable, leaf
 from hsidenoise.data.metadata import RECORD, Metadata
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_NM = {"nm": 1.0, "nanometers": 1.0, "um": 1e3, "µm": 1e3, "micrometers": 1e3}
 _LOSSY = ("jpeg", "webp", "jxl", "lerc", "lerc_deflate", "lerc_zstd")  # which would not keep what is computed
 _SCALING = {"scale_factor": "scales", "add_offset": "offsets"}  # name in NetCDF and in rasterio
 _STALE = "STATISTICS_"  # of values that are others now
@@ -106,7 +106,7 @@ class _GeoTiff(Format):
             tags = [file.tags(band) for band in file.indexes]
             imagery = [file.tags(band, ns="IMAGERY") for band in file.indexes]
             micro = _numbers(imagery, "CENTRAL_WAVELENGTH_UM", 1e3), _numbers(imagery, "FWHM_UM", 1e3)
-            unit = _NM.get(str(tags[0].get("wavelength_units", "nm")).lower(), 1.0) if tags else 1.0
+            unit = NM.get(tags[0].get("wavelength_units", "nm").lower().removesuffix("s"), 1.0) if tags else 1.0
             plain = _numbers(tags, "wavelength", unit), _numbers(tags, "fwhm", unit)
             good = _numbers(tags, "good_band", 1.0)
             named = any(file.descriptions)

@@ -179,15 +179,15 @@ def storage_options(shape: tuple[int, ...], size: int) -> dict[str, Any]:
     return {"chunks": (1, *shape[1:]), "compression": "gzip", "compression_opts": 3, "shuffle": True}
 
 
-def about_hdf5(path: Path, name: str, *, allow_external: bool = False) -> dict[str, Any]:
-    """The attributes of a file and of one of its data sets, as text, numbers and lists.
+def about_hdf5(path: Path, name: str, *, allow_external: bool = False, alone: bool = False) -> dict[str, Any]:
+    """The attributes of a file and of one of its data sets, or of that alone, as text, numbers and lists.
 
     Raises:
         OSError, RuntimeError, KeyError, ValueError: If the file is damaged.
     """
     _look(path, allow_external)
     with Links(path, allow_external) as links:
-        return links.about(name)
+        return links.about(name, alone)
 
 
 def _check_places(node: Any) -> None:

@@ -184,9 +184,11 @@ class Links:
             note, dtype = f"{kind} in MATLAB, stored as {dtype}", _CLASS_TYPES[kind]
         return Variable(name, shape, dtype, note, foreign, _letters(node) if foreign and len(shape) >= 3 else "")
 
-    def about(self, name: str) -> dict[str, Any]:
+    def about(self, name: str, alone: bool = False) -> dict[str, Any]:
         """What the attributes of the file, of a data set and of its grid mapping say; those of the latter go before."""
         node = self.find(name)
+        if alone:
+            return _attributes(node)
         found = _attributes(self.file) | _attributes(node)
         if isinstance(mapping := found.get("grid_mapping"), str):
             with contextlib.suppress(KeyError, RefusedError):

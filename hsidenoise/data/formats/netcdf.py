@@ -22,6 +22,7 @@ from hsidenoise.data.formats.base import (
     beside,
     chunks_of,
     described,
+    in_nm,
     merged,
     reading,
 )
@@ -113,8 +114,9 @@ class _Hdf5(Format):
         with reading(path):
             about = about_hdf5(path, layout.key, allow_external=allow_external)
         listed, said = facts_of(about, layout.bands, layout.key)
-        wavelengths = find_wavelengths(variables, load, layout.bands)
-        return listed if wavelengths is None else wavelengths, merged(said, beside(variables, load, layout.bands))
+        known = in_nm(load, lambda name: about_hdf5(path, name, allow_external=allow_external, alone=True))
+        wavelengths = find_wavelengths(variables, known, layout.bands)
+        return listed if wavelengths is None else wavelengths, merged(said, beside(variables, known, layout.bands))
 
     def write_like(
         self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str, record: str | None

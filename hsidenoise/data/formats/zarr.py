@@ -29,6 +29,7 @@ from hsidenoise.data.formats.base import (
     check_room,
     chunks_of,
     described,
+    in_nm,
     merged,
     missing_extra,
     reading,
@@ -94,8 +95,9 @@ class _Zarr(Format):
                     about |= dict(arrays[name].attrs)
                     break
         listed, said = facts_of(_simple(about), layout.bands, layout.key)
-        wavelengths = find_wavelengths(variables, load, layout.bands)
-        return listed if wavelengths is None else wavelengths, merged(said, beside(variables, load, layout.bands))
+        known = in_nm(load, lambda name: dict(arrays[name].attrs))
+        wavelengths = find_wavelengths(variables, known, layout.bands)
+        return listed if wavelengths is None else wavelengths, merged(said, beside(variables, known, layout.bands))
 
     def write_like(
         self, source: Path, targets: Sequence[Path], layout: Layout, stored: np.ndarray, suffix: str, record: str | None

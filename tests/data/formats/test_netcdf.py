@@ -206,3 +206,25 @@ def test_a_path_with_a_colon_is_a_path(tmp_path):
     emit(tmp_path / "a:" / "b.nc")
     assert locate(f"{tmp_path}/a:/b.nc") == (tmp_path / "a:" / "b.nc", None)
     assert {item.name for item in list_variables(f"{tmp_path}/a:/b.nc")} >= {"reflectance"}
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+@pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
+def test_units_and_dimensions_go_by_their_names(tmp_path, suffix):
+    values = np.random.default_rng(0).random((9, 8, 5))
+    for dims, unit, scale in (
+        (("line", "sample", "spectral_channel"), "Angstroms", 10),
+        (("Along track", "Cross track", "Band"), "m", 1e-9),
+        (("number_of_lines", "number_of_samples", "number_of_bands"), "cm-1", 1),
+        (("y", "x", "z"), None, 1e-3),
+    ):
+        waves = (dims[2], np.arange(400.0, 900, 100) * scale, {} if unit is None else {"units": unit})
+        data = xarray.Dataset({"rad": (dims, values)}, {"wavelength": waves}, {"units": "of the file"})
+        path = tmp_path / f"{dims[2]}{suffix}"
+        data.to_netcdf(path, engine="h5netcdf") if suffix == ".nc" else data.to_zarr(path, consolidated=False)
+        cube = read_cube(path)
+        assert cube.layout.axes == "hwb"
+        if unit == "cm-1":  # a wavenumber
+            assert cube.wavelengths is None
+        else:
+            np.testing.assert_allclose(cube.wavelengths, np.arange(400, 900, 100))
