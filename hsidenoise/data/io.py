@@ -368,6 +368,10 @@ def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None
     check_name(target, None if own is None else source)
     form = own if own is not None and like else next(form for form in FORMATS if (suffix or ".mat") in form.suffixes)
     form.ready()
+    if form.folder and target.exists():
+        raise NotADirectoryError(
+            f"cannot write {path}: it is a file, {form.name} takes a new folder; choose another name"
+        )
     original = source if source is not None and layout is not None and layout.format in form.kinds else None
     if original is None and form.types is not None and (dtype := _dtype(cube)).str[1:] not in form.types:
         fits = " or .mat" if dtype.str[1:] in MATLAB_NAMES else ""
@@ -377,6 +381,11 @@ def check_cube_target(path: str | Path, cube: Cube) -> tuple[Format, Path | None
         check_target(each)
     if original is not None and len(form.files(original)) > 1:
         check_other(original, target, targets)
+    if not target.exists() and (there := next((each for each in targets if each.exists()), None)):
+        raise FileExistsError(
+            f"cannot write {target}: {there} would be written too, and is there already, perhaps of another file; "
+            "choose another name, or remove it"
+        )
     return form, original, form.holds_record(original, _large(cube))
 
 

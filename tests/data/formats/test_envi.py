@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -247,6 +248,19 @@ def test_a_source_pair_is_never_overwritten(tmp_path):
             with pytest.raises(ValueError, match="would be lost"):
                 write_cube(tmp_path / target, read_cube(header))
     assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+
+def test_a_file_that_nobody_named_is_not_replaced(tmp_path):
+    write(tmp_path, values_of())
+    cube = replace(read_cube(tmp_path / "a.img"), path=None)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "b.img").write_bytes(b"precious")
+    for name, other in (("a.bsq", "a.hdr"), ("b.hdr", "b.img")):
+        with pytest.raises(FileExistsError, match=rf"{other} would be written too, and is there already"):
+            write_cube(tmp_path / name, cube)
+    assert {path: path.read_bytes() for path in tmp_path.glob("a.*")} == before
+    write_cube(tmp_path / "b.img", cube)  # named
+    write_cube(tmp_path / "b.hdr", cube)  # a pair that is named by one of the two
 
 
 def test_both_files_of_a_pair_or_none(tmp_path):

@@ -71,6 +71,9 @@ def test_nothing_is_written_inside_of_a_store_that_is_read(tmp_path):
         assert refused(message)
         assert "inside of" in message
     assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "b.zarr").write_text("a file")
+    message = call("denoise", "a.zarr", "--dry-run", "-o", "b.zarr", cwd=tmp_path, code=2)  # before the work
+    assert "it is a file, zarr takes a new folder" in message
 
 
 def test_a_store_of_one_array(tmp_path):
