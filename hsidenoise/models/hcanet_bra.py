@@ -122,6 +122,7 @@ class HCANetBRA(MixingUNet):
 
     Attributes:
         bands: None: it takes any number.
+        switches: Arguments that may differ from those of the weights that a training starts from.
 
     Raises:
         ValueError: As :class:`~hsidenoise.models.unet.MixingUNet`.
@@ -134,6 +135,7 @@ class HCANetBRA(MixingUNet):
 
     bands = None
     learnt = "correct"
+    switches = ("attention", "local", "feed_forward")
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as short
@@ -136,16 +137,33 @@ def load_model(source: str | Path = DEFAULT_WEIGHTS, *, device: torch.device | s
 def start_from(network: nn.Module, source: str | Path) -> None:
     """Give a network the values of saved weights.
 
+    Its attribute ``switches`` names what it may have otherwise than they do, such as the attention of its blocks: what
+    only the network has stays as it is.
+
+    Warns:
+        UserWarning: If it has something otherwise, with how much of it starts from the weights.
+
     Raises:
         ValueError: If the weights belong to another network or another configuration of it.
     """
     saved = load_model(source)
-    if type(saved) is not type(network) or saved.config != network.config:
+    switches = getattr(network, "switches", ())
+    of_weights, wanted = (dict(getattr(each, "config", {})) for each in (saved, network))
+    differing = {key for key in wanted if of_weights.get(key) != wanted[key]}
+    if type(saved) is not type(network) or not differing <= set(switches):
         raise ValueError(
-            f"{source}: weights of {type(saved).__name__} {saved.config}, the run has {type(network).__name__} "
-            f"{network.config}: make model and model_config the same"
+            f"{source}: weights of {type(saved).__name__} {of_weights}, the run has {type(network).__name__} "
+            f"{wanted}: make model and model_config the same"
         )
-    network.load_state_dict(saved.state_dict())
+    state, there = network.state_dict(), saved.state_dict()
+    known = {key: there[key] for key in state if key in there and there[key].shape == state[key].shape}
+    if differing:
+        warnings.warn(
+            f"{source}: weights of {of_weights}, the run has {wanted}: {len(known)} of {len(state)} arrays "
+            f"start from these weights, {len(state) - len(known)} anew, and {len(there) - len(known)} are left out",
+            stacklevel=2,
+        )
+    network.load_state_dict(known, strict=False)
 
 
 def read_header(source: str | Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from hsidenoise.cli.main import main
 from hsidenoise.inference.denoise import denoise
 from hsidenoise.models import create_model, shipped
 from hsidenoise.models.shipped import DEFAULT_WEIGHTS, SHIPPED, WEIGHTS
-from hsidenoise.models.weights import FORMAT, load_model, read_header, save_weights, sha256
+from hsidenoise.models.weights import FORMAT, load_model, read_header, save_weights, sha256, start_from
 from hsidenoise.noise.cases import corrupt
 
 SMALL = {"planes": 7, "dim": 16, "num_blocks": (1, 1, 1)}
@@ -83,6 +83,22 @@ def test_loading_leaves_the_random_state_alone(file):
     torch.manual_seed(11)
     load_model(file)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_network_with_another_attention_starts_from_what_both_have(file):
+    other = create_model("hcanet-bra", **SMALL, attention=("none", "none", "channel"))
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    saved = load_model(file).state_dict()
+    with pytest.warns(
+        UserWarning, match=r"small\.safetensors: weights of .* arrays start .*, 4 anew, and 18 are left out"
+    ):
+        start_from(other, file)
+    anew = {name for name in before if name not in saved}
+    assert {name.split(".")[0] for name in anew} == {"middle"}
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, before[name] if name in anew else saved[name]), name
+    with pytest.raises(ValueError, match="make model and model_config the same"):
+        start_from(create_model("hcanet-bra", **SMALL | {"planes": 8}), file)
 
 
 def test_a_failed_write_leaves_the_old_file(file, network, monkeypatch):
