@@ -46,6 +46,9 @@ _FOREIGN = (  # first bytes, in lower case
 )
 
 
+NO_PERMISSION = "no permission to read it; ask its owner for that, or chmod u+r if it is yours"
+
+
 def check_no_pipe(path: str | Path) -> None:
     """Refuse a pipe, a socket and a device: reading one may wait for ever.
 
@@ -77,11 +80,16 @@ def check_source(path: str | Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         missing = "" if path.parent.is_dir() else f" (folder {path.parent} is missing)"
         raise FileNotFoundError(f"no such file: {path}{missing}") from None
+    except PermissionError as error:
+        raise PermissionError(f"cannot read {path}: {NO_PERMISSION}") from error
     if stat.S_ISDIR(mode):
         return
     check_no_pipe(path)
-    with path.open("rb") as file:
-        whole = file.read(512)
+    try:
+        with path.open("rb") as file:
+            whole = file.read(512)
+    except PermissionError as error:
+        raise PermissionError(f"cannot read {path}: {NO_PERMISSION}") from error
     if not whole:
         raise ValueError(f"cannot read {path}: it is empty (0 bytes); copy or download it again")
     head = whole.lstrip(b"\xef\xbb\xbf \t\r\n").lower()

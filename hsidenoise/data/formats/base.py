@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float64, Shaped
 
 from hsidenoise.data.layout import Layout, Variable, printable
 from hsidenoise.data.metadata import RECORD, Metadata
+from hsidenoise.system.files import NO_PERMISSION
 
 _DAMAGE: tuple[type[Exception], ...] = (
     OSError,
@@ -199,6 +200,8 @@ def reading(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
     except MemoryError as error:
         raise ValueError(f"{path}: what is in it takes more than the memory at hand; cut it before") from error
+    except PermissionError as error:
+        raise PermissionError(f"cannot read {error.filename or path}: {NO_PERMISSION}") from error
     except _DAMAGE as error:
         told = error.__cause__ if "previous exception" in str(error) else error  # of rasterio
         what = printable((str(told).splitlines() or [type(error).__name__])[0])

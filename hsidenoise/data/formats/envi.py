@@ -20,6 +20,7 @@ import numpy as np
 from hsidenoise.data.formats.base import NM, Format, NewCube, Part, RefusedError, Wavelengths, check_room
 from hsidenoise.data.layout import Layout, Variable, leaf, printable
 from hsidenoise.data.metadata import RECORD, Metadata
+from hsidenoise.system.files import check_source
 
 _TYPES = {
     1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 6: "c8", 9: "c16", 12: "u2", 13: "u4", 14: "i8", 15: "u8",
@@ -151,6 +152,8 @@ def _open(path: Path) -> tuple[Path, _Header]:
         raise ValueError(
             f"cannot read {path}: its ENVI header is missing; put it beside, as {path.with_suffix('.hdr').name}"
         )
+    for each in pair:  # the one that was not named, too
+        check_source(each)
     data, header = pair[0], _Header(pair[1])
     kind = header.fields.get("file type", "").lower()
     if "spectral library" in kind:

@@ -171,8 +171,13 @@ def _like(item: zipfile.ZipInfo) -> zipfile.ZipInfo:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
+    try:
+        with path.open("wb") as stream:
+            np.save(stream, array, allow_pickle=False)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise OSError("the file could not be written whole; is the disk full?") from error  # NumPy names an element
 
 
 def _starts(path: Path, magic: bytes) -> bool:

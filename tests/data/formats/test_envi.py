@@ -232,6 +232,13 @@ def test_a_pair_of_which_one_is_missing_or_short(tmp_path):
         read_cube(tmp_path / "a.img")
 
 
+def test_a_pointer_in_place_of_the_numbers_is_said(tmp_path):
+    header = write(tmp_path, values_of())
+    (tmp_path / "a.img").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match=r"a.img: it is a Git LFS pointer, not the file; fetch that: git lfs pull"):
+        read_cube(header)
+
+
 def test_lists_of_another_length_are_left_aside_and_said(tmp_path):
     header = write(tmp_path, values_of(), text=HEADER.replace("bbl = {1, 1, 0, 1, 1}", "bbl = {1, 1, 0}"))
     with pytest.warns(UserWarning, match="'bbl' has 3 numbers for 5 bands"):

@@ -33,7 +33,7 @@ cubes = {path: read_cube(path, axes=axes.get(path.suffix)) for path in paths}
 new = cubes[folder / "a.npy"]
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))  # in the midst of a file, where HDF5 would break down at exit
 hsidenoise.data.io.V5_LIMIT = 1000  # so that new.mat is v7.3
-for suffix in (".nc", ".mat"):
+for suffix in (".nc", ".mat", ".npy"):
     try:
         write_cube(folder / f"new{suffix}", new)
     except OSError as error:
@@ -81,7 +81,7 @@ def test_a_full_disk_leaves_nothing_in_any_format(tmp_path):
     done = child("-c", FULL_DISK, tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 2 * len(files) + 2, done.stdout
+    assert len(lines) == 2 * len(files) + 3, done.stdout
     for line in lines:
         assert line.endswith(("File too large; nothing was left behind", "disk full?; nothing was left behind")), line
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -93,6 +93,8 @@ def test_no_permission_in_any_format(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)
     for path in files:
         assert refused(call("convert", path.name, f"closed/b{path.suffix}", cwd=tmp_path, code=2))
+        (path / "zarr.json" if path.is_dir() else path).chmod(0)
+        assert "no permission to read it; ask" in call("convert", path.name, "b.npy", cwd=tmp_path, code=2)
 
 
 def test_what_a_format_has_no_place_for_is_said(tmp_path):
