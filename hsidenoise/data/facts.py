@@ -12,7 +12,7 @@ from hsidenoise.data.layout import printable
 from hsidenoise.signal.lost_values import fill_gaps
 from hsidenoise.signal.mask import named_bands
 from hsidenoise.signal.noise_level import bad_bands, spread_of_most
-from hsidenoise.signal.survey import Survey, residual_check, survey
+from hsidenoise.signal.survey import Survey, alike, residual_check, survey
 
 _BEYOND = 1e15  # whose square, summed over a cube, single precision holds, as that of its inverse
 _FEWEST = 4  # pixels with data that the noise is estimated from
@@ -29,7 +29,8 @@ def describe(cube: Cube) -> dict[str, Any]:
         ``range`` (of what holds data), ``not_data``, ``wavelengths`` (first and last, nm), ``noise`` (of
         :func:`hsidenoise.signal.survey.survey`: lists with a number for each band, None for one without data;
         ``ranked`` are the others from the noisiest on by the signal-to-noise ratio; None below 2 x 2 pixels and where
-        every band is constant), ``bad_bands``. Where a pixel has data in some bands only, the gaps are filled first.
+        every band is constant), ``bad_bands``. Bands that hold data in the same pixels are looked at together; gaps of
+        others are filled first.
 
     Warns:
         UserWarning: If so little holds data that the noise level is rough.
@@ -54,11 +55,21 @@ def describe(cube: Cube) -> dict[str, Any]:
     noise, bad = None, []
     if min(height, width) > 1 and low < high and pixels.sum() >= _FEWEST:
         mask = None if pixels.all() else pixels
-        noise = _noise_of(survey(values, mask), alive, bands, high - low)
-        bad = alive[bad_bands(values, mask)].tolist()
-        if (gaps := 1 - float(valid[alive][:, pixels].mean())) > _MANY_GAPS:
+        there = valid[alive]
+        partly = not there[:, pixels].all()
+        found = survey(cube.values[alive] if partly else values, there if partly else mask)
+        noise = _noise_of(found, alive, bands, high - low)
+        is_bad = bad_bands(values, mask)
+        together = alike(there) if partly else []
+        for group in together:
+            is_bad[group] = bad_bands(cube.values[alive[group]], there[group[0]])
+        bad = alive[is_bad].tolist()
+        alone = np.setdiff1d(np.arange(len(alive)), np.concatenate([np.zeros(0, int), *together]))
+        gaps = 1 - float(there[alone][:, pixels].mean()) if alone.size else 0.0
+        if gaps > _MANY_GAPS:
             warnings.warn(
-                f"{gaps:.0%} of the values are missing where other bands are not: noise and defects are rough",
+                f"{gaps:.0%} of the values of {named_bands(alive[alone].tolist())} (0-based) are missing where other "
+                "bands are not: noise and defects are rough",
                 stacklevel=2,
             )
         if (fewest := int(valid[alive].sum(axis=(1, 2)).min())) < _FEW and noise is not None:

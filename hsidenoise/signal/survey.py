@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int, Real
 
 from hsidenoise.signal.defects import column_offsets, without_common
-from hsidenoise.signal.lost_values import dead_lines, no_measurements
+from hsidenoise.signal.lost_values import dead_lines, fill_gaps, no_measurements
 from hsidenoise.signal.noise_level import haar_details, noise_level, normal_quantile
 from hsidenoise.signal.planes.estimate import denoise_by_planes
 
@@ -27,6 +28,8 @@ SIDE = 128
 
 _FAR = 4.0  # noise levels from which a value is an impulse
 _STRIPE = 0.5  # noise levels by which a line is off
+# bands and pixels of a group of its own: half of a cube of 31 bands, a hundredth of a small one
+_FEWEST_ALIKE, _FEWEST_PIXELS = 8, 400
 _CHANCE = 1e-4  # share of values that chance puts there, about
 # ratio of two estimates, over its median, from which the finer one has followed the noise: with stripes, without
 _UNLIKE = (1.04, 1.2)
@@ -60,15 +63,16 @@ class Survey:
 
 
 def survey(
-    cube: Real[np.ndarray, "bands height width"], mask: Bool[np.ndarray, "height width"] | None = None
+    cube: Real[np.ndarray, "bands height width"], mask: Bool[np.ndarray, "*bands height width"] | None = None
 ) -> Survey:
     """Look at the noise and the defects of a cube.
 
     The noise level is that of :func:`hsidenoise.signal.planes.estimate.denoise_by_planes` on the middle of the cube.
+    Bands that hold data in the same pixels are looked at together (:func:`alike`); what is filled says little of noise.
 
     Args:
         cube: Noisy cube in any unit, at least 2 x 2 pixels.
-        mask: True where a pixel holds data; None: everywhere.
+        mask: True where a pixel, or a value, holds data, somewhere in each band; None: everywhere.
 
     Returns:
         What was found.
@@ -82,6 +86,8 @@ def survey(
         >>> found.sigma.round(1)
         array([0.3, 0.3, 0.3, 0.3, 0.3, 0.3])
     """
+    if mask is not None and mask.ndim == 3:
+        return _in_groups(cube, mask)
     height, width = cube.shape[1:]
     top, left = max(0, (height - SIDE) // 2), max(0, (width - SIDE) // 2)
     part = np.s_[top : top + SIDE, left : left + SIDE]
@@ -129,6 +135,48 @@ def survey(
         rows,
         here.shape,
     )
+
+
+def alike(valid: Bool[np.ndarray, "bands height width"]) -> list[np.ndarray]:
+    """Groups of bands that hold data in the same pixels, and enough of it to be looked at without the others.
+
+    Example:
+        >>> valid = np.ones((17, 20, 30), dtype=bool)
+        >>> valid[:8, :, :6] = valid[8, 3] = False
+        >>> [group.tolist() for group in alike(valid)]
+        [[0, 1, 2, 3, 4, 5, 6, 7], [9, 10, 11, 12, 13, 14, 15, 16]]
+    """
+    groups: dict[bytes, list[int]] = {}
+    for band, known in enumerate(np.packbits(valid, axis=-1)):
+        groups.setdefault(known.tobytes(), []).append(band)
+    return [
+        np.array(bands)
+        for bands in groups.values()
+        if len(bands) >= _FEWEST_ALIKE and valid[bands[0]].sum() >= _FEWEST_PIXELS
+    ]
+
+
+def _in_groups(cube: np.ndarray, valid: np.ndarray) -> Survey:
+    """Survey of a cube whose bands hold data in different pixels."""
+    groups = alike(valid)
+    parts = [(bands, bands, survey(cube[bands], _or_none(valid[bands[0]]))) for bands in groups]
+    left = np.setdiff1d(np.arange(len(cube)), np.concatenate([np.zeros(0, int), *groups]))
+    if left.size:
+        pixels = np.asarray(valid.any(axis=0))
+        filled = cube.copy()
+        filled[:, pixels] = fill_gaps(cube[:, None, pixels], valid[:, None, pixels])[:, 0]
+        parts.append((left, np.arange(len(cube)), survey(filled, _or_none(pixels))))
+    whole = {}
+    for field in dataclasses.fields(Survey)[:-1]:
+        found = [getattr(part, field.name) for _, _, part in parts]
+        whole[field.name] = np.empty(len(cube), found[0].dtype)
+        for (bands, numbers, _), values in zip(parts, found, strict=True):
+            whole[field.name][bands] = values[np.isin(numbers, bands)]
+    return Survey(**whole, size=max(part.size for _, _, part in parts))
+
+
+def _or_none(pixels: np.ndarray) -> np.ndarray | None:
+    return None if pixels.all() else pixels
 
 
 def _details(cube: np.ndarray, lost: np.ndarray) -> np.ndarray:

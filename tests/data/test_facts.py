@@ -1,5 +1,4 @@
 import json
-import warnings
 
 import numpy as np
 import pytest
@@ -58,14 +57,15 @@ def test_a_cube_with_gaps_is_described_by_what_it_has(structured_cube, rng):
     ):
         for mark in marks:
             cube = np.where(hole, mark, noisy)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "50% of the values are missing")
-                facts = describe(Cube(cube, mask=find_mask(cube).valid))
+            facts = describe(Cube(cube, mask=find_mask(cube).valid))
             noise = json.loads(json.dumps(facts, allow_nan=False))["noise"]
             assert facts["range"] == [noisy[~hole].min(), noisy[~hole].max()]
             assert noise["median"] == pytest.approx(0.05, rel=0.15)
             assert facts["bad_bands"] == [7]
-            assert noise["worst_band"] == 7 or hole.mean() == 0.5  # too much is filled to tell how strong it is
+            assert noise["worst_band"] == 7
+            if hole is not holes[2]:  # gaps at random are filled by what little others say of them
+                known = np.array([level for level in np.delete(noise["per_band"], 7) if level is not None])
+                assert np.abs(known / 0.05 - 1).max() < 0.1
             assert (noise["per_band"][3] is None) == hole[3].all() == (3 not in noise["ranked"])
     few = np.where(rng.random(noisy.shape) < 0.99, np.nan, noisy)
     with (
