@@ -33,6 +33,7 @@ from hsidenoise.data.metadata import RECORD, Metadata
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _LOSSY = ("jpeg", "webp", "jxl", "lerc", "lerc_deflate", "lerc_zstd")  # which would not keep what is computed
 _SCALING = {"scale_factor": "scales", "add_offset": "offsets"}  # name in NetCDF and in rasterio
+_SMALL = 1 << 28  # bytes
 _STALE = "STATISTICS_"  # of values that are others now
 
 
@@ -160,7 +161,7 @@ class _GeoTiff(Format):
             profile = {"driver": "GTiff", "dtype": values.dtype.name, "count": bands, "height": height, "width": width}
             profile |= {"crs": metadata.crs, "transform": transform, "nodata": _nodata(metadata, values.dtype)}
             profile |= {"compress": "deflate", "interleave": "band", "BIGTIFF": "IF_SAFER"}
-            with rasterio.open(targets[0], "w", **profile) as file:
+            with _created(rasterio, targets[0], values.nbytes, profile) as file:
                 _put(file, values)
                 attributes = dict(metadata.attributes)
                 for key, kind in _SCALING.items():
@@ -223,7 +224,7 @@ def _copy(
     elif old.photometric is not None:
         profile["photometric"] = old.photometric.value
     profile = {key: value for key, value in profile.items() if value is not None}
-    with rasterio.open(target, "w", **profile) as new:
+    with _created(rasterio, target, stored.nbytes, profile) as new:
         _put(new, stored)
         for space in ("", *(each for each in old.tag_namespaces() if each in ("RPC", "IMD", "IMAGERY"))):
             new.update_tags(ns=space or None, **old.tags(ns=space or None))
@@ -243,6 +244,19 @@ def _copy(
             new.gcps = old.gcps
         if mask is not None:
             new.write_mask(mask)
+
+
+@contextmanager
+def _created(rasterio: Any, target: Path, size: int, profile: dict[str, Any]) -> Iterator[Any]:
+    """A new image, put together in memory if it is not large: on a full disk the library prints lines of its own."""
+    if size >= _SMALL or "APPEND_SUBDATASET" in profile:
+        with rasterio.open(target, "w", **profile) as file:
+            yield file
+        return
+    with rasterio.MemoryFile(ext=".tif") as memory:
+        with memory.open(**profile) as file:
+            yield file
+        target.write_bytes(memory.getbuffer())
 
 
 def _note(file: Any) -> str:
