@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hsidenoise.signal.lost_values import FEWEST, together
-from hsidenoise.signal.noise_level import NORMAL_MEDIAN, SIGMA_FLOOR
+from hsidenoise.signal.noise_level import NORMAL_MEDIAN, SIGMA_FLOOR, smallest_step
 
 #: A column is off if the median of what the estimate leaves of it is this many of its standard errors from zero; it is
 #: only looked at if its signs are out of balance by so many.
@@ -197,7 +197,7 @@ def impulses(
     """
     found = lost.clone()
     for band, image in enumerate(cube):
-        step = float(np.diff(np.unique(image.cpu().numpy()), append=np.inf).min())
+        step = smallest_step(image)
         for _ in range(_ROUNDS):
             out = stands_out(_apart(image, found[band]), lost[band], step)
             enough = out.sum() > max(FEWEST, LEAST_HIT * out.numel())

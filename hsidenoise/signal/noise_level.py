@@ -36,6 +36,7 @@ _ROUNDS = 6  # of the level by what lies within
 _SAMPLE = 1 << 14  # values of a band: the level of more is the same to half a percent
 _FLAT, _FLAT_WINDOW = 0.25, 5  # share of the 2x2 blocks that are the flattest, in a window of so many of them
 _FEWEST_BLOCKS = 64  # fewer say nothing
+_STEPS = 0.8  # of whole values; a level up to that is texture that was rounded: 0.4 to 0.75 of four clean scenes
 _OVERLAPPING = 2.25  # blocks that overlap say as much as one
 _MOST_ABSORBED = 0.8  # of the variance of the noise, that is made up for
 _UNEXPLAINED = 0.45  # share of the variance of a bad band that the others do not explain
@@ -234,7 +235,7 @@ def level_of_flat_parts(
     single bands of cave/validation, pavia_crop and remote_sensing_clean), 5.0 to 6.2 for noise of 5. In the flattest
     quarter there is less of it: 1.0 to 1.5 and 4.8 to 5.4. In white noise the details of a block say nothing of each
     other, so that the choice takes nothing away. Blocks of one value, as where a scale ends, are left out. What
-    rounding to whole steps adds is noise as well.
+    rounding to whole steps adds is noise as well; a level below one step is taken for that alone.
 
     Args:
         cube: Noisy cube.
@@ -270,11 +271,22 @@ def level_of_flat_parts(
         order = texture[texture < torch.inf].sort().values
         if len(order) >= _FEWEST_BLOCKS:
             flat = details[texture <= order[int(_FLAT * len(order))]][None, None]
-            step = float(np.diff(np.unique(cube[band].cpu().numpy())).min())
+            step = smallest_step(cube[band])
             level = level_of_residual(flat, torch.zeros_like(flat, dtype=torch.bool))[0]
             error = (_OVERLAPPING / (2 * flat.numel())) ** 0.5
-            levels[band] = (1.0 + 2.0 * error) * level.clamp_min(step / 12.0**0.5)
+            rounding = step / 12.0**0.5
+            levels[band] = (1.0 + 2.0 * error) * level.clamp_min(rounding) if level > _STEPS * step else rounding
     return levels
+
+
+def smallest_step(image: Float[Tensor, "height width"]) -> float:
+    """Smallest difference of two values of a band: 1 of whole numbers, next to nothing of others.
+
+    Example:
+        >>> smallest_step(torch.tensor([[2.0, 4.0], [2.0, 5.0]]))
+        1.0
+    """
+    return float(np.diff(np.unique(image.cpu().numpy()), append=np.inf).min())
 
 
 def _around(images: Tensor) -> Tensor:

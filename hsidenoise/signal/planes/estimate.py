@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from hsidenoise.signal.defects import MOST_TOGETHER, column_offsets, impulses, stands_out, trust, without_common
 from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements, together
-from hsidenoise.signal.noise_level import level_of_flat_parts, level_of_residual, noise_level
+from hsidenoise.signal.noise_level import level_of_flat_parts, level_of_residual, noise_level, smallest_step
 from hsidenoise.signal.planes.basis import band_kernels, find_basis
 from hsidenoise.signal.planes.filter import threshold, wiener
 from hsidenoise.signal.spectral_wiener import spectral_wiener
@@ -278,8 +278,11 @@ def _denoise(
     denoised, absorbed = _by_scene(known + trusted, known, sigma, STRIDE, PILOT_SHARE)
     if improve is not None and (guide := improve(known, residual, trusted, sigma, lost, denoised)) is not None:
         denoised = guide
+    step = torch.tensor([smallest_step(band) if few else 0.0 for band in cube]).to(cube)
+    rounded = limit < 0.3 * step  # by its level, that of rounding alone: there is nothing to take away
+    denoised = torch.where(rounded[:, None, None] & ~lost, cube, denoised)
     if told is None:
-        sigma = _residual(cube, denoised, lost, absorbed)[1].minimum(limit)
+        sigma = torch.where(rounded, limit, _residual(cube, denoised, lost, absorbed)[1].minimum(limit))
     return PlaneEstimate(denoised, sigma, lost)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import median_filter
+from scipy.ndimage import gaussian_filter, median_filter
 
 from hsidenoise.classical.methods import run_baseline
 from hsidenoise.noise.cases import corrupt
@@ -133,6 +133,16 @@ def test_impulses_in_few_bands_are_found_by_their_neighbours(real_crop, rng, ban
     noisy = np.where(rng.random(clean.shape) < share, drawn, clean + rng.normal(0, 0.02, clean.shape))
     median = np.stack([median_filter(band, 3) for band in noisy])
     assert psnr(denoise_by_planes(tensor(noisy)).denoised, clean) > psnr(median, clean) + 1.0
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_rounding_alone_is_no_noise_to_take_away(rng, bands):
+    blurred = gaussian_filter(rng.normal(0, 1, (bands, 72, 76)), (0, 1.5, 1.5))
+    clean = 110 + np.where(np.arange(76) % 40 < 20, 60, 5) * blurred / blurred.std()
+    whole = np.rint(clean)
+    np.testing.assert_allclose(denoise_by_planes(tensor(whole)).denoised, whole, atol=1e-3)
+    noisy = np.rint(clean + rng.normal(0, 2, clean.shape))
+    assert (denoise_by_planes(tensor(noisy)).denoised.numpy() - clean).std() < 0.8 * (noisy - clean).std()
 
 
 def test_noise_of_one_band_is_no_glint():
