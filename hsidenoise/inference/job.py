@@ -42,6 +42,7 @@ from hsidenoise.system.machine import find_precision, free_memory, in_use
 # Windows of bands overlap by a third of the network's bands: at its edges a window lacks neighbours to compare with.
 _BAND_OVERLAP = 3
 
+_MANY_HIDDEN = 0.1  # share of a band that is too far outside of the range for a network: a band in another unit
 _FEWEST_PIXELS = 4  # with data: fewer are no image
 _HERE = str(Path(__file__).parent)
 
@@ -194,13 +195,20 @@ class _Job:
         values[(bands, *box)] = np.where(known, run.values, values[(bands, *box)])
         return dataclasses.replace(run, values=values)
 
-    def whole(self, noisy: np.ndarray, pixels: Bool[np.ndarray, "height width"] | None, level: bool = False) -> Run:
+    def whole(
+        self,
+        noisy: np.ndarray,
+        pixels: Bool[np.ndarray, "height width"] | None,
+        level: bool = False,
+        scaled: bool = False,
+    ) -> Run:
         """Denoise a cube of which every value is a number.
 
         Args:
             noisy: The cube.
             pixels: Those that hold data; the others only look like it.
             level: Whether bands of far levels were looked for.
+            scaled: Whether bands of far larger values were.
         """
         if min(noisy.shape[1:]) == 1 and noisy[0].size >= _FEWEST_PIXELS:
             return self.line(noisy, pixels)
@@ -208,7 +216,11 @@ class _Job:
             return self.without_offsets(noisy, offsets, pixels)
         scaling = fit_scaling(noisy, self.options.normalize, Extremes(-np.inf, np.inf, ()))
         if (far := scaling.hides(noisy)).any():
-            return self.valid_part(noisy, ~far)
+            loud = far.mean(axis=(1, 2)) > _MANY_HIDDEN
+            loud[list(scaling.lost)] = False
+            if loud.any() and not loud.all() and not scaled:
+                return self.without_gains(noisy, loud, pixels)
+            return self.valid_part(noisy, ~(far | loud[:, None, None]))
         if 0 < len(scaling.lost) < len(noisy):
             return self.without_lost(noisy, scaling, pixels)
         return self.through_model(noisy, scaling, pixels)
@@ -239,6 +251,20 @@ class _Job:
         for band, before, noisy_band, offset in zip(run.values, level, noisy, offsets, strict=True):
             # what came back as it was is what it was
             band[...] = np.where(band == before, noisy_band, band.astype(np.float64) + offset)
+        return run
+
+    def without_gains(self, noisy: np.ndarray, loud: np.ndarray, pixels: np.ndarray | None) -> Run:
+        """Denoise a cube some of whose bands are in another unit, at the scale of the others."""
+        low, high = np.quantile(noisy.reshape(len(noisy), -1), (0.01, 0.99), axis=1)
+        factor = np.where(loud, (high - low) / (np.median((high - low)[~loud]) or 1.0), 1.0)
+        factor[~(factor > 0)] = 1.0
+        self.note(f"{self.named(loud)}: values far beyond those of the other bands; denoised at their scale")
+        exact = floating(noisy.dtype)
+        even = np.stack([(band / each).astype(exact) for band, each in zip(noisy, factor, strict=True)])
+        sigma = None if self.sigma is None else self.sigma / factor
+        run = dataclasses.replace(self, sigma=sigma).whole(even, pixels, scaled=True)
+        for band, before, noisy_band, each in zip(run.values, even, noisy, factor, strict=True):
+            band[...] = np.where(band == before, noisy_band, band * each)
         return run
 
     def without_lost(self, noisy: np.ndarray, scaling: Scaling, pixels: np.ndarray | None) -> Run:

@@ -96,6 +96,16 @@ def test_valid_values_come_out_as_if_the_others_were_valid(whole, model, bad, va
         assert error(scaled, near) < (1.55 if turned else 1.4) * error(whole[model], near)
 
 
+@pytest.mark.parametrize(("gain", "band"), [(1e4, 9), (-1e6, 23)])
+def test_a_band_in_another_unit_is_denoised_as_the_others(whole, gain, band):
+    factor = np.ones((BANDS, 1, 1))
+    factor[band] = gain
+    with pytest.warns(RuntimeWarning, match="values far beyond those of the other bands; denoised at their scale"):
+        denoised = denoise(NOISY * factor, SMALL) / factor
+    for where in (np.arange(BANDS) == band, np.arange(BANDS) != band):
+        assert error(denoised, where) < 1.15 * error(whole[SMALL], where)
+
+
 def test_what_is_asked_for_is_left_out_without_a_word(recwarn):
     mask = np.ones((HEIGHT, WIDTH), dtype=bool)
     mask[:, 30:] = False
