@@ -296,8 +296,8 @@ class TestDenoise:
             (["-o", "x.mat", "--overlap", "40", "--tile", "32"], "overlap"),
             (["-o", "x.mat", "--device", "abacus"], "abacus"),
             (["-o", "x.mat", "--device", "meta"], "meta"),
-            (["-o", "x.png", "--picture", "x.png"], "would be lost"),
-            (["-o", "x.mat", "--picture", "./noisy.mat.png/../noisy.mat"], "would be lost"),
+            (["-o", "x.png", "--picture", "x.png"], "name another picture"),
+            (["-o", "x.mat", "--picture", "./noisy.mat.png/../noisy.mat"], "name another picture"),
             (["-o", "x.mat", "--picture", "page.png", "--band", "31"], "bands 0 to 30"),
             (["-o", "x.mat", "--band", "3"], "--picture"),
         ],
@@ -625,7 +625,7 @@ class TestInspect:
         assert f"plot         {plot}\n" in printed
         assert "no data      NaN in 150 pixels" in printed
         assert plot.read_bytes().startswith(b"\x89PNG")
-        for wrong, says in ((path, "would be lost"), (tmp_path / "plot.gif", "name a picture .png")):
+        for wrong, says in ((path, "name another picture"), (tmp_path / "plot.gif", "name a picture .png")):
             assert main(["inspect", str(path), "--plot", str(wrong)]) == 2
             assert says in capsys.readouterr().err
         assert path.read_bytes() == before
