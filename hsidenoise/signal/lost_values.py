@@ -45,6 +45,7 @@ _SPECTRA, _SPECTRA_PER_BAND = 1 << 13, 4  # that they are told from, at most and
 _GUESSES = 6  # rounds in which those are completed, where too few are complete
 _REACHES = (1, 2, 4, 8, 16)  # pixels, from which a lost value is filled: the nearest that suffices
 _LEAST_WEIGHT = 0.08  # of what is known there
+_REPEATED = 0.9  # as many different values as values, or fewer, of a band of whole numbers
 _BEYOND = 0.0005  # share of values beyond the end of a scale that shows that it is none
 
 
@@ -223,6 +224,7 @@ def fill_gaps(
     spectra, with noise as the band has it. Pixels without any are the mean of what is near them, with such noise: the
     copy of a noisy pixel would be taken for scene. Three pixels from a slanted border the error is 1.1 times that
     without a border, with copies 1.5 times (remote_sensing_clean, gaussian-30). Dead lines and stuck pixels go on.
+    Whole numbers are continued by whole numbers: beside other values, each would stand out as one that repeats.
 
     Args:
         cube: Cube with anything in its invalid values, such as NaN.
@@ -247,7 +249,32 @@ def fill_gaps(
     partly = known & ~valid.all(axis=0)
     if partly.any():
         _complete(filled.reshape(len(cube), -1), valid.reshape(len(cube), -1), known.ravel(), partly.ravel())
-    return filled if known.all() else _continued(filled, known)
+        _repeat(filled, valid, known)
+    if known.all():
+        return filled
+    filled = _continued(filled, known)
+    _repeat(filled, np.broadcast_to(known, cube.shape), ~known)
+    return filled
+
+
+def _repeat(cube: np.ndarray, valid: np.ndarray, pixels: np.ndarray) -> None:
+    """Draw what is filled, among some pixels, to values that its band has, if these repeat; in place.
+
+    Where values were cut off, what is filled is cut off as well.
+    """
+    for image, there in zip(cube, valid, strict=True):
+        gaps = pixels & ~there
+        own, counts = np.unique(image[there], return_counts=True)
+        if not gaps.any() or len(own) < 2:
+            continue
+        low, high = own[0] if counts[0] > counts[1] else -np.inf, own[-1] if counts[-1] > counts[-2] else np.inf
+        filled = image[gaps].astype(np.float64).clip(low, high)
+        if len(own) <= _REPEATED * there.sum():
+            near = own[np.searchsorted((own[1:] + own[:-1]) / 2.0, filled)].astype(np.float64)
+            step = float(np.median(np.diff(own)))
+            beyond = (filled < own[0]) | (filled > own[-1])
+            filled = near + np.where(beyond, np.rint((filled - near) / step) * step, 0.0)
+        image[gaps] = filled
 
 
 def _continued(cube: np.ndarray, known: np.ndarray) -> np.ndarray:

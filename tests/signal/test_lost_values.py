@@ -107,3 +107,15 @@ def test_fill_gaps_leaves_outliers_out_and_continues_dead_lines(rng):
     assert lost[1].mean() > 0.25
     beside = np.pad(known[:, 4:], [(0, 0), (0, 4)], constant_values=True) & ~known
     assert np.abs(filled - clean)[~lost & beside].max() < 0.2
+
+
+@pytest.mark.parametrize(("steps", "lowest"), [(255, -100), (255, 0), (1023, 0)])
+def test_whole_numbers_around_a_gap_are_no_stuck_pixels(real_crop, rng, steps, lowest):
+    cube = real_crop[::3] + rng.normal(0, 0.02, real_crop[::3].shape)
+    counts = np.round(cube * steps).clip(min=lowest).astype(np.float32)
+    known = np.ones(counts.shape, dtype=bool)
+    known[:, 20:40, 30:50] = known[:4, 50:, :20] = False
+    filled = fill_gaps(np.where(known, counts, np.nan), known)
+    assert not no_measurements(torch.from_numpy(filled)).any()
+    assert np.array_equal(filled[known], counts[known])
+    assert np.array_equal(filled, filled.round())
