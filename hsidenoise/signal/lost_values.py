@@ -38,6 +38,7 @@ FEWEST_VALUES = 64
 FAR_FROM_END = 4.0
 """Where the neighbours of a pixel are this many noise levels away from the end of the scale, none is cut off there."""
 
+_MOST_STUCK = 4  # values of a band; more are whole numbers with others between: resampled, or divided by their noise
 _MOST_BY_CHANCE = 2.0  # times as often as chance has it
 _AS_OFTEN = 0.7  # share of stuck pixels far from the end of the scale, of that everywhere: noise that is cut off has 0
 _DIRECTIONS = 8  # of the spectra, that missing bands are told by
@@ -147,7 +148,10 @@ def _frequent(values: Tensor) -> list[float]:
     padded = np.pad(count, 2)
     usual = np.max([padded[:-4], padded[1:-3], padded[3:-1], padded[4:]], axis=0)
     least = np.maximum(OVER_NEIGHBOURS * usual, max(FEWEST, LEAST_SHARE * len(ordered)))
-    return [float(ordered[at]) for at in first[count >= least]]
+    often = count >= least
+    if often.sum() > _MOST_STUCK:
+        often &= count >= OVER_NEIGHBOURS * np.median(count[often])
+    return [float(ordered[at]) for at in first[often]]
 
 
 def _clipped(image: Tensor, value: float, at: Tensor, rest: Tensor) -> bool:

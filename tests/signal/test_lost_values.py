@@ -119,3 +119,9 @@ def test_whole_numbers_around_a_gap_are_no_stuck_pixels(real_crop, rng, steps, l
     assert not no_measurements(torch.from_numpy(filled)).any()
     assert np.array_equal(filled[known], counts[known])
     assert np.array_equal(filled, filled.round())
+
+
+def test_whole_numbers_with_others_between_them_are_no_stuck_pixels(real_crop, rng):
+    counts = np.round((real_crop[::6] + rng.normal(0, 0.02, real_crop[::6].shape)) * 255)
+    counts[:, :, 40:] /= np.linspace(1, 1.5, 24)  # as a noise level of each pixel divides them
+    assert not no_measurements(torch.from_numpy(counts.astype(np.float32))).any()
