@@ -30,7 +30,7 @@ MARKS = (
 _LEAST_BANDS = 3  # of a cube
 _TOGETHER = 8  # neighbouring bands of one that may have it alone
 _LEAST_AREA = 0.0005  # share of the pixels
-_FEWEST = 4  # pixels
+_FEWEST = 4  # pixels; one or two may be the darkest of a scene
 _MOST_SPECTRA = 3  # that are there many times: a scene of few values has more
 _COVERED = 0.98  # of the pixels, of a band that has it too
 _MOST_PARTLY = 0.1  # as many pixels that have it in half of the bands or more: of a saturated or dark part
@@ -348,7 +348,7 @@ def find_blended(
         ends: Smallest and largest mark.
 
     Returns:
-        True for these pixels; None if there are none.
+        True for these pixels; None if there are fewer than a few.
 
     Example:
         >>> cube = np.random.default_rng(0).random((3, 40, 50))
@@ -376,7 +376,7 @@ def find_blended(
         bands += 1
     found = np.zeros_like(ring)
     found[ring] = blended > _BLENDED * max(1, bands)
-    return found if found.any() else None
+    return found if found.sum() >= _FEWEST else None
 
 
 def _is_area(at: Bool[np.ndarray, "bands height width"]) -> bool:
