@@ -3,7 +3,8 @@
 A column that is constant in a noisy band, while other bands are alive there, is dead. One is shifted if the median of
 what an estimate leaves of it is far from zero, and most other bands are not shifted there too. Where there are too few
 bands for one to tell of another, an impulse is a value that is far from most of its neighbours; so is a detail of the
-scene, but details lie together.
+scene, but details lie together, or in most bands at once. Dots and stars of a single band are not told from impulses
+that are all brighter or all darker than what is around: these are kept, too.
 
 References:
     Garnett et al., "A universal noise removal algorithm with an impulse detector", IEEE TIP 2005.
@@ -21,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from hsidenoise.signal.lost_values import FEWEST, together
+from hsidenoise.signal.lost_values import FEWEST, chance_of_most, together
 from hsidenoise.signal.noise_level import NORMAL_MEDIAN, SIGMA_FLOOR, smallest_step
 
 #: A column is off if the median of what the estimate leaves of it is this many of its standard errors from zero; it is
@@ -47,9 +48,12 @@ STANDS_OUT = 4.5
 #: scene have 0.17 and more (1 to 8 bands of cave/validation, pavia_crop, MUUFL, remote_sensing_clean).
 LEAST_HIT, MOST_TOGETHER = 0.01, 0.15
 
+_LEAST_OF_A_SIDE, _ONE_HEIGHT = 0.05, 0.3  # of what stands out; spread of their height, that of any height has 0.58
 _AROUND = 7  # side of what is around, in pixels
 _LEAST_AROUND = 0.5  # of the median of the whole band
 _MOST_MISSING = 4  # of the 8 neighbours of a pixel
+_BEYOND_CHANCE = 4.0  # as often as by chance, from which values out of the ordinary are common to bands
+_LEAST_COMMON, _MOSTLY = 0.05, 0.5  # of all of them, without which they are not; from which they are in any case
 _ROUNDS = 2  # the second without the neighbours that the first has found
 
 _MEDIAN_PIXELS = 1024  # per band: a median of more says the same to a few percent
@@ -176,35 +180,74 @@ def trust(
 
 def impulses(
     cube: Float[Tensor, "bands height width"], lost: Bool[Tensor, "bands height width"]
-) -> Bool[Tensor, "bands height width"]:
+) -> tuple[Bool[Tensor, "bands height width"], Bool[Tensor, "bands height width"]]:
     """Scattered values far from most of their neighbours, in bands with many of them.
+
+    Dots of the scene are not: those that are in most bands, those of one side or height in a cube of one band.
 
     Args:
         cube: Noisy cube, in any unit.
         lost: What is known to be no measurement: it is no neighbour, and not found again.
 
     Returns:
-        True for impulses.
+        True for impulses; true for dots of the scene.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
         >>> cube = 0.1 * torch.randn(2, 40, 50, generator=generator)
         >>> hit = torch.rand(40, 50, generator=generator) < 0.1
         >>> cube[1, hit] = 5.0 + torch.rand(40, 50, generator=generator)[hit]
-        >>> found = impulses(cube, torch.zeros_like(cube, dtype=torch.bool))
+        >>> found, _ = impulses(cube, torch.zeros_like(cube, dtype=torch.bool))
         >>> bool(found[0].any()), bool((found[1] == hit).float().mean() > 0.99)
         (False, True)
     """
-    found = lost.clone()
-    for band, image in enumerate(cube):
-        step = smallest_step(image)
-        for _ in range(_ROUNDS):
-            out = stands_out(_apart(image, found[band]), lost[band], step)
-            enough = out.sum() > max(FEWEST, LEAST_HIT * out.numel())
-            if not enough or together(out).max() > MOST_TOGETHER:
-                break
-            found[band] = lost[band] | out
-    return found & ~lost
+    found, common, steps = lost.clone(), torch.zeros_like(lost), [smallest_step(image) for image in cube]
+    for _ in range(_ROUNDS):
+        apart = torch.stack([_apart(image, at) for image, at in zip(cube, found, strict=True)])
+        out = torch.stack([stands_out(*each) for each in zip(apart.abs(), lost, steps, strict=True)])
+        common = in_most_bands(out, apart > 0) if len(cube) > 1 else out & _of_one_kind(apart, out)
+        out &= ~common
+        for band, image in enumerate(out):
+            if image.sum() > max(FEWEST, LEAST_HIT * image.numel()) and together(image).max() < MOST_TOGETHER:
+                found[band] = lost[band] | image
+    return found & ~lost, common
+
+
+def in_most_bands(
+    out: Bool[Tensor, "bands height width"], above: Bool[Tensor, "bands height width"]
+) -> Bool[Tensor, "bands height width"]:
+    """Which values are out of the ordinary to the same side as most other bands of their pixel are: they are scene.
+
+    Impulses come in each band by themselves; where chance explains most of what is common, nothing is.
+
+    Args:
+        out: Values out of the ordinary.
+        above: Those of them that are larger than they ought to be.
+
+    Example:
+        >>> out = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(0)) < 0.1
+        >>> bool(in_most_bands(out, out).any()), bool(in_most_bands(out[:1].expand(3, -1, -1), out).all())
+        (False, False)
+    """
+    common = torch.zeros_like(out)
+    others = len(out) - 1
+    for side in (out & above, out & ~above):
+        shares = side.float().mean((1, 2)).tolist()
+        for band, here in enumerate(side):
+            both = here & (2 * (side.sum(0) - 1) > others)
+            chance = shares[band] * chance_of_most(shares[:band] + shares[band + 1 :], others // 2 + 1)
+            least = max(_BEYOND_CHANCE * chance, _LEAST_COMMON * shares[band])
+            if both.float().mean() > min(least, _MOSTLY * shares[band]):
+                common[band] |= both
+    return common
+
+
+def _of_one_kind(apart: Tensor, out: Tensor) -> bool:
+    """Whether what stands out in a band is bright alone, dark alone or of one height: dots and stars, no impulses."""
+    up, down = apart[out & (apart > 0)], -apart[out & (apart < 0)]
+    if min(len(up), len(down)) < max(FEWEST, _LEAST_OF_A_SIDE * (len(up) + len(down))):
+        return True
+    return bool(max(side.std() / side.mean() for side in (up, down)) < _ONE_HEIGHT)
 
 
 def stands_out(
@@ -227,8 +270,9 @@ def stands_out(
 
 
 def _apart(image: Tensor, lost: Tensor) -> Tensor:
-    """How far each value is from half of its neighbours at least, the lost ones left out; NaN if half of them are."""
+    """How far each value is from half of its known neighbours at least, with its sign; NaN if half of them are lost."""
     known = F.pad(torch.where(lost, torch.nan, image)[None, None], (1, 1, 1, 1), mode="reflect")[0, 0]
-    around = known.unfold(0, 3, 1).unfold(1, 3, 1).flatten(2)
-    apart = (around - image[..., None])[..., [0, 1, 2, 3, 5, 6, 7, 8]].abs()
-    return torch.where(apart.isnan().sum(-1) > _MOST_MISSING, torch.nan, apart.nanmedian(-1).values)
+    around = known.unfold(0, 3, 1).unfold(1, 3, 1).flatten(2)[..., [0, 1, 2, 3, 5, 6, 7, 8]]
+    apart = (around - image[..., None]).abs().nanmedian(-1).values
+    apart = torch.where(image < around.nanmedian(-1).values, -apart, apart)
+    return torch.where(around.isnan().sum(-1) > _MOST_MISSING, torch.nan, apart)

@@ -107,16 +107,22 @@ def stuck_pixels(
                 stuck[band] |= at
     most = stuck.float().mean(0) >= 0.5
     # stuck in most bands is no defect of a band, unless by chance: a background, a scene of few values without noise
-    by_chance = most.float().mean() < _MOST_BY_CHANCE * _chance_of_most(stuck.float().mean((1, 2)).tolist())
+    chance = chance_of_most(stuck.float().mean((1, 2)).tolist(), (len(cube) + 1) // 2)
+    by_chance = most.float().mean() < _MOST_BY_CHANCE * chance
     return stuck if len(cube) < 3 or by_chance else stuck & ~most
 
 
-def _chance_of_most(shares: list[float]) -> float:
-    """How often half of the bands or more are stuck at once, each on such a share of its pixels."""
+def chance_of_most(shares: list[float], most: int) -> float:
+    """How often so many bands or more are hit at once, each on such a share of its pixels.
+
+    Example:
+        >>> round(chance_of_most([0.1, 0.1], 1), 9), round(chance_of_most([0.1, 0.1], 2), 9)
+        (0.19, 0.01)
+    """
     chances = np.ones(1)  # of so many bands
     for share in shares:
         chances = np.convolve(chances, [1.0 - share, share])
-    return float(chances[(len(shares) + 1) // 2 :].sum())
+    return float(chances[most:].sum())
 
 
 def no_measurements(cube: Float[Tensor, "bands height width"]) -> Bool[Tensor, "bands height width"]:

@@ -37,7 +37,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from hsidenoise.signal.defects import MOST_TOGETHER, column_offsets, impulses, stands_out, trust, without_common
+from hsidenoise.signal.defects import (
+    MOST_TOGETHER,
+    column_offsets,
+    impulses,
+    stands_out,
+    trust,
+    without_common,
+)
 from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements, together
 from hsidenoise.signal.noise_level import level_of_flat_parts, level_of_residual, noise_level, smallest_step
 from hsidenoise.signal.planes.basis import band_kernels, find_basis
@@ -191,12 +198,14 @@ def _by_planes(
         low, span = _range(whole[alive])
         cube = (whole[alive] - low) / span
         gone = no_measurements(cube)
-        hit = impulses(cube, gone) if len(cube) < _MANY_BANDS else torch.zeros_like(gone)
+        hit, common = impulses(cube, gone) if len(cube) < _MANY_BANDS else 2 * (torch.zeros_like(gone),)
         glint = _glint(cube, gone | hit)
         if glint.any() and not glint.all():
-            cube, gone, hit = (fill_invalid(each, ~glint) for each in (cube, gone, hit))
+            cube, gone, hit, common = (fill_invalid(each, ~glint) for each in (cube, gone, hit, common))
         told = None if sigma is None else (sigma[alive].to(cube) / span).clamp_min(_LEAST_SIGMA)
-        found = _denoise(cube, gone, hit, told, None if improve is None else partial(improve, (low, span, alive)))
+        found = _denoise(
+            cube, gone, hit, common, told, None if improve is None else partial(improve, (low, span, alive))
+        )
         keep = glint if mask is None else glint | ~mask
         denoised[alive] = torch.where(keep, noisy[alive], found.denoised * span + low)
         level[alive] = found.sigma * span
@@ -248,9 +257,17 @@ def _glint(cube: Tensor, lost: Tensor) -> Tensor:
 
 
 def _denoise(
-    cube: Tensor, gone: Tensor, hit: Tensor, told: Tensor | None, improve: Callable[..., Tensor | None] | None
+    cube: Tensor,
+    gone: Tensor,
+    hit: Tensor,
+    common: Tensor,
+    told: Tensor | None,
+    improve: Callable[..., Tensor | None] | None,
 ) -> PlaneEstimate:
-    """Denoise a cube on about [0, 1] without invalid pixels or constant bands, with impulses and what is gone."""
+    """Denoise a cube on about [0, 1] without invalid pixels or constant bands, with impulses and what is gone.
+
+    Dots of the scene that are common to most of a few bands are no outliers.
+    """
     lost = gone | hit
     filled = fill(cube, lost)
     estimate = spectral_wiener(filled[None], _ESTIMATE_ROUNDS, _ESTIMATE_OVERLAP)
@@ -265,9 +282,9 @@ def _denoise(
         most = _ESTIMATE_MARGIN * sigma / left if left else regression
         sigma = torch.maximum(sigma, torch.minimum(regression, most)).minimum(limit)
     sigma = (sigma if told is None else told).clamp_min(_LEAST_SIGMA)
-    trusted, outliers = _trusted(residual, sigma, lost, regression, hit)
+    trusted, outliers = _trusted(residual, sigma, lost, regression, hit, common)
     known, absorbed = _by_regions(known + trusted, sigma)
-    again = partial(_again, cube, gone=gone, hit=hit, told=told, regression=regression, limit=limit)
+    again = partial(_again, cube, gone=gone, hit=hit, common=common, told=told, regression=regression, limit=limit)
     if shifted or outliers or bool(lost.any()):
         for _ in range(ROUNDS):
             _, _, trusted, sigma = again(known, absorbed)
@@ -305,18 +322,20 @@ def _level(residual: Tensor, lost: Tensor, _: Tensor) -> Tensor:
     return level_of_residual(residual, lost)[None]
 
 
-def _trusted(residual: Tensor, sigma: Tensor, lost: Tensor, regression: Tensor, hit: Tensor) -> tuple[Tensor, bool]:
+def _trusted(
+    residual: Tensor, sigma: Tensor, lost: Tensor, regression: Tensor, hit: Tensor, common: Tensor
+) -> tuple[Tensor, bool]:
     """The residual, outliers drawn to zero in the bands that have them; whether any has."""
     known = (~lost).sum((1, 2)).clamp_min(1)
-    away = residual.abs() > FAR_SIGMAS * sigma[:, None, None]
+    away = (residual.abs() > FAR_SIGMAS * sigma[:, None, None]) & ~common
     far = away.sum((1, 2)) / known
     # outliers would be left by a plain regression, too: where it leaves much less, the estimate is at fault
     at_fault = residual.square().sum((1, 2)) / known > (_AT_FAULT * regression).square()
     bad = far > FAR_SHARE
     if len(residual) < _MANY_BANDS:
-        bad &= hit.flatten(1).any(1) | (torch.stack([together(band).max() for band in away]) < MOST_TOGETHER)
+        bad &= hit.flatten(1).any(1)  # or the scene: these bands do not tell each other well
     # few, but strong enough to be taken for directions of the scene
-    away = residual.abs() > STRONG_SIGMAS * sigma[:, None, None]
+    away = (residual.abs() > STRONG_SIGMAS * sigma[:, None, None]) & ~common
     strong = (residual.square() * away).sum((1, 2)) / known > STRONG_ENERGY * sigma.square()
     if (strong & ~bad).any():
         bad |= strong & (torch.stack([together(band).max() for band in away]) < MOST_TOGETHER)
@@ -324,7 +343,7 @@ def _trusted(residual: Tensor, sigma: Tensor, lost: Tensor, regression: Tensor, 
     if not bad.any():
         return residual, False
     weight = trust(residual[None], sigma[None], OUTLIER_SIGMAS)[0]
-    return torch.where(bad[:, None, None], weight * residual, residual), True
+    return torch.where(bad[:, None, None] & ~common, weight * residual, residual), True
 
 
 def _again(
@@ -334,17 +353,19 @@ def _again(
     *,
     gone: Tensor,
     hit: Tensor,
+    common: Tensor,
     told: Tensor | None,
     regression: Tensor,
     limit: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What is lost, the residual of a better estimate, what is trusted of it, and the noise level."""
-    lost = gone.clone()
-    for band in torch.nonzero(hit.flatten(1).any(1)).flatten().tolist():  # a better estimate knows better
-        lost[band] |= stands_out((cube[band] - known[band]).abs(), gone[band])
+    lost, has = gone, hit.flatten(1).any(1)
+    if has.any():  # a better estimate knows better
+        out = torch.stack([stands_out(*each) for each in zip((cube - known).abs(), gone, strict=True)])
+        lost = gone | (out & has[:, None, None] & ~common)
     residual, sigma, _ = _residual(cube, known, lost, absorbed)
     sigma = (sigma.minimum(limit) if told is None else told).clamp_min(_LEAST_SIGMA)
-    return lost, residual, _trusted(residual, sigma, lost, regression, hit)[0], sigma
+    return lost, residual, _trusted(residual, sigma, lost, regression, hit, common)[0], sigma
 
 
 def _by_regions(cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

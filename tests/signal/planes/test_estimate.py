@@ -135,6 +135,18 @@ def test_impulses_in_few_bands_are_found_by_their_neighbours(real_crop, rng, ban
     assert psnr(denoise_by_planes(tensor(noisy)).denoised, clean) > psnr(median, clean) + 1.0
 
 
+@pytest.mark.parametrize("bands", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["stars", "grid", "texture"])
+def test_dots_of_the_scene_are_no_impulses(rng, bands, kind):
+    rows, columns = np.mgrid[:64, :72]
+    clean = np.stack([0.2 + 0.1 * np.sin(columns / 17 + band) * np.cos(rows / 23) for band in range(bands)])
+    drawn = rng.random(rows.shape)
+    at = {"stars": drawn < 0.03, "grid": (rows % 4 == 0) & (columns % 4 == 0), "texture": drawn < 0.2}[kind]
+    clean[:, at] += 0.1 + 0.5 * rng.random(at.sum()) if kind == "stars" else 0.3
+    noisy = clean + rng.normal(0, 0.01, clean.shape)
+    assert (denoise_by_planes(tensor(noisy)).denoised.numpy() - clean).std() < 1.01 * (noisy - clean).std()
+
+
 @pytest.mark.parametrize("bands", [1, 3])
 def test_rounding_alone_is_no_noise_to_take_away(rng, bands):
     blurred = gaussian_filter(rng.normal(0, 1, (bands, 72, 76)), (0, 1.5, 1.5))
