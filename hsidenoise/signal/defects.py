@@ -48,6 +48,8 @@ STANDS_OUT = 4.5
 #: scene have 0.17 and more (1 to 8 bands of cave/validation, pavia_crop, MUUFL, remote_sensing_clean).
 LEAST_HIT, MOST_TOGETHER = 0.01, 0.15
 
+_BESIDE = 0.5  # of the offset of a column, that it is apart from those beside it
+_IN_OTHERS = 0.3  # of the other bands, that are off in the same column if it is a line of the scene
 _LEAST_OF_A_SIDE, _ONE_HEIGHT = 0.05, 0.3  # of what stands out; spread of their height, that of any height has 0.58
 _AROUND = 7  # side of what is around, in pixels
 _LEAST_AROUND = 0.5  # of the median of the whole band
@@ -149,6 +151,39 @@ def without_common(offset: Float[Tensor, "batch bands width"]) -> Float[Tensor, 
                  [0.0000, 0.0000]]])
     """
     return offset * ((offset != 0).float().mean(dim=1, keepdim=True) < 0.5)
+
+
+def without_scene(
+    offset: Float[Tensor, "batch bands width"],
+    residual: Float[Tensor, "batch bands height width"],
+    noisy: Float[Tensor, "batch bands height width"],
+) -> Float[Tensor, "batch bands width"]:
+    """Offsets of columns of few bands, whose estimate may lose what one band has for itself, 0 where that is likely.
+
+    A stripe is off against both columns beside it. A line of the scene is so in other bands of the noisy cube as well.
+
+    Example:
+        >>> residual = torch.tensor([0.0, 0.5, 0.4, 0.0, 0.5, 0.0]).expand(1, 1, 9, 6)
+        >>> without_scene(residual[:, :, 0], residual, residual)
+        tensor([[[0.0000, 0.0000, 0.0000, 0.0000, 0.5000, 0.0000]]])
+    """
+    apart, chance = _beside(noisy)
+    there = (apart.abs() > SUSPECT_SIGMAS * chance).float()
+    others = (there.sum(1, keepdim=True) - there) / max(1, noisy.shape[1] - 1)
+    return offset * (_beside(residual)[0] * offset.sign() > _BESIDE * offset.abs()) * (others < _IN_OTHERS)
+
+
+def _beside(images: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much columns are off against both beside them to the same side, in the median; its standard error."""
+    steps = images[..., 1:] - images[..., :-1]
+    step = _median(steps.mT)
+    error = _median((steps - step[:, :, None]).abs().mT) / NORMAL_MEDIAN * (math.pi / (2 * images.shape[2])) ** 0.5
+    (before, after), (early, late) = (
+        (torch.cat([sign * each[..., :1], each], -1), torch.cat([sign * each, each[..., -1:]], -1))
+        for sign, each in ((-1, step), (1, error))
+    )
+    least = torch.where(before * after > 0, torch.minimum(before.abs(), after.abs()), 0.0)
+    return least * before.sign(), torch.maximum(early, late)
 
 
 def robust_spread(residual: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch bands"]:

@@ -44,6 +44,7 @@ from hsidenoise.signal.defects import (
     stands_out,
     trust,
     without_common,
+    without_scene,
 )
 from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements, together
 from hsidenoise.signal.noise_level import level_of_flat_parts, level_of_residual, noise_level, smallest_step
@@ -312,6 +313,8 @@ def _residual(cube: Tensor, known: Tensor, lost: Tensor, absorbed: Tensor | None
         offset = column_offsets(lines[None], partial(_level, residual, lost))
         if offset is None:
             continue
+        if len(cube) < _MANY_BANDS:
+            offset = without_scene(offset, lines[None], (cube if axis == 1 else cube.mT)[None])
         common = without_common(offset)[0].unsqueeze(axis)
         if common.any():
             residual, shifted = torch.where(lost, 0.0, residual - common), True

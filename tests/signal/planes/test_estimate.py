@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter, median_filter
 
 from hsidenoise.classical.methods import run_baseline
 from hsidenoise.noise.cases import corrupt
+from hsidenoise.signal.defects import without_scene
 from hsidenoise.signal.noise_level import level_of_residual
 from hsidenoise.signal.planes.estimate import denoise_by_planes
 
@@ -145,6 +146,17 @@ def test_dots_of_the_scene_are_no_impulses(rng, bands, kind):
     clean[:, at] += 0.1 + 0.5 * rng.random(at.sum()) if kind == "stars" else 0.3
     noisy = clean + rng.normal(0, 0.01, clean.shape)
     assert (denoise_by_planes(tensor(noisy)).denoised.numpy() - clean).std() < 1.01 * (noisy - clean).std()
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_column_that_is_off_in_other_bands_too_is_no_stripe(rng, others):
+    line = np.zeros((3, 64, 72))
+    line[0, :, 17] = 0.17
+    scene_of_all = rng.random((64, 1)) + (line * 0.6)[[1, 0, 2]] * others
+    noise = rng.normal(0, 0.02, line.shape)
+    offset, residual, noisy = (tensor(each)[None] for each in (line[:, 0], line + noise, scene_of_all + line + noise))
+    kept = without_scene(offset, residual, noisy)
+    assert torch.equal(kept, torch.zeros_like(offset) if others else offset)
 
 
 @pytest.mark.parametrize("bands", [1, 3])
