@@ -16,7 +16,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Real, Shaped
 
-from hsidenoise.signal.unmeasured import find_blended, find_same_spectra, find_written_ends, finite_ends, marks_of
+from hsidenoise.signal.unmeasured import (
+    find_blended,
+    find_same_spectra,
+    find_written_ends,
+    finite_ends,
+    is_scattered,
+    marks_of,
+)
 
 GAP = 3.0
 """Times as far from the bulk of the values as all that is nearer: where what is not a measurement begins.
@@ -35,6 +42,12 @@ _HUGE = 3.3e38  # what is written as -3.4e38 is meant for the end of single prec
 
 _MOST = 0.01  # share of the values that may be far without being one and the same value
 _SAMPLE = 1 << 20  # values that the bulk is taken from
+# Scattered, as many and such a share of a band are found as stuck pixels, in each tile, if it has as many values.
+# Fewer would spread: at 0.5 to 1 %, left in, the error of the others is up to 20 times that without (gulfport).
+_FEWEST_SALT, _LEAST_SALT, _FEWEST_LEVELS = 8, 0.02, 64
+_FARTHEST_SALT = 300.0  # spreads of the others; what is a thousand away is hidden from all methods
+_ALIKE_SALT, _OVER_BESIDE = 2.0, 8.0  # times as much salt as pepper at most, and pepper as the values next to it
+_HINT = " (if it is salt or pepper, put the median of its neighbours there first)"
 _FEWEST = 50  # fewer are no bulk: of four values one is often three times as far as the others
 
 
@@ -164,7 +177,8 @@ def find_mask(
     found: NaN and infinite values, values far outside of the scene (:func:`find_extremes`), pixels that share one
     spectrum, such as the zeros around a rotated flight line
     (:func:`hsidenoise.signal.unmeasured.find_same_spectra`), areas of one value at an end with a gap before all
-    others, and pixels that were interpolated with a mark.
+    others, and pixels that were interpolated with a mark. Salt and pepper is not: scattered in each band, it can be
+    repaired.
 
     Args:
         values: The cube in any unit.
@@ -200,7 +214,11 @@ def find_mask(
         marked.add(np.isinf(values), "infinite values in {}")
     for extreme, where in _far(marked.rest()):
         one = extreme.lowest == extreme.highest and extreme.pixels > 1
-        marked.add(where, f"{extreme.range} in {{}}: no measurement, it seems", mark=one)
+        hint = ""
+        if one and not np.isin(extreme.lowest, marks_of(values.dtype).astype(np.float64)) and is_scattered(where):
+            where &= ~_impulses(values, where)[:, None, None]
+            hint = _HINT
+        marked.add(where, f"{extreme.range} in {{}}: no measurement, it seems{hint}", mark=one)
     for same in find_same_spectra(values, marked.where):
         what = "one spectrum" if same.value is None else f"{same.value:.6g}"
         place = "all bands of {}" if same.bands.all() else "{}"
@@ -341,6 +359,23 @@ def _describe(cube: np.ndarray, far: Bool[np.ndarray, "bands height width"]) -> 
     return Extreme(float(values.min()), float(values.max()), int(far.any(axis=0).sum()), bands, values.size / cube.size)
 
 
+def _impulses(values: np.ndarray, at: Bool[np.ndarray, "bands height width"]) -> Bool[np.ndarray, " bands"]:
+    """Bands in which a scattered value is salt, to be repaired, and no mark; in one band alone, if there is pepper."""
+    count, value = at.sum(axis=(1, 2)), float(values[at][0])
+    many = count >= max(_FEWEST_SALT, _LEAST_SALT * at[0].size)
+    for band in np.flatnonzero(many).tolist():
+        others = np.unique(values[band][~at[band] & np.isfinite(values[band])]).astype(np.float64)
+        first, last = np.quantile(others, (0.01, 0.99)) if len(others) >= _FEWEST_LEVELS else (0.0, 0.0)
+        many[band] = max(value - last, first - value) < _FARTHEST_SALT * (last - first)
+    if len(values) == 1 and many[0]:
+        others, counts = np.unique(values[~at & np.isfinite(values)], return_counts=True)
+        pepper = int(counts.argmax())
+        beside = max(*counts[max(0, pepper - 2) : pepper], *counts[pepper + 1 : pepper + 3], 1)
+        alike = max(counts[pepper] / count[0], count[0] / counts[pepper]) < _ALIKE_SALT
+        many &= bool(alike and counts[pepper] > _OVER_BESIDE * beside and is_scattered(values == others[pepper]))
+    return np.asarray(many)
+
+
 def _places(pixels: int, bands: Sequence[int]) -> str:
     return f"{pixels} pixel{'s' * (pixels != 1)} of {named_bands(bands)}"
 
@@ -366,14 +401,17 @@ class _Invalid:
             return
         there = np.asarray(where.any(axis=0))
         pixels = int(there.sum())
-        if mark:
+        if mark and not (
+            where.sum() >= _FEWEST and is_scattered(where)
+        ):  # no area that something was interpolated with
             self.marks |= there
             marks = self.values[where]
             self.ends = min(self.ends[0], float(marks.min())), max(self.ends[1], float(marks.max()))
         if as_bands[bands].all():
             place = named_bands(bands.tolist())
         else:
-            place = f"{pixels} pixels" if " all bands " in reason else _places(pixels, bands.tolist())
+            place = _places(pixels, bands.tolist())
+            place = place.partition(" of ")[0] if " all bands " in reason else place
         self.reasons.append(reason.format(place))
         self.where = where.copy() if self.where is None else self.where | where
 

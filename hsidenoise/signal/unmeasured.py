@@ -55,6 +55,7 @@ _STEPS = 3.0  # least gap, in steps of whole numbers
 _AREA = 0.5  # share of neighbours that have it too
 _OUTSIDE, _BLENDED = 0.1, 0.25  # of the range of a band, and in so many of the bands: blended with what is no data
 _ALIKE = 0.95  # of its pixels have it in all bands
+_BY_CHANCE, _FEWEST_PAIRS = 1.5, 8  # times as many neighbours as by chance, and so many more, have scattered values
 _BEYOND_SCENES = 1e30  # no scene has such values
 _VALUES = 1 << 20  # values that this is told from
 _FEWEST_VALUES = 50  # fewer are no bulk
@@ -387,6 +388,26 @@ def _is_area(at: Bool[np.ndarray, "bands height width"]) -> bool:
     )
     alike = len(at) > 1 and at.all(axis=0).sum() > _ALIKE * at.any(axis=0).sum()
     return (max if alike else min)(across, along) > _AREA
+
+
+def is_scattered(at: Bool[np.ndarray, "bands height width"]) -> bool:
+    """Whether values have about as many neighbours of their kind as by chance: in rows, columns and other bands.
+
+    Example:
+        >>> at = np.random.default_rng(0).random((3, 40, 50)) < 0.1
+        >>> is_scattered(at), is_scattered(at | at[0])
+        (True, False)
+    """
+    share, hits = at.mean(axis=(1, 2)), at.sum(axis=0)
+    here = float(np.square(share).sum())
+    pairs = (
+        ((at[:, :, 1:] & at[:, :, :-1]).sum(), here),
+        ((at[:, 1:] & at[:, :-1]).sum(), here),
+        ((hits * (hits - 1)).sum() / 2, (share.sum() ** 2 - here) / 2),
+    )
+    if share.max() > 0.5:
+        return False  # more neighbours than by chance there cannot be
+    return all(bool(found <= _BY_CHANCE * chance * at[0].size + _FEWEST_PAIRS) for found, chance in pairs)
 
 
 def finite_ends(cube: Real[np.ndarray, "*axes"]) -> tuple[float, float]:

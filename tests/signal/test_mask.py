@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
 
 from hsidenoise.noise.cases import corrupt
 from hsidenoise.signal.mask import find_extremes, find_mask, parse_bands, spans
+from hsidenoise.signal.planes.estimate import denoise_by_planes
 
 
 @pytest.fixture
@@ -257,3 +259,23 @@ def test_bad_bands_are_whole_numbers(scene):
     for wrong in ([1.5], np.arange(31) == 5, ["3"]):  # True would be taken for 1
         with pytest.raises(ValueError, match=r"bad bands are numbers from 0, such as \[0, 3, 104\], not"):
             find_mask(scene, bad_bands=wrong)
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_salt_and_pepper_far_from_the_scene_is_repaired_and_a_mark_is_not(scene, rng, bands):
+    clean = scene[::10][:bands]
+    cube = (clean + rng.normal(0, 0.02, clean.shape)).astype(np.float32)
+    hit = rng.random(cube.shape) < 0.1
+    salt = np.where(hit, 6 * rng.integers(0, 2, cube.shape), cube).astype(np.float32)
+    assert find_mask(salt) == (None, (), 0)
+    repaired = denoise_by_planes(torch.from_numpy(salt)).denoised.numpy()
+    assert np.sqrt(np.square(repaired - clean).mean()) < 0.03
+    assert np.array_equal(find_mask(salt, nodata=6).valid, salt != 6)
+    for bad in (hit[:1] & hit[-1:], np.isin(np.arange(64), range(20, 28))[None, None]):  # whole pixels, an area
+        marked = np.where(bad, np.float32(6), cube)
+        assert np.array_equal(find_mask(marked).valid, np.broadcast_to(~bad, cube.shape))
+    few = cube.copy()
+    few[0, 3:40:9, 3:60:9] = 6
+    found = find_mask(few)
+    assert np.array_equal(found.valid, few != 6)
+    assert found.reasons[0].endswith("(if it is salt or pepper, put the median of its neighbours there first)")
