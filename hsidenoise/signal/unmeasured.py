@@ -25,8 +25,9 @@ MARKS = (
 # Chosen on CAVE (training and validation), pavia_crop, MUUFL, Indian Pines, satellite_17band and remote_sensing_clean.
 # With 8 bands or more the marks that were written into them are found (-50 to 100 beside [0, 1], the ends of 8 and 16
 # bits and values near them, 0; left, around, scattered, all but a line); with 3 bands scattered ones often are not, and
-# with one band hardly any. In them as they are no area is found, nor under noise, impulses and dead columns. It is found
-# by mistake where bands were stretched each to its own range or a third of the values is cut off, in single scenes.
+# with one band hardly any. In them as they are no area is found, nor under noise, impulses and dead columns. One is
+# found by mistake where bands were stretched each to its own range or a third of the values is cut off, in single
+# scenes.
 _LEAST_BANDS = 3  # of a cube
 _TOGETHER = 8  # neighbouring bands of one that may have it alone
 _LEAST_AREA = 0.0005  # share of the pixels
