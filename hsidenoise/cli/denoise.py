@@ -171,16 +171,16 @@ def _print_quality(found: dict[str, Any]) -> None:
     left = f"at most {after['median']:.3g}"
     if after["median"] > _UNTOLD * before["median"]:  # the bound is that of the scene's own detail
         left = "too little to be told from the detail of the scene"
-    print(f"noise    {before['median']:.3g} before (median of bands); after: {left}")
+    print(f"noise    {before['median']:.3g} before (median of bands); left of it: {left}")
+    print("         not the error: what the scene has lost is not in it")
     print(
         f"residual largest autocorrelation {found['whiteness_most']:.2f}, largest correlation with the image "
         f"{found['eaten_most']:.2f}; about 0 if it is nothing but noise"
     )
     contrast = found["contrast"]
     print(
-        f"contrast of an absorption of 1 % to a matched filter: {contrast['before_ridge']:.3g} before, "
-        f"{contrast['after_ridge']:.3g} after (without a ridge of the noise: {contrast['before']:.3g}, "
-        f"{contrast['after']:.3g})"
+        f"contrast of a weak absorption (1 % deep): {contrast['before_ridge']:.3g} standard deviations before, "
+        f"{contrast['after_ridge']:.3g} after; the more, the easier it is found"
     )
 
 
