@@ -340,6 +340,8 @@ def _trusted(
     # few, but strong enough to be taken for directions of the scene
     away = (residual.abs() > STRONG_SIGMAS * sigma[:, None, None]) & ~common
     strong = (residual.square() * away).sum((1, 2)) / known > STRONG_ENERGY * sigma.square()
+    if len(residual) < _MANY_BANDS:  # where more are away, the noise level is that of a scene without noise
+        strong &= far <= FAR_SHARE
     if (strong & ~bad).any():
         bad |= strong & (torch.stack([together(band).max() for band in away]) < MOST_TOGETHER)
     bad &= ~at_fault
