@@ -217,7 +217,7 @@ def find_mask(
         hint = ""
         if one and not np.isin(extreme.lowest, marks_of(values.dtype).astype(np.float64)) and is_scattered(where):
             where &= ~_impulses(values, where)[:, None, None]
-            hint = _HINT
+            hint = _HINT if where.sum() >= _FEWEST_SALT else ""
         marked.add(where, f"{extreme.range} in {{}}: no measurement, it seems{hint}", mark=one)
     for same in find_same_spectra(values, marked.where):
         what = "one spectrum" if same.value is None else f"{same.value:.6g}"
