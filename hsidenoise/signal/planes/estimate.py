@@ -341,7 +341,7 @@ def _trusted(
     away = (residual.abs() > STRONG_SIGMAS * sigma[:, None, None]) & ~common
     strong = (residual.square() * away).sum((1, 2)) / known > STRONG_ENERGY * sigma.square()
     if len(residual) < _MANY_BANDS:  # where more are away, the noise level is that of a scene without noise
-        strong &= far <= FAR_SHARE
+        strong &= (far <= FAR_SHARE) | (common.flatten(1).float().mean(1) < FAR_SHARE)
     if (strong & ~bad).any():
         bad |= strong & (torch.stack([together(band).max() for band in away]) < MOST_TOGETHER)
     bad &= ~at_fault
