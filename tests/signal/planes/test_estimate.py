@@ -136,6 +136,14 @@ def test_impulses_in_few_bands_are_found_by_their_neighbours(real_crop, rng, ban
     assert psnr(denoise_by_planes(tensor(noisy)).denoised, clean) > psnr(median, clean) + 1.0
 
 
+def test_so_few_impulses_that_they_are_told_as_outliers_alone(real_crop):
+    rng = np.random.default_rng(0)
+    clean = real_crop[6:18:4]
+    drawn = rng.random(clean.shape)
+    noisy = np.where(rng.random(clean.shape) < 0.01, drawn, clean + rng.normal(0, 0.02, clean.shape))
+    assert psnr(denoise_by_planes(tensor(noisy)).denoised, clean) > psnr(noisy, clean) + 6.0
+
+
 @pytest.mark.parametrize("bands", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["stars", "grid", "texture"])
 def test_dots_of_the_scene_are_no_impulses(rng, bands, kind):
