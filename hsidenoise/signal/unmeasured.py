@@ -37,6 +37,7 @@ _COVERED = 0.98  # of the pixels, of a band that has it too
 _MOST_PARTLY = 0.1  # as many pixels that have it in half of the bands or more: of a saturated or dark part
 _THICK = 0.5  # share of an area in some bands that is three pixels wide: dead lines are repaired
 _NOISELESS = 1e-9  # share of the variance, of a quarter of the directions of the spectra: a scene without noise
+_NEAR = 0.75  # of the pixels, the nearest to the usual spectrum, in which noise is looked for
 _SAMPLE = 1 << 14  # pixels that this is looked for in
 _MOST_BANDS = 64  # that noise is looked for in
 
@@ -46,6 +47,7 @@ _MOST_ELSEWHERE = 0.25  # of such zeros lie in other places: a dark scene has th
 _LEAST_TOGETHER = 0.8  # of the neighbours of pixels with data have data
 
 _LEAST_APART = 0.1  # of the usual distance from the mark have the pixels next to it: dark parts fade into zero
+_DARKEST, _GAP_BEYOND = 0.05, 0.5  # of more pixels further off than so many: that share of it, and they do not fade
 _LEADING, _RATIO, _MOST = 0.02, 2.0, 0.3  # share of their values that are the mark; and times that of all; and at most
 # Next to what is saturated 0.03 to 0.3 are, which is 3 times as many as elsewhere or more.
 _RING = 1 << 12  # pixels that this is looked at in
@@ -55,6 +57,8 @@ _EXPECTED = 1000.0  # values that would be there
 _STEPS = 3.0  # least gap, in steps of whole numbers
 _AREA = 0.5  # share of neighbours that have it too
 _OUTSIDE, _BLENDED = 0.1, 0.25  # of the range of a band, and in so many of the bands: blended with what is no data
+_FAR = 0.75  # of that range outside of it: blended, if there is a mark
+_REACH = 2  # pixels that a cubic interpolation reaches; what it makes of a border is twice as wide
 _ALIKE = 0.95  # of its pixels have it in all bands
 _BY_CHANCE, _FEWEST_PAIRS = 1.5, 8  # times as many neighbours as by chance, and so many more, have scattered values
 _BEYOND_SCENES = 1e30  # no scene has such values
@@ -223,6 +227,9 @@ def _is_noisy(spectra: Float64[np.ndarray, "bands pixels"]) -> bool:
     spectra = spectra[~np.isnan(spectra).any(axis=1)]
     count = max(1, min(_MOST_BANDS, spectra.shape[1] // 2))
     spectra = spectra[:: max(1, -(-len(spectra) // count))]
+    spectra = spectra - np.median(spectra, axis=1, keepdims=True)
+    away = np.abs(spectra).sum(axis=0)  # what is far, such as pixels that were blended with a mark, hides the noise
+    spectra = spectra[:, away <= np.quantile(away, _NEAR)]
     spectra = spectra - spectra.mean(axis=1, keepdims=True)
     spread = spectra.std(axis=1)
     spectra = spectra[spread > 0] / spread[spread > 0, None]
@@ -241,14 +248,18 @@ def _fades(known: _Known, area: np.ndarray, data: np.ndarray, bands: np.ndarray,
     if not ring.any():
         return False
     lively = bands & known.alive
-    next_to, usual = (np.abs(known.some(each, lively) - spectrum[lively, None]) for each in (ring, data))
+    beyond = data & ~_beside(area, 2 * _REACH)  # of an interpolation, which fades before it
+    next_to, usual, far = (np.abs(known.some(each, lively) - spectrum[lively, None]) for each in (ring, data, beyond))
     varied = (usual > 0).any(axis=1)  # a band that is the mark everywhere says nothing
     if not varied.any():
         return True
-    next_to, usual = next_to[varied], usual[varied]
-    apart = np.nanmedian(np.nanmean(next_to, axis=0)) / np.nanmedian(np.nanmean(usual, axis=0))
+    next_to, usual, far = next_to[varied], usual[varied], far[varied]
+    middle = np.nanmedian(np.nanmean(usual, axis=0))
+    apart = np.nanmedian(np.nanmean(next_to, axis=0)) >= _LEAST_APART * middle
+    if not apart and far.size:
+        apart = np.nanquantile(np.nanmean(far, axis=0), _DARKEST) > _GAP_BEYOND * middle
     limit = min(_MOST, max(_LEADING, _RATIO * (usual == 0).mean()))
-    return bool((next_to == 0).mean() > limit or apart < _LEAST_APART)
+    return bool((next_to == 0).mean() > limit or not apart)
 
 
 def _zeros(known: _Known) -> Same | None:
@@ -311,7 +322,7 @@ def find_written_ends(
             continue
         # what a mark was blended with is near it
         known = abs(value) > _BEYOND_SCENES or bool(np.isin(cube.dtype.type(value), marks_of(cube.dtype)))
-        some = cube[:, ~_beside(np.asarray(at.any(axis=0)))] if known else cube.reshape(len(cube), -1)
+        some = cube[:, ~_beside(np.asarray(at.any(axis=0)), 2 * _REACH)] if known else cube.reshape(len(cube), -1)
         others = some.reshape(-1)[:: max(1, some.size // _VALUES)].astype(np.float64)
         others = others[np.isfinite(others) & (others != value)]
         if others.size < _FEWEST_VALUES or (least := np.diff(np.unique(others))).size == 0:
@@ -326,12 +337,12 @@ def find_written_ends(
     return found
 
 
-def _beside(pixels: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """What is up to two pixels away from some pixels, as far as a cubic interpolation reaches."""
-    wide = np.pad(pixels, 2)
+def _beside(pixels: Bool[np.ndarray, "height width"], reach: int) -> Bool[np.ndarray, "height width"]:
+    """What is up to some pixels away from pixels."""
+    wide = np.pad(pixels, reach)
     height, width = pixels.shape
-    wide = np.logical_or.reduce([wide[down : down + height] for down in range(5)])
-    wide = np.logical_or.reduce([wide[:, across : across + width] for across in range(5)])
+    wide = np.logical_or.reduce([wide[down : down + height] for down in range(2 * reach + 1)])
+    wide = np.logical_or.reduce([wide[:, across : across + width] for across in range(2 * reach + 1)])
     return np.asarray(wide & ~pixels)
 
 
@@ -359,25 +370,44 @@ def find_blended(
         >>> np.flatnonzero(found.any(axis=0))
         array([7])
     """
+    from skimage.morphology import reconstruction
+
     if invalid is None or not marks.any():
         return None
-    ring = _beside(marks) & ~invalid.all(axis=0)
-    others = ~(ring | marks)
-    if not ring.any() or others.sum() < _FEWEST_VALUES:
+    others = ~(_beside(marks, _REACH) | marks)
+    if others.sum() < _FEWEST_VALUES:
         return None
-    blended = np.zeros(int(ring.sum()), np.int32)
+    # far from all marks in the image are blends, too: of a cubic interpolation, and at the edge of the image
+    core = np.zeros_like(others)
+    core[2 * _REACH : -2 * _REACH, 2 * _REACH : -2 * _REACH] = True
+    core &= ~(_beside(marks, 2 * _REACH) | marks)
+    towards, beyond, alone = np.zeros((3, *marks.shape), np.int32)
     bands = 0
     for band, out in zip(cube, invalid, strict=True):
         values = band[others & ~out].astype(np.float64)
         if values.size < _FEWEST_VALUES:
             continue
-        margin = _OUTSIDE * np.ptp(values)
-        low, high = values.min() - margin, values.max() + margin
-        beside = band[ring]
-        blended += (((beside < low) & (ends[0] < low)) | ((beside > high) & (ends[1] > high))) & ~out[ring]
+        certain = band[core & ~out].astype(np.float64)
+        if certain.size >= _FEWEST_VALUES:
+            least, most = certain.min() - _FAR * np.ptp(certain), certain.max() + _FAR * np.ptp(certain)
+            values = values[(values >= least) & (values <= most)]
+        reach = np.ptp(values)
+        low, high = values.min() - _OUTSIDE * reach, values.max() + _OUTSIDE * reach
+        below, above = (band < low) & ~out, (band > high) & ~out
+        for far, there, other_side in ((low - ends[0], below, above), (ends[1] - high, above, below)):
+            towards += there & (far > 0)
+            beyond += other_side & (far > reach)
+            if certain.size >= _FEWEST_VALUES:
+                alone += there & (far > 0) & ((band < least) | (band > most))
         bands += 1
-    found = np.zeros_like(ring)
-    found[ring] = blended > _BLENDED * max(1, bands)
+    enough = _BLENDED * max(1, bands)
+    # beside a far mark, a cubic interpolation swings to the other side
+    blended = ((towards > enough) | ((beyond > enough) & _beside(marks, 2 * _REACH))) & ~marks
+    sources = marks.copy()
+    for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):  # where a slanted border leaves the image
+        sources[edge] |= blended[edge] & (alone[edge] > enough)
+    near = np.ones((2 * _REACH + 1, 2 * _REACH + 1), np.bool_)
+    found = blended & (reconstruction(sources, blended | marks, footprint=near) > 0)  # type: ignore[no-untyped-call]
     return found if found.sum() >= _FEWEST else None
 
 
