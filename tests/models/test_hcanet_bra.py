@@ -157,3 +157,12 @@ def test_half_precision_is_for_the_network_alone(network, case):
     assert half.dtype == refined.dtype == torch.float32
     assert 0 < (half - exact).abs().max() < 0.02
     torch.testing.assert_close(refined, half, atol=1e-5, rtol=0)
+
+
+def test_dots_in_an_almost_empty_band_leave_the_other_bands_alone():
+    clean, noisy = noisy_cube(33, 48, 56, 0.01)
+    dots = torch.rand(48, 56, generator=torch.Generator().manual_seed(1)) < 0.02
+    noisy[7] = dots.float()
+    others = [band for band in range(33) if band != 7]
+    with_dots, without = denoise(noisy.numpy())[others], denoise(noisy[others].numpy())
+    assert np.std(with_dots - clean[others].numpy()) < 1.1 * np.std(without - clean[others].numpy())
