@@ -50,6 +50,7 @@ from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_meas
 from hsidenoise.signal.noise_level import level_of_flat_parts, level_of_residual, noise_level, smallest_step
 from hsidenoise.signal.planes.basis import band_kernels, find_basis
 from hsidenoise.signal.planes.filter import threshold, wiener
+from hsidenoise.signal.planes.non_local import non_local_bayes
 from hsidenoise.signal.spectral_wiener import spectral_wiener
 from hsidenoise.signal.tiling import plan
 
@@ -294,13 +295,15 @@ def _denoise(
         known, absorbed = _by_regions(known + trusted, sigma)
     lost, residual, trusted, sigma = again(known, absorbed)
     denoised, absorbed = _by_scene(known + trusted, known, sigma, STRIDE, PILOT_SHARE)
-    if improve is not None and (guide := improve(known, residual, trusted, sigma, lost, denoised)) is not None:
-        denoised = guide
+    level = _residual(cube, denoised, lost, absorbed)[1] if told is None else sigma
+    guide = denoised if improve is None else improve(known, residual, trusted, sigma, lost, denoised)
+    if guide is not None:
+        denoised = _by_groups(torch.where(lost, guide, known + trusted), guide, sigma)
     step = torch.tensor([smallest_step(band) if few else 0.0 for band in cube]).to(cube)
     rounded = limit < 0.3 * step  # by its level, that of rounding alone: there is nothing to take away
     denoised = torch.where(rounded[:, None, None] & ~lost, cube, denoised)
     if told is None:
-        sigma = torch.where(rounded, limit, _residual(cube, denoised, lost, absorbed)[1].minimum(limit))
+        sigma = torch.where(rounded, limit, level.minimum(limit))
     return PlaneEstimate(denoised, sigma, lost)
 
 
@@ -404,6 +407,15 @@ def _by_scene(cube: Tensor, guide: Tensor, sigma: Tensor, stride: int, share: fl
     planes, guides = ((basis.mT @ each.flatten(1)).reshape(-1, *cube.shape[1:]) for each in (whitened, known))
     filtered, absorbed = wiener(planes, guides, block=BLOCK, stride=stride, turn=False, mean_noise=MEAN_NOISE)
     return _composed(filtered.lerp(guides, share), basis, mean, sigma), basis.square() @ absorbed
+
+
+def _by_groups(cube: Tensor, guide: Tensor, sigma: Tensor) -> Tensor:
+    """Non-local Bayes in all planes that a guide has."""
+    known, mean = _whitened(guide, sigma)
+    basis = _directions(known)
+    whitened = (cube - mean) / sigma[:, None, None]
+    planes, guides = ((basis.mT @ each.flatten(1)).reshape(-1, *cube.shape[1:]) for each in (whitened, known))
+    return _composed(non_local_bayes(planes, guides), basis, mean, sigma)
 
 
 def _whitened(cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
