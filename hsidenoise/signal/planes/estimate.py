@@ -14,6 +14,8 @@ particular here:
 - **A second round over the whole scene.** All that any region found makes the common planes of a Wiener filter of the
   noisy cube, in larger blocks, which brings back what one region had given up.
 - **Again.** With defects, the result replaces what is lost, better than the first estimate did, and all begins anew.
+- **A last round over groups of patches that look alike,** guided by that result, or by what a network made of it
+  (:mod:`hsidenoise.signal.planes.non_local`).
 
 The unit of the cube never matters: all that is estimated scales with it.
 
@@ -147,7 +149,7 @@ class PlaneStages(NamedTuple):
 
 
 Improve = Callable[[PlaneStages], Float[Tensor, "bands height width"] | None]
-"""Makes a better scene of the stages, in their unit: a network. None: what there is will do."""
+"""Makes a better scene of the stages, in their unit: a network; the last round follows. None: what there is will do."""
 
 
 @torch.no_grad()

@@ -13,18 +13,27 @@ References:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 # Chosen on pavia_crop, MUUFL, superballs and chart_and_stuffed_toy (128 x 128) at gaussian-10, 30, 70 and mixture, mean
-# PSNR: 39.16 dB with the filters of the planes and 39.79 dB behind this one, which has them as its guide; 39.71 and 40.08
-# with hcanet-bra.
+# PSNR: 39.16 dB with the filters of the planes and 39.79 dB behind this one, which has them as its guide; 39.71 and
+# 40.08 with hcanet-bra.
 
-PATCH, STRIDE = 3, 3
-"""Side of a patch, and pixels from one that a group is sought for to the next. 4 and 4, in groups of 64, lose 0.03 dB
-on MUUFL and pavia_crop and gain 0.02 on the others."""
+PATCH = 3
+"""Side of a patch of four planes and more. 4, in groups of 64, loses 0.03 dB on MUUFL and pavia_crop and gains 0.02 on
+the others."""
+
+VALUES = 36
+"""Values of a patch, at least: of fewer planes its side is longer. One to three bands of three of the scenes at
+gaussian-5, gaussian-30 and mixture, behind hcanet-bra: 36.13 dB, 35.95 with sides of 3, 35.96 without this filter."""
+
+STRIDE = 4
+"""Pixels from one patch that a group is sought for to the next, at most; no more than its side."""
 
 REACH = 10
 """Pixels within which a group is sought, each way. 7 loses 0.04 dB, 12 gains 0.01."""
@@ -33,8 +42,8 @@ GROUP = 48
 """Patches of a group. 64 is as good, 80 loses 0.02 dB, 16 loses 0.6."""
 
 GUIDED = 0.75
-"""Share of the guide in the mean of a group. Whole scenes of CAVE, 256 x 256: 0.5 loses 0.2 dB and 1 on all twelve 0.07;
-a group has little to say where the scene is flat and noise is high."""
+"""Share of the guide in the mean of a group. 1 loses 0.07 dB, 0.5 on 256 x 256 pixels of CAVE 0.17: where the scene is
+flat and noise is high, a group has little to say."""
 
 GUIDE_SHARE = 0.1
 """Share of the guide in the result. 0 loses 0.03 dB on CAVE and gains 0.01 elsewhere."""
@@ -66,57 +75,59 @@ def non_local_bayes(
         True
     """
     count, height, width = planes.shape
-    down, across = (_starts(length, planes.device) for length in (height, width))
+    patch = max(PATCH, math.ceil(math.sqrt(VALUES / count)))
+    down, across = (_starts(length, patch, planes.device) for length in (height, width))
     # in a corner, a quarter of the places around are inside
-    group = min(GROUP, (min(REACH, height - PATCH) + 1) * (min(REACH, width - PATCH) + 1))
-    if min(height, width) < PATCH or group < _FEWEST:
+    group = min(GROUP, (min(REACH, height - patch) + 1) * (min(REACH, width - patch) + 1))
+    if min(height, width) < patch or group < _FEWEST:
         return guide
     total, votes = torch.zeros_like(planes), torch.zeros_like(planes[:1])
     for first in range(0, len(down), _ROWS):
         tops = down[first : first + _ROWS]
         top = max(0, int(tops[0]) - REACH)
-        strip = slice(top, min(height, int(tops[-1]) + PATCH + REACH))
-        members = _alike(guide[-_LEADING:, strip], tops - top, across, group)
-        noisy, known = (F.unfold(images[None, :, strip], PATCH)[0].T.contiguous() for images in (planes, guide))
+        strip = slice(top, min(height, int(tops[-1]) + patch + REACH))
+        members = _alike(guide[-_LEADING:, strip], tops - top, across, patch, group)
+        noisy, known = (F.unfold(images[None, :, strip], patch)[0].T.contiguous() for images in (planes, guide))
         found, weight = torch.zeros_like(noisy), torch.zeros_like(noisy[:, 0])
-        for part in members.split(max(1, _AT_ONCE // (group * noisy.shape[1]))):
+        for part in torch.split(members, max(1, _AT_ONCE // (group * noisy.shape[1]))):
             shrunk, certain = _shrink(noisy[part], known[part])
             found.index_add_(0, part.flatten(), (shrunk * certain[:, None, None]).flatten(0, 1))
             weight.index_add_(0, part.flatten(), certain[:, None].expand_as(part).flatten())
         size = (strip.stop - strip.start, width)
-        total[:, strip] += F.fold(found.T[None], size, PATCH)[0]
-        votes[:, strip] += F.fold(weight.expand(1, PATCH**2, -1), size, PATCH)[0]
+        total[:, strip] += F.fold(found.T[None], size, patch)[0]
+        votes[:, strip] += F.fold(weight.expand(1, patch**2, -1), size, patch)[0]
     return (total / votes).lerp(guide, GUIDE_SHARE)
 
 
-def _starts(length: int, device: torch.device) -> Int64[Tensor, " patches"]:
+def _starts(length: int, patch: int, device: torch.device) -> Int64[Tensor, " patches"]:
     """Where patches begin along an axis, so that they cover all of it."""
-    last = max(0, length - PATCH)
-    return torch.tensor([*range(0, last, STRIDE), last], device=device)
+    last = max(0, length - patch)
+    return torch.tensor([*range(0, last, min(patch, STRIDE)), last], device=device)
 
 
 def _alike(
     guide: Float[Tensor, "planes height width"],
     tops: Int64[Tensor, " down"],
     lefts: Int64[Tensor, " across"],
+    patch: int,
     count: int,
 ) -> Int64[Tensor, "patches group"]:
     """The patches around each that are most like it, by the number of their place in the image."""
-    _, height, width = guide.shape
+    width = guide.shape[2]
     around = F.pad(guide, (REACH, REACH, REACH, REACH), value=_OUTSIDE)
     side = 2 * REACH + 1
     distances = []
-    rows = (tops[:, None] + torch.arange(PATCH, device=tops.device)).flatten()
-    columns = (lefts[:, None] + torch.arange(PATCH, device=lefts.device)).flatten()
+    rows = (tops[:, None] + torch.arange(patch, device=tops.device)).flatten()
+    columns = (lefts[:, None] + torch.arange(patch, device=lefts.device)).flatten()
     here = guide[:, rows][:, :, columns, None]
     for row in range(side):
         there = around[:, rows + row].unfold(2, side, 1)[:, :, columns]  # (planes, rows, columns, side)
         apart = (there - here).square_().sum(0)
-        distances.append(apart.reshape(len(tops), PATCH, len(lefts), PATCH, side).sum((1, 3)))
+        distances.append(apart.reshape(len(tops), patch, len(lefts), patch, side).sum((1, 3)))
     nearest = torch.stack(distances, 2).flatten(2).flatten(0, 1).topk(count, largest=False, sorted=False).indices
-    row = tops.repeat_interleave(len(lefts))[:, None] + nearest // side - REACH
-    column = lefts.repeat(len(tops))[:, None] + nearest % side - REACH
-    return row * (width - PATCH + 1) + column
+    down = tops.repeat_interleave(len(lefts))[:, None] + nearest // side - REACH
+    right = lefts.repeat(len(tops))[:, None] + nearest % side - REACH
+    return down * (width - patch + 1) + right
 
 
 def _shrink(
@@ -132,9 +143,6 @@ def _shrink(
     one = torch.eye(energy.shape[1], dtype=energy.dtype, device=energy.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(energy + count * one))
     gain = one - count * inverse
-    if short:
-        shrunk = apart @ gain.to(apart)
-    else:
-        shrunk = ((apart.double() @ exact.mT) @ (inverse @ exact)).to(apart)
+    shrunk = apart @ gain.to(apart) if short else (apart.double() @ exact.mT @ (inverse @ exact)).to(apart)
     certain = (gain.square().sum((1, 2)) / count + 1.0).reciprocal().to(apart)
     return shrunk + mean.lerp(guided, GUIDED), certain
