@@ -52,6 +52,7 @@ _LEADING = 4  # planes by which patches are compared
 _FEWEST = 32  # patches of a group that say something of its covariance
 _ROWS = 8  # of patches at a time: bounds the memory
 _AT_ONCE = 1 << 20  # values of groups at a time, about
+_EXACT = 100.0  # noise levels of a value off its group, from which single precision will not do
 _OUTSIDE = 1e6  # no patch of an image is like one that reaches out of it
 
 
@@ -137,12 +138,13 @@ def _shrink(
     count, values = known.shape[1:]
     mean, guided = noisy.mean(1, keepdim=True), known.mean(1, keepdim=True)
     apart, scene = noisy - mean, known - guided
-    exact = scene.double()  # where there is little noise, single precision has no inverse
+    if scene.abs().amax() > _EXACT:  # single precision has no inverse there
+        apart, scene = apart.double(), scene.double()
     short = values <= count  # the smaller of two forms of one matrix
-    energy = exact.mT @ exact if short else exact @ exact.mT
+    energy = scene.mT @ scene if short else scene @ scene.mT
     one = torch.eye(energy.shape[1], dtype=energy.dtype, device=energy.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(energy + count * one))
     gain = one - count * inverse
-    shrunk = apart @ gain.to(apart) if short else (apart.double() @ exact.mT @ (inverse @ exact)).to(apart)
-    certain = (gain.square().sum((1, 2)) / count + 1.0).reciprocal().to(apart)
-    return shrunk + mean.lerp(guided, GUIDED), certain
+    shrunk = apart @ gain if short else (apart @ scene.mT) @ (inverse @ scene)
+    certain = (gain.square().sum((1, 2)) / count + 1.0).reciprocal()
+    return shrunk.to(mean) + mean.lerp(guided, GUIDED), certain.to(mean)
