@@ -68,6 +68,10 @@ gains 0.03 in one fifth more time."""
 OVERLAP = 16
 """Pixels by which regions overlap at least."""
 
+REGION_STRIDE = 2
+"""Distance of the blocks of 8 pixels in a region. Six cells (gaussian-5, gaussian-30 and mixture of superballs and
+pavia_crop): 1 gains 0.006 dB and makes the whole take a third more time, 4 loses 0.05."""
+
 LEAST_ENERGY = 0.002
 """Energy from which a plane of the whole scene is kept in the second round; 0.01 loses 0.05 dB."""
 
@@ -394,7 +398,7 @@ def _by_regions(cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             mean = spectrum[:, None, None]
             whitened = (cube[here] - mean) / sigma[:, None, None]
             planes = (basis.mT @ whitened.flatten(1)).reshape(-1, height, width)
-            filtered, share = wiener(planes, threshold(planes))
+            filtered, share = wiener(planes, threshold(planes, stride=REGION_STRIDE), stride=REGION_STRIDE)
             result[here] += taper * _composed(filtered, basis, mean, sigma)
             total[here[1:]] += taper
             absorbed += (basis.square() @ share) * taper.sum()
