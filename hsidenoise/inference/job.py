@@ -33,7 +33,7 @@ from hsidenoise.inference.tiles import run_tiles
 from hsidenoise.models.compiled import Compiled
 from hsidenoise.signal.lost_values import fill_gaps
 from hsidenoise.signal.mask import Extremes, Mask, constant_bands, named_bands
-from hsidenoise.signal.noise_level import explained_by_others
+from hsidenoise.signal.noise_level import bands_apart, explained_by_others
 from hsidenoise.signal.pilot_filter import repeat_pilot_filter
 from hsidenoise.signal.scaling import Scaling, fit_scaling, floating, level_offsets
 from hsidenoise.signal.tiling import Tiling, tile_size
@@ -151,6 +151,8 @@ class _Job:
 
     def note(self, text: str) -> None:
         """Warn, in the name of whoever called the public function."""
+        if text in self.notes:
+            return
         self.notes.append(text)
         frame: FrameType | None = sys._getframe()
         level = outermost = 0
@@ -201,6 +203,7 @@ class _Job:
         pixels: Bool[np.ndarray, "height width"] | None,
         level: bool = False,
         scaled: bool = False,
+        shared: bool = False,
     ) -> Run:
         """Denoise a cube of which every value is a number.
 
@@ -209,11 +212,14 @@ class _Job:
             pixels: Those that hold data; the others only look like it.
             level: Whether bands of far levels were looked for.
             scaled: Whether bands of far larger values were.
+            shared: Whether bands that share nothing with the others were.
         """
         if min(noisy.shape[1:]) == 1 and noisy[0].size >= _FEWEST_PIXELS:
             return self.line(noisy, pixels)
         if not level and self.options.normalize == "auto" and (offsets := level_offsets(noisy)).any():
             return self.without_offsets(noisy, offsets, pixels)
+        if not shared and (apart := self.apart(noisy)).any():
+            return self.without_apart(noisy, apart, pixels)
         scaling = fit_scaling(noisy, self.options.normalize, Extremes(-np.inf, np.inf, ()))
         if (far := scaling.hides(noisy)).any():
             loud = far.mean(axis=(1, 2)) > _MANY_HIDDEN
@@ -266,6 +272,27 @@ class _Job:
         for band, before, noisy_band, each in zip(run.values, even, noisy, factor, strict=True):
             band[...] = np.where(band == before, noisy_band, band * each)
         return run
+
+    def apart(self, noisy: np.ndarray) -> np.ndarray:
+        """Bands that are not to be denoised with the others."""
+        pattern, noise = bands_apart(noisy)
+        if noise.any():
+            done = "left out and kept as it is" if self.keep else "what comes out is what the other bands say of it"
+            self.note(f"noise alone, or nearly: {self.named(noise)}; {done}")
+        if pattern.any():
+            done = "left out and kept as it is" if self.keep else "denoised alone"
+            self.note(f"nothing in common with the other bands: {self.named(pattern)}; {done}")
+        return np.asarray(pattern | (noise & self.keep))
+
+    def without_apart(self, noisy: np.ndarray, apart: np.ndarray, pixels: np.ndarray | None) -> Run:
+        """Denoise the bands that share something, and each other band alone, if at all."""
+        run = self.of(np.flatnonzero(~apart)).whole(noisy[~apart], pixels, level=True, shared=True)
+        values = noisy.astype(run.values.dtype)
+        values[~apart] = run.values
+        for band in [] if self.keep else np.flatnonzero(apart):
+            one = slice(band, band + 1)
+            values[one] = self.of(np.array([band])).whole(noisy[one], pixels, level=True, shared=True).values
+        return dataclasses.replace(run, values=values)
 
     def without_lost(self, noisy: np.ndarray, scaling: Scaling, pixels: np.ndarray | None) -> Run:
         """Denoise the bands that are not noise alone, and say of these what the others explain."""

@@ -40,9 +40,9 @@ _GATES = 3  # of each plane that come out, beside what is added
 _CLOSED = (-3.0, -3.0, -5.0)  # where the gates begin: nearly closed
 _MOST_REJECTED = 100.0  # variances of the noise, of one value
 # Noise levels that a value is off by, at most, in what the network sees. Further off are dots in a band that has hardly
-# any noise, such as an empty one: then the network spoils all bands. With 19 such bands of 205 (abu-airport-2) the error
-# of the others is 19 times that without them, with 300 noise levels 3.3, 100: 1.3, 50: 1.1, 30: 1.05. The noise cases of
-# this package do not come so far; hot values at a noise of 0.002 to 0.01 (abu-urban-2) are best at 30 to 100.
+# any noise, such as an empty one: then the network spoils all bands. With 19 such bands of 205 (abu-airport-2) the
+# error of the others is 19 times that without them; with 300 noise levels 3.3, 100: 1.3, 50: 1.1, 30: 1.05. The noise
+# cases of this package do not come so far; hot values at a noise of 0.002 to 0.01 (abu-urban-2) are best at 30 to 100.
 _MOST_OFF = 50.0
 
 

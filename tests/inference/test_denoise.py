@@ -234,6 +234,23 @@ def test_units_do_not_matter_to_the_shipped_weights(real_crop, case, scale, shif
     assert np.abs(again - plain).max() < 1e-4 * np.ptp(noisy)
 
 
+@pytest.mark.parametrize("kind", ["nothing in common with the other bands", "noise alone, or nearly"])
+def test_bands_that_share_nothing_harm_no_others(real_crop, rng, kind):
+    noisy = corrupt(np.concatenate([real_crop, real_crop[::-1]])[:, :40, :45], "gaussian-5", seed=0).noisy
+    bad = [*range(10, 18), 51]
+    others = np.setdiff1d(np.arange(62), bad)
+    rows = 1 if kind.startswith("nothing") else 40  # stripes, or noise that is no stronger than the scene
+    noisy[bad] = 0.3 + rng.normal(0, 0.2, (len(bad), rows, 45))
+    alone = denoise(noisy[others], "hcanet-bra")
+    with pytest.warns(RuntimeWarning, match=f"{kind}: bands 10-17, 51; left out and kept as it is"):
+        kept = denoise(noisy, "hcanet-bra", bad_bands="keep")
+    assert np.array_equal(kept[bad], noisy[bad])
+    with pytest.warns(RuntimeWarning, match=f"{kind}: bands 10-17, 51; (denoised alone|what comes out)"):
+        together = denoise(noisy, "hcanet-bra")
+    for denoised in (kept, together):
+        assert np.abs(denoised[others] - alone).mean() < 0.003
+
+
 def test_bands_of_noise_alone_harm_no_others(real_crop, rng):
     noisy = corrupt(real_crop, "gaussian-5", seed=0).noisy
     lost = [6, 7, 8, 20]
