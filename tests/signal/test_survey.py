@@ -19,6 +19,17 @@ def made():
     return ((cube - cube.min()) / np.ptp(cube)).astype(np.float32)
 
 
+@pytest.mark.parametrize("bands", [[20], [3, 15, 28], [2, 6, 10, 14, 18, 22, 26, 30]])
+def test_noise_that_grows_with_the_signal_is_found_in_few_bands(bands):
+    stored = scipy.io.loadmat(SAMPLE)["cube"][20:, 20:].transpose(2, 0, 1)[bands].astype(np.float64)
+    clean = (stored - stored.min()) / np.ptp(stored)
+    level = 0.1 * np.sqrt(clean + 0.002)
+    found = survey(clean + np.random.default_rng(0).normal(0, 1, clean.shape) * level).sigma
+    ratio = found / np.sqrt(np.square(level).mean((1, 2)))  # 0.24 to 0.5 where the flattest parts say it all
+    assert ratio.min() > 0.6
+    assert ratio.max() < 1.1
+
+
 @pytest.mark.parametrize("sigma", [1, 5, 50])
 @pytest.mark.parametrize("beside", ["nothing", "stripes", "impulses"])
 def test_noise_level_within_ten_percent(made, sigma, beside):
