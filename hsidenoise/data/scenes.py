@@ -158,12 +158,14 @@ def clean_range(cube: Cube, name: str) -> Float32[np.ndarray, "bands_with_data h
         name: What a message calls it.
 
     Raises:
-        ValueError: If the cube is constant, or some pixels of a band hold no data: as an end of the range they would
-            make all else nearly one value.
+        ValueError: If the cube is constant, nothing holds data, or some pixels of a band do not: as an end of the
+            range they would make all else nearly one value.
     """
     values = cube.values
     if cube.mask is not None:
         with_data = cube.mask.any(axis=(1, 2))
+        if not with_data.any():
+            raise ValueError(f"{name} holds no data ({'; '.join(cube.not_data)}): leave the file out")
         values = values[with_data]
         if not cube.mask[with_data].all():
             raise ValueError(

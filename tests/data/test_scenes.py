@@ -253,6 +253,9 @@ def test_the_valid_part_of_a_scene_is_taken_and_said(tmp_path, rng):
         clean = read_clean(tmp_path / "a.mat", valid_part=True)
     inner = stored[:, 9:45, :3].transpose(2, 0, 1)
     np.testing.assert_allclose(clean, (inner - inner.min()) / (inner.max() - inner.min()), atol=1e-6)
+    write_arrays(tmp_path / "b.mat", {"cube": np.full_like(stored, np.nan)})
+    with pytest.raises(ValueError, match=r"b.mat holds no data \(NaN in bands 0-3\): leave the file out"):
+        read_clean(tmp_path / "b.mat", valid_part=True)
 
 
 @settings(max_examples=60, deadline=None)
