@@ -65,9 +65,10 @@ def test_untrained_it_is_near_the_filters(network):
 def test_what_it_adds_is_in_units_of_the_noise(network):
     _, noisy = noisy_cube(8, 40, 50)
     with torch.no_grad():
-        before = network(noisy[None])
+        estimate = network.estimate(noisy[None])
+        before = network.refine(*estimate)
         network.output.bias.view(4, -1)[3, 0] = 5.0  # five noise levels onto the first plane, everywhere
-        after = network(noisy[None])
+        after = network.refine(*estimate)
     moved = (after - before)[0]
     assert (moved - moved.mean((1, 2), keepdim=True)).abs().max() < 1e-4  # everywhere alike
     assert float(torch.linalg.vector_norm(moved.mean((1, 2)))) == pytest.approx(5 * 0.1, rel=0.1)
@@ -151,12 +152,13 @@ def test_half_precision_is_for_the_network_alone(network, case):
         with torch.autocast("cpu", torch.bfloat16):
             half, estimate = network(noisy), network.estimate(noisy)
             refined = network.refine(*estimate)
-    assert seen == [torch.float32, torch.bfloat16, torch.bfloat16]
+        as_exact = network.refine(*estimate)
+    assert seen == [torch.float32, torch.bfloat16, torch.bfloat16, torch.float32]
     for made, own in zip(estimate, network.estimate(noisy), strict=True):
         assert torch.equal(made, own)
     assert half.dtype == refined.dtype == torch.float32
     assert 0 < (half - exact).abs().max() < 0.02
-    torch.testing.assert_close(refined, half, atol=1e-5, rtol=0)
+    assert 0 < (refined - as_exact).abs().max() < 0.02
 
 
 def test_dots_in_an_almost_empty_band_leave_the_other_bands_alone():
@@ -164,5 +166,7 @@ def test_dots_in_an_almost_empty_band_leave_the_other_bands_alone():
     dots = torch.rand(48, 56, generator=torch.Generator().manual_seed(1)) < 0.02
     noisy[7] = dots.float()
     others = [band for band in range(33) if band != 7]
-    with_dots, without = denoise(noisy.numpy())[others], denoise(noisy[others].numpy())
+    with pytest.warns(RuntimeWarning, match="noise alone, or nearly: band 7"):
+        with_dots = denoise(noisy.numpy())[others]
+    without = denoise(noisy[others].numpy())
     assert np.std(with_dots - clean[others].numpy()) < 1.1 * np.std(without - clean[others].numpy())
