@@ -141,6 +141,10 @@ def run(arguments: argparse.Namespace) -> None:
         windows += f", pilot filter{f' x {done.pilot_rounds}' * (done.pilot_rounds > 1)}"
     if model is None:
         print(f"network  {done.model} on {done.device}, {tiles}{windows}, {done.seconds:.1f} s")
+    if (replaced := report["replaced"]) is not None:
+        where = f" in {len(replaced['bands'])} of {len(done.cube.values)} bands, {replaced['share']:.2g} of all"
+        kinds = "impulses, outliers, stuck pixels, dead lines"
+        print(f"replaced {replaced['values']} values{where * bool(replaced['values'])} ({kinds})")
     _print_quality(report["residual"])
     print(f"wrote    {target}")
     if done.recorded == target:

@@ -31,7 +31,7 @@ from hsidenoise.inference.network import (
 from hsidenoise.inference.options import DenoiseOptions
 from hsidenoise.inference.tiles import run_tiles
 from hsidenoise.models.compiled import Compiled
-from hsidenoise.signal.lost_values import fill_gaps
+from hsidenoise.signal.lost_values import fill_gaps, replaced_values
 from hsidenoise.signal.mask import Extremes, Mask, constant_bands, named_bands
 from hsidenoise.signal.noise_level import bands_apart, explained_by_others
 from hsidenoise.signal.pilot_filter import repeat_pilot_filter
@@ -49,14 +49,33 @@ _HERE = str(Path(__file__).parent)
 
 @dataclass(frozen=True)
 class Run:
-    """A denoised array and how it came about."""
+    """A denoised array and how it came about.
+
+    Attributes:
+        values: The denoised array.
+        replaced: True where a value was not denoised but replaced by what others say; None if the model does not tell.
+        scaling: What took the values to the model's range.
+        tiling: The tiles.
+        pilot_rounds: Rounds of the pilot filter.
+        device: Where the model ran.
+        warnings: What a user should know.
+    """
 
     values: Float[np.ndarray, "bands height width"]
+    replaced: Bool[np.ndarray, "bands height width"] | None
     scaling: Scaling
     tiling: Tiling
     pilot_rounds: int
     device: torch.device
     warnings: tuple[str, ...]
+
+    def within(self, values: np.ndarray, index: Any, known: np.ndarray | bool = True) -> Run:
+        """The run of a whole cube, of values that hold those of this part, which are some places of it."""
+        replaced = None
+        if self.replaced is not None:
+            replaced = np.zeros(values.shape, np.bool_)
+            replaced[index] = self.replaced & known
+        return dataclasses.replace(self, values=values, replaced=replaced)
 
 
 def run_model(
@@ -195,7 +214,7 @@ class _Job:
         run = self.of(bands).whole(fill_gaps(noisy[(bands, *box)].astype(exact), known), pixels[box])
         values = noisy.astype(exact)
         values[(bands, *box)] = np.where(known, run.values, values[(bands, *box)])
-        return dataclasses.replace(run, values=values)
+        return run.within(values, (bands, *box), known)
 
     def whole(
         self,
@@ -239,9 +258,10 @@ class _Job:
         places = np.stack([np.arange(half), np.minimum(np.arange(2 * half - 1, half - 1, -1), count - 1)])
         known = None if pixels is None else pixels.reshape(-1)[places]
         run = self.whole(noisy.reshape(len(noisy), -1)[:, places], known)
-        values = np.empty((len(noisy), count), run.values.dtype)
-        values[:, places] = run.values
-        return dataclasses.replace(run, values=values.reshape(noisy.shape))
+        values = np.empty(noisy.shape, run.values.dtype)
+        index: Any = np.s_[:, *np.unravel_index(places, noisy.shape[1:])]
+        values[index] = run.values
+        return run.within(values, index)
 
     def without_offsets(self, noisy: np.ndarray, offsets: np.ndarray, pixels: np.ndarray | None) -> Run:
         """Denoise a cube without the offsets of some of its bands, which come back at the end."""
@@ -304,7 +324,7 @@ class _Job:
         values = np.empty(noisy.shape, run.values.dtype)
         values[others] = run.values
         values[lost] = noisy[lost] if self.keep else explained_by_others(noisy[lost].astype(values.dtype), run.values)
-        return dataclasses.replace(run, values=values)
+        return run.within(values, others)
 
     def through_model(self, noisy: np.ndarray, scaling: Scaling, pixels: np.ndarray | None) -> Run:
         """Denoise a cube."""
@@ -313,21 +333,24 @@ class _Job:
         model, options = self.model, self.options
         size, overlap = tile_size(noisy.shape[1], noisy.shape[2], options.tile, options.overlap)
         if callable(model) and not isinstance(model, nn.Module | str | Path):
-            place, (bands, height, width) = torch.device("cpu"), noisy.shape
+            place = torch.device("cpu")
             with enough_memory(
                 place, f"for {name_of(model)}, which takes the whole cube at once", "denoise a part of it"
             ):
                 told = self.scaled_sigma(scaling)
                 if told is not None and "sigma" not in signature(model).parameters:
                     raise ValueError(f"{name_of(model)} cannot be given a noise level; leave --noise out")
-                answer = np.asarray(model(scaling.apply(noisy), *([] if told is None else [told])))
+                with replaced_values() as seen:
+                    answer = np.asarray(model(scaling.apply(noisy), *([] if told is None else [told])))
                 if answer.shape != noisy.shape or answer.dtype.kind not in "iuf" or not np.isfinite(answer).all():
                     raise ValueError(
                         f"{name_of(model)} did not answer with a cube of finite numbers of {noisy.shape}: "
                         f"{answer.dtype} of {answer.shape}"
                     )
                 values = scaling.invert(answer, floating(noisy.dtype))
-            return Run(values, scaling, Tiling((bands, height, width), (bands, height, width), (0, 0, 0)), 0, place, ())
+            replaced = seen[0].numpy() if len(seen) == 1 and seen[0].shape == noisy.shape else None
+            tiling = Tiling(noisy.shape, noisy.shape, (0, 0, 0))
+            return Run(values, replaced, scaling, tiling, 0, place, ())
         network, place = choose_model(
             options.weights if model is None else model, options.device, options.precision, options.compile
         )
@@ -350,9 +373,9 @@ class _Job:
                 overlap = min(overlap * max(size) // max(wanted), max(size) - 1)
                 self.note(f"little memory is left on {place}; taking tiles of {by(size)} pixels, overlap {overlap}")
 
-        def in_tiles(tile: tuple[int, int], overlap: int) -> tuple[np.ndarray, Tiling]:
+        def in_tiles(tile: tuple[int, int], overlap: int) -> tuple[tuple[np.ndarray, np.ndarray | None], Tiling]:
             tiling = _tiling(noisy.shape, bands, tile, overlap)
-            values = run_tiles(
+            answer = run_tiles(
                 noisy,
                 run,
                 bands,
@@ -364,17 +387,17 @@ class _Job:
                 progress=options.progress,
                 pixels=None if rounds else pixels,  # the pilot filter looks at all of them
             )
-            return values, tiling
+            return answer, tiling
 
         with in_use(run, place):
-            values, tiling = in_fitting_tiles(in_tiles, size, overlap, place, self.note)
+            (values, replaced), tiling = in_fitting_tiles(in_tiles, size, overlap, place, self.note)
         with enough_memory(
             place,
             f"for the pilot filter, which takes the whole cube of {noisy.shape} at once",
             "the network alone (--pilot-rounds 0) does without it",
         ):
             values = repeat_pilot_filter(noisy, values, rounds, scaling, device=place)
-        return Run(values, scaling, tiling, rounds, place, ())
+        return Run(values, replaced, scaling, tiling, rounds, place, ())
 
 
 def _tiling(shape: tuple[int, ...], bands: int, tile: tuple[int, int], overlap: int) -> Tiling:

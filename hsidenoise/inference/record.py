@@ -36,6 +36,8 @@ def record_of(
 ) -> dict[str, Any]:
     """How a file was denoised: versions, weights, options, warnings, and :func:`hsidenoise.data.facts.residual_of`.
 
+    How many values were replaced, such as impulses and dead lines, is in it where the model tells.
+
     Args:
         noisy: The cube as it was read.
         denoised: The cube as it will be written.
@@ -66,6 +68,11 @@ def record_of(
     except MemoryError:  # no reason to lose the cube
         warnings.warn("too little memory is left to look at what was taken away", stacklevel=3)
         residual = {}
+    replaced: dict[str, Any] | None = None
+    if run.replaced is not None:
+        count = int(run.replaced.sum())
+        bands = np.flatnonzero(run.replaced.any(axis=(1, 2))).tolist()
+        replaced = {"values": count, "share": float(f"{count / run.replaced.size:.6g}"), "bands": bands}
     asked = {key: value for key, value in vars(options).items() if key != "progress"}
     return {
         "hsidenoise": VERSION,
@@ -83,6 +90,7 @@ def record_of(
         "device": str(run.device),
         "seconds": round(seconds, 2),
         "warnings": list(run.warnings),
+        "replaced": replaced,
         "residual": residual,
     }
 

@@ -13,6 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hsidenoise.inference.memory import USABLE_SHARE, fitting_batch
+from hsidenoise.signal.lost_values import replaced_values
 from hsidenoise.signal.scaling import Scaling, floating
 from hsidenoise.signal.tiling import Blend, Tile, Tiling, reflect_bands
 from hsidenoise.system.machine import autocast, free_memory, is_out_of_memory
@@ -33,7 +34,7 @@ def run_tiles(
     batch: int | None = None,
     progress: bool = False,
     pixels: Bool[np.ndarray, "height width"] | None = None,
-) -> Float[np.ndarray, "bands height width"]:
+) -> tuple[Float[np.ndarray, "bands height width"], Bool[np.ndarray, "bands height width"] | None]:
     """One pass over all tiles of a cube.
 
     Tiles of one tiling have one size, so any number of them goes through the network together. The values are scaled
@@ -53,7 +54,8 @@ def run_tiles(
         pixels: Those that hold data. A tile without any stays as it is.
 
     Returns:
-        The denoised cube, in the unit of ``noisy`` and in the floating type that holds its values.
+        The denoised cube, in the unit of ``noisy`` and in the floating type that holds its values; and which values
+        were replaced, None if the network does not say.
 
     Raises:
         ValueError: If the network changes the shape or answers with values that are not finite.
@@ -63,11 +65,11 @@ def run_tiles(
         >>> from hsidenoise.signal.scaling import fit_scaling
         >>> noisy = np.random.default_rng(0).random((3, 40, 50), dtype=np.float32)
         >>> tiling, scaling = Tiling(noisy.shape, (3, 16, 16), (0, 4, 4)), fit_scaling(noisy)
-        >>> same = run_tiles(noisy, nn.Identity(), 3, scaling, tiling, torch.device("cpu"), batch=5)
+        >>> same, _ = run_tiles(noisy, nn.Identity(), 3, scaling, tiling, torch.device("cpu"), batch=5)
         >>> bool(np.allclose(same, noisy, atol=1e-6))
         True
     """
-    blend = Blend(tiling)
+    blend, replaced = Blend(tiling), None
     tiles = []
     for tile in tiling:
         if pixels is None or pixels[tile.index[1:]].any():
@@ -87,7 +89,8 @@ def run_tiles(
                 torch.cuda.reset_peak_memory_stats(device)
                 before = torch.cuda.memory_allocated(device)
             try:
-                answers = _answers(noisy, network, bands, scaling, some, device)
+                with replaced_values() as seen:
+                    answers = _answers(noisy, network, bands, scaling, some, device)
             except (RuntimeError, MemoryError) as error:
                 if len(some) == 1 or not is_out_of_memory(error):
                     raise
@@ -100,13 +103,17 @@ def run_tiles(
             for tile, answer in zip(some, answers, strict=True):
                 _check_finite(tile, answer)
                 blend.add(tile, answer)
+            for tile, found in zip(some, seen, strict=False):  # an ensemble begins with the tiles as they are
+                if found.shape == tile.shape:  # else a network looked at something of its own
+                    replaced = np.zeros(noisy.shape, np.bool_) if replaced is None else replaced
+                    replaced[tile.index] |= found.cpu().numpy()
             if on_gpu and batch is None and first == 0:
                 taken = max(1, torch.cuda.max_memory_allocated(device) - before)
                 room = USABLE_SHARE * (free_memory(device) or taken)
                 at_once = max(1, min(MOST_AT_ONCE, int(room / taken)))
             first += len(some)
             bar.update(len(some))
-    return scaling.invert(blend.result(), floating(noisy.dtype))
+    return scaling.invert(blend.result(), floating(noisy.dtype)), replaced
 
 
 def _answers(

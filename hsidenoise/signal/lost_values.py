@@ -11,6 +11,10 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -356,6 +360,33 @@ def _said_by_others(spectra: np.ndarray, there: np.ndarray, loads: np.ndarray, n
     system = (there.T.astype(np.float64) @ products).reshape(-1, count, count) + np.eye(count)
     found: np.ndarray = loads @ np.linalg.solve(system, (spectra.T @ weighted)[..., None])[..., 0].T
     return found
+
+
+_listening: ContextVar[list[Tensor] | None] = ContextVar("listening", default=None)
+
+
+@contextmanager
+def replaced_values() -> Iterator[list[Bool[Tensor, "bands height width"]]]:
+    """Collect which values are replaced in the cubes that are denoised inside, by whatever network or method.
+
+    Example:
+        >>> with replaced_values() as replaced:
+        ...     tell_replaced(torch.zeros(3, 4, 5, dtype=torch.bool))
+        >>> [each.shape for each in replaced]
+        [torch.Size([3, 4, 5])]
+    """
+    found: list[Tensor] = []
+    token = _listening.set(found)
+    try:
+        yield found
+    finally:
+        _listening.reset(token)
+
+
+def tell_replaced(replaced: Bool[Tensor, "bands height width"]) -> None:
+    """Add the replaced values of a cube to what :func:`replaced_values` collects, if it does."""
+    if (found := _listening.get()) is not None:
+        found.append(replaced)
 
 
 def _nearest_mirrored(valid: Tensor) -> Tensor:

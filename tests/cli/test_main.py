@@ -954,6 +954,21 @@ class TestDenoiseSaysAndRecords:
             assert main(["denoise", str(plain), "-o", str(tmp_path / name), "--method", "planes"]) == 0
             assert f"\nrecord   {said}: versions" in capsys.readouterr().out
 
+    def test_how_many_values_were_replaced(self, plain, tmp_path, capsys):
+        values = scipy.io.loadmat(plain)["input"]
+        hit = np.random.default_rng(0).random((48, 48, 5)) < 0.03
+        values[:, :, 4:9] += 2.0 * hit
+        scipy.io.savemat(plain, {"input": values})
+        capsys.readouterr()
+        assert main(["denoise", str(plain), "-o", str(tmp_path / "d.mat"), "--method", "planes"]) == 0
+        found = json.loads((tmp_path / "d.mat.json").read_text())["replaced"]
+        assert found["values"] == pytest.approx(hit.sum(), abs=4)
+        assert found["share"] == pytest.approx(found["values"] / values.size, rel=1e-5)
+        assert found["bands"] == [4, 5, 6, 7, 8]
+        assert f"\nreplaced {found['values']} values in 5 of 31 bands, 0.0047 of all (" in capsys.readouterr().out
+        assert main(["denoise", str(plain), "-o", str(tmp_path / "e.mat"), "--method", "tv", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["replaced"] is None  # it does not tell
+
     def test_bands_whose_signal_was_eaten_are_named(self, plain, tmp_path, capsys, monkeypatch):
         from hsidenoise.classical.methods import BASELINES, Baseline
 

@@ -696,6 +696,23 @@ def test_how_it_was_done_is_written_into_the_file_or_beside_it(noisy_file, tmp_p
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["a.mat.json"]
 
 
+def test_what_was_replaced_is_counted_once_in_all_tiles_and_not_where_there_is_no_data(tmp_path):
+    network = create_model("hcanet-bra", planes=3, dim=8, num_blocks=(0, 0, 1), num_refinement_blocks=0)
+    clean = np.linspace(1, 2, 12)[:, None, None] * np.indices((44, 70)).sum(0) / 114
+    noisy = np.float32(clean + np.random.default_rng(0).normal(0, 0.02, clean.shape))
+    noisy[3, :, 21] = noisy[7, 30] = 0.0
+    noisy[:, :4] = np.nan
+    for cube, options, count, bands in (
+        (noisy, {"tile": 24, "ensemble": 2}, 40 + 70, [3, 7]),
+        (noisy[:, 30:31], {}, 1, [3]),  # one row: band 7 holds no data there
+    ):
+        np.save(tmp_path / "a.npy", cube)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            done = denoise_file(tmp_path / "a.npy", tmp_path / "b.npy", network, axes="bhw", **options)
+        assert (done.record["replaced"]["values"], done.record["replaced"]["bands"]) == (count, bands)
+
+
 def test_file_through_the_identity_comes_back_the_same(noisy_file, tmp_path):
     target = tmp_path / "clean.mat"
     done = denoise_file(noisy_file, target, Identity(31), tile=16)

@@ -48,7 +48,7 @@ from hsidenoise.signal.defects import (
     without_common,
     without_scene,
 )
-from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements, together
+from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements, tell_replaced, together
 from hsidenoise.signal.noise_level import level_of_flat_parts, level_of_residual, noise_level, smallest_step
 from hsidenoise.signal.planes.basis import band_kernels, find_basis
 from hsidenoise.signal.planes.filter import threshold, wiener
@@ -118,12 +118,14 @@ class PlaneEstimate(NamedTuple):
     Attributes:
         denoised: The cube without its noise; what was masked is as it was.
         sigma: Level of the Gaussian noise of each band, in the unit of the cube.
-        lost: Values that are no measurements: dead lines, stuck pixels.
+        lost: Values that are no measurements: dead lines, stuck pixels, in few bands impulses.
+        replaced: These, and outliers: values for which others speak.
     """
 
     denoised: Float[Tensor, "bands height width"]
     sigma: Float[Tensor, " bands"]
     lost: Bool[Tensor, "bands height width"]
+    replaced: Bool[Tensor, "bands height width"]
 
 
 class PlaneStages(NamedTuple):
@@ -188,7 +190,9 @@ def denoise_by_planes(
     kind = noisy.device.type
     as_called = partial(torch.autocast, kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
     with torch.autocast(kind, enabled=False):  # covariances of half precision say nothing
-        return _by_planes(noisy, mask, sigma, None if improve is None else partial(_call, improve, as_called))
+        found = _by_planes(noisy, mask, sigma, None if improve is None else partial(_call, improve, as_called))
+    tell_replaced(found.replaced)
+    return found
 
 
 def _by_planes(
@@ -200,7 +204,7 @@ def _by_planes(
         whole = torch.from_numpy(fill_gaps(noisy.cpu().numpy(), mask.expand_as(noisy).cpu().numpy())).to(noisy)
     denoised = noisy.clone()
     level = torch.zeros(len(noisy)).to(noisy)
-    lost = torch.zeros_like(noisy, dtype=torch.bool)
+    lost, replaced = (torch.zeros_like(noisy, dtype=torch.bool) for _ in range(2))
     alive = whole.amax((1, 2)) > whole.amin((1, 2))
     if alive.any():
         low, span = _range(whole[alive])
@@ -217,8 +221,8 @@ def _by_planes(
         keep = glint if mask is None else glint | ~mask
         denoised[alive] = torch.where(keep, noisy[alive], found.denoised * span + low)
         level[alive] = found.sigma * span
-        lost[alive] = found.lost & ~keep
-    return PlaneEstimate(denoised, level, lost)
+        lost[alive], replaced[alive] = found.lost & ~keep, found.replaced & ~keep
+    return PlaneEstimate(denoised, level, lost, replaced)
 
 
 def _call(
@@ -305,12 +309,13 @@ def _denoise(
     guide = denoised if improve is None else improve(known, residual, trusted, sigma, lost, denoised)
     if guide is not None:
         denoised = _by_groups(torch.where(lost, guide, known + trusted), guide, sigma)
+    replaced = lost | ((trusted != residual) & (residual.abs() > FAR_SIGMAS * sigma[:, None, None]))
     step = torch.tensor([smallest_step(band) if few else 0.0 for band in cube]).to(cube)
     rounded = limit < 0.3 * step  # by its level, that of rounding alone: there is nothing to take away
     denoised = torch.where(rounded[:, None, None] & ~lost, cube, denoised)
     if told is None:
         sigma = torch.where(rounded, limit, level.minimum(limit))
-    return PlaneEstimate(denoised, sigma, lost)
+    return PlaneEstimate(denoised, sigma, lost, replaced)
 
 
 def _residual(cube: Tensor, known: Tensor, lost: Tensor, absorbed: Tensor | None) -> tuple[Tensor, Tensor, bool]:
