@@ -138,9 +138,9 @@ def denoise(
         RuntimeWarning: For each kind of values that hold no data and were not named by the caller.
 
     Raises:
-        ValueError: If the array is not a cube of real and not all equal numbers, if fewer than 2 x 2 pixels hold data,
-            if an option is out of range, if the device is missing, if the memory does not suffice even for the smallest
-            tile, or if the network is not a network of this kind or answers with values that are not finite.
+        ValueError: If the array is not a cube of real and not all equal numbers, if fewer than 4 of its pixels hold
+            data, if an option is out of range, if the device is missing, if the memory does not suffice even for the
+            smallest tile, or if the network is not a network of this kind or answers with values that are not finite.
         TypeError: If there is no option of that name.
 
     Example:

@@ -43,7 +43,7 @@ from hsidenoise.system.machine import find_precision, free_memory, in_use
 _BAND_OVERLAP = 3
 
 _MANY_HIDDEN = 0.1  # share of a band that is too far outside of the range for a network: a band in another unit
-_FEWEST_PIXELS = 4  # with data: fewer are no image
+_FEWEST_PIXELS = 4  # fewer are no image
 _HERE = str(Path(__file__).parent)
 
 
@@ -197,6 +197,8 @@ class _Job:
 
     def valid_part(self, noisy: np.ndarray, valid: Bool[np.ndarray, "bands height width"] | None) -> Run:
         """Denoise what holds data; all else comes back as it is."""
+        if noisy[0].size < _FEWEST_PIXELS and noisy.min() < noisy.max():  # a constant cube is refused as any other
+            return self.untouched(noisy)
         constant = constant_bands(noisy, valid)
         if constant.any() and not constant.all():  # of a cube that is constant as a whole, that is said
             self.note(f"one value only: {self.named(constant)}; left out and kept as it is")
@@ -233,7 +235,7 @@ class _Job:
             scaled: Whether bands of far larger values were.
             shared: Whether bands that share nothing with the others were.
         """
-        if min(noisy.shape[1:]) == 1 and noisy[0].size >= _FEWEST_PIXELS:
+        if min(noisy.shape[1:]) == 1:
             return self.line(noisy, pixels)
         if not level and self.options.normalize == "auto" and (offsets := level_offsets(noisy)).any():
             return self.without_offsets(noisy, offsets, pixels)
@@ -249,6 +251,16 @@ class _Job:
         if 0 < len(scaling.lost) < len(noisy):
             return self.without_lost(noisy, scaling, pixels)
         return self.through_model(noisy, scaling, pixels)
+
+    def untouched(self, noisy: np.ndarray) -> Run:
+        """Give a cube back as it is, in which noise cannot be told from scene."""
+        few = " x ".join(map(str, noisy.shape[1:]))
+        self.note(f"{few} pixels are too few to tell noise from scene: the cube comes back as it is")
+        scaling = Scaling("none", 0.0, 1.0, "none: nothing is denoised")
+        while self.announce:
+            self.announce.pop()(scaling)
+        values = noisy.astype(floating(noisy.dtype))
+        return Run(values, None, scaling, Tiling(noisy.shape, noisy.shape, (0, 0, 0)), 0, torch.device("cpu"), ())
 
     def line(self, noisy: np.ndarray, pixels: np.ndarray | None) -> Run:
         """Denoise a scan line, folded into an image of two rows: methods for images take no less."""

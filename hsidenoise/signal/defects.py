@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hsidenoise.signal.lost_values import FEWEST, chance_of_most, together
-from hsidenoise.signal.noise_level import NORMAL_MEDIAN, SIGMA_FLOOR, smallest_step
+from hsidenoise.signal.noise_level import NORMAL_MEDIAN, SIGMA_FLOOR, noise_level, smallest_step
 
 #: A column is off if the median of what the estimate leaves of it is this many of its standard errors from zero; it is
 #: only looked at if its signs are out of balance by so many.
@@ -48,7 +50,10 @@ STANDS_OUT = 4.5
 #: scene have 0.17 and more (1 to 8 bands of cave/validation, pavia_crop, MUUFL, remote_sensing_clean).
 LEAST_HIT, MOST_TOGETHER = 0.01, 0.15
 
+_LEAST_CHANCE = np.log(1e-9)  # of a pixel, that noise alone takes it out of the scene
+_GLINT = 3.0  # spans from the middle of the scene, beyond which a spectrum is left as it is
 _BESIDE = 0.5  # of the offset of a column, that it is apart from those beside it
+_UNSTEADY, _UNSTEADY_SHARE = 2.0, 0.5  # spread of steps along a line of the scene, of the usual one and of the offset
 _IN_OTHERS = 0.3  # of the other bands, that are off in the same column if it is a line of the scene
 _LEAST_OF_A_SIDE, _ONE_HEIGHT = 0.05, 0.3  # of what stands out; spread of their height, that of any height has 0.58
 _AROUND = 7  # side of what is around, in pixels
@@ -56,6 +61,7 @@ _LEAST_AROUND = 0.5  # of the median of the whole band
 _MOST_MISSING = 4  # of the 8 neighbours of a pixel
 _BEYOND_CHANCE = 4.0  # as often as by chance, from which values out of the ordinary are common to bands
 _LEAST_COMMON, _MOSTLY = 0.05, 0.5  # of all of them, without which they are not; from which they are in any case
+_ORDINARY = 0.9  # of the pixels of a band are so, when it comes to what others have for themselves
 _ROUNDS = 2  # the second without the neighbours that the first has found
 
 _MEDIAN_PIXELS = 1024  # per band: a median of more says the same to a few percent
@@ -136,7 +142,7 @@ def column_offsets(
         offset[suspect] = _median(residual.mT[suspect])
     else:  # picking columns would make the device wait for the host
         offset = torch.where(suspect, _median(residual.mT), 0.0)
-    chance = (spread or robust_spread)(residual) * (math.pi / (2 * rows)) ** 0.5  # standard error of a median
+    chance = (spread or robust_spread)(residual) * _standard_error(residual)
     offset *= offset.abs() > (STRIPE_SIGMAS * chance).clamp_min(LEAST_STRIPE)[..., None]
     return offset
 
@@ -160,30 +166,40 @@ def without_scene(
 ) -> Float[Tensor, "batch bands width"]:
     """Offsets of columns of few bands, whose estimate may lose what one band has for itself, 0 where that is likely.
 
-    A stripe is off against both columns beside it. A line of the scene is so in other bands of the noisy cube as well.
+    A stripe is off against both columns beside it, by the same all along. A line of the scene is off in other bands of
+    the noisy cube as well, or comes and goes.
 
     Example:
         >>> residual = torch.tensor([0.0, 0.5, 0.4, 0.0, 0.5, 0.0]).expand(1, 1, 9, 6)
         >>> without_scene(residual[:, :, 0], residual, residual)
         tensor([[[0.0000, 0.0000, 0.0000, 0.0000, 0.5000, 0.0000]]])
     """
-    apart, chance = _beside(noisy)
+    apart, chance, least = _beside(noisy)
+    comes_and_goes = (least > _UNSTEADY * _median(least)[..., None]) & (
+        least > _UNSTEADY_SHARE * _standard_error(noisy) * offset.abs()
+    )
     there = (apart.abs() > SUSPECT_SIGMAS * chance).float()
     others = (there.sum(1, keepdim=True) - there) / max(1, noisy.shape[1] - 1)
-    return offset * (_beside(residual)[0] * offset.sign() > _BESIDE * offset.abs()) * (others < _IN_OTHERS)
+    beside = _beside(residual)[0] * offset.sign() > _BESIDE * offset.abs()
+    return offset * (beside & (others < _IN_OTHERS) & ~comes_and_goes)
 
 
-def _beside(images: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much columns are off against both beside them to the same side, in the median; its standard error."""
+def _standard_error(images: Tensor) -> float:
+    """Of the median of a column, for noise of 1."""
+    return math.sqrt(math.pi / (2 * images.shape[2]))
+
+
+def _beside(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """By how much columns are off against both beside them to the same side, in the median; its standard errors."""
     steps = images[..., 1:] - images[..., :-1]
     step = _median(steps.mT)
-    error = _median((steps - step[:, :, None]).abs().mT) / NORMAL_MEDIAN * (math.pi / (2 * images.shape[2])) ** 0.5
+    error = _median((steps - step[:, :, None]).abs().mT) / NORMAL_MEDIAN * _standard_error(images)
     (before, after), (early, late) = (
         (torch.cat([sign * each[..., :1], each], -1), torch.cat([sign * each, each[..., -1:]], -1))
         for sign, each in ((-1, step), (1, error))
     )
     least = torch.where(before * after > 0, torch.minimum(before.abs(), after.abs()), 0.0)
-    return least * before.sign(), torch.maximum(early, late)
+    return least * before.sign(), torch.maximum(early, late), torch.minimum(early, late)
 
 
 def robust_spread(residual: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch bands"]:
@@ -213,9 +229,42 @@ def trust(
     return (residual / (sigmas * spread[:, :, None, None])).square_().square_().add_(1.0).reciprocal_()
 
 
-def impulses(
+def glints(
     cube: Float[Tensor, "bands height width"], lost: Bool[Tensor, "bands height width"]
-) -> tuple[Bool[Tensor, "bands height width"], Bool[Tensor, "bands height width"]]:
+) -> Bool[Tensor, "height width"]:
+    """Pixels whose spectra lie far outside of the scene, in more bands than noise alone takes there.
+
+    Args:
+        cube: Cube whose scene fills about [0, 1].
+        lost: Values that say nothing.
+    """
+    far = (((cube - 0.5).abs() > _GLINT) & ~lost).float().mean(0)
+    glint = far > 0.5
+    if glint.any():
+        reach = (_GLINT - 0.5) / np.maximum(noise_level(cube.cpu().numpy()), np.finfo(np.float32).tiny)
+        chance = float(np.mean([2.0 * NormalDist().cdf(-sigmas) for sigmas in reach]))
+        # less than 2 ** bands * chance ** (far bands)
+        glint &= far * np.log(max(chance, 1e-300)) + np.log(2.0) < _LEAST_CHANCE / len(cube)
+    return glint
+
+
+class Dots(NamedTuple):
+    """Values that stand out from their neighbours.
+
+    Attributes:
+        hit: Impulses, in bands with many of them.
+        common: Dots of the scene.
+        alone: All others.
+        seen: Where other bands have something out of the ordinary; everywhere if there are none.
+    """
+
+    hit: Bool[Tensor, "bands height width"]
+    common: Bool[Tensor, "bands height width"]
+    alone: Bool[Tensor, "bands height width"]
+    seen: Bool[Tensor, "bands height width"]
+
+
+def impulses(cube: Float[Tensor, "bands height width"], lost: Bool[Tensor, "bands height width"]) -> Dots:
     """Scattered values far from most of their neighbours, in bands with many of them.
 
     Dots of the scene are not: those that are in most bands, those of one side or height in a cube of one band.
@@ -225,27 +274,39 @@ def impulses(
         lost: What is known to be no measurement: it is no neighbour, and not found again.
 
     Returns:
-        True for impulses; true for dots of the scene.
+        All values that stand out from their neighbours, by what they are.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
         >>> cube = 0.1 * torch.randn(2, 40, 50, generator=generator)
         >>> hit = torch.rand(40, 50, generator=generator) < 0.1
         >>> cube[1, hit] = 5.0 + torch.rand(40, 50, generator=generator)[hit]
-        >>> found, _ = impulses(cube, torch.zeros_like(cube, dtype=torch.bool))
+        >>> found = impulses(cube, torch.zeros_like(cube, dtype=torch.bool)).hit
         >>> bool(found[0].any()), bool((found[1] == hit).float().mean() > 0.99)
         (False, True)
     """
-    found, common, steps = lost.clone(), torch.zeros_like(lost), [smallest_step(image) for image in cube]
+    found, common, ends = (
+        lost.clone(),
+        torch.zeros_like(lost),
+        [_at_ends(*each) for each in zip(cube, lost, strict=True)],
+    )
     for _ in range(_ROUNDS):
         apart = torch.stack([_apart(image, at) for image, at in zip(cube, found, strict=True)])
-        out = torch.stack([stands_out(*each) for each in zip(apart.abs(), lost, steps, strict=True)])
+        least = [_least(*each) for each in zip(apart.abs(), ends, cube, strict=True)]
+        out = torch.stack([stands_out(*each) for each in zip(apart.abs(), lost, least, strict=True)])
         common = in_most_bands(out, apart > 0) if len(cube) > 1 else out & _of_one_kind(apart, out)
         out &= ~common
         for band, image in enumerate(out):
             if image.sum() > max(FEWEST, LEAST_HIT * image.numel()) and together(image).max() < MOST_TOGETHER:
                 found[band] = lost[band] | image
-    return found & ~lost, common
+    seen, apart = torch.ones_like(lost), apart.abs().nan_to_num()
+    tiny = torch.finfo(apart.dtype).tiny
+    apart /= torch.stack([_median(image.flatten()) for image in apart])[:, None, None].clamp_min(tiny)
+    for band in range(len(cube) if len(cube) > 1 else 0):
+        others = torch.cat([apart[:band], apart[band + 1 :]]).amax(0)
+        ordinary = others.flatten().kthvalue(max(1, round(_ORDINARY * others.numel()))).values
+        seen[band] = others >= ordinary.clamp_min(tiny)
+    return Dots(found & ~lost, common, out, seen)
 
 
 def in_most_bands(
@@ -285,22 +346,44 @@ def _of_one_kind(apart: Tensor, out: Tensor) -> bool:
     return bool(max(side.std() / side.mean() for side in (up, down)) < _ONE_HEIGHT)
 
 
+def _at_ends(image: Tensor, lost: Tensor) -> Tensor:
+    """Values at an end of the scale where many are: noise was cut off there, or there is none."""
+    known = image[~lost]
+    if not known.numel():
+        return torch.zeros_like(lost)
+    ends = torch.stack([image == known.min(), image == known.max()])
+    return (ends & (ends.float().mean((1, 2), keepdim=True) > LEAST_HIT)).any(0)
+
+
+def _least(magnitude: Tensor, ends: Tensor, image: Tensor) -> Tensor:
+    """Smallest level that is taken for what is around: near cut off values that of where none are."""
+    least = torch.full_like(image, smallest_step(image))
+    if ends.any():
+        near, beside = (F.max_pool2d(ends[None].float(), side, 1, side // 2)[0] > 0 for side in (_AROUND, 3))
+        whole = magnitude[~ends if beside.float().mean() > 1.0 - LEAST_HIT else ~beside].nanmedian()
+        least = torch.where(near & whole.isfinite(), least.maximum(whole), least)
+    return least
+
+
 def stands_out(
-    magnitude: Float[Tensor, "height width"], lost: Bool[Tensor, "height width"], least: float = 0.0
+    magnitude: Float[Tensor, "height width"],
+    lost: Bool[Tensor, "height width"],
+    least: Float[Tensor, "height width"] | None = None,
 ) -> Bool[Tensor, "height width"]:
     """Where an image is much larger than it is around.
 
     Args:
         magnitude: Such as what an estimate leaves of a band, without its sign.
         lost: Values to leave out.
-        least: Smallest level that is taken for what is around.
+        least: Smallest level that is taken for what is around; None: half of the median of all.
     """
     around, edge = torch.where(lost, torch.nan, magnitude), _AROUND // 2
     usual = float(around.nanmedian())
     for _ in range(2):  # down, then across
         padded = F.pad(around[None, None], (0, 0, edge, edge), mode="replicate")[0, 0]
         around = padded.unfold(0, _AROUND, 1).nanmedian(-1).values.T
-    out: Tensor = magnitude > STANDS_OUT * around.clamp_min(max(_LEAST_AROUND * usual, least))
+    around = around.clamp(min=_LEAST_AROUND * usual)
+    out: Tensor = magnitude > STANDS_OUT * (around if least is None else around.maximum(least))
     return out & ~lost
 
 

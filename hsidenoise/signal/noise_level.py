@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Shaped
 from torch import Tensor
-from torch.nn import functional as F
 
 SIGMA_FLOOR = 1e-3
 """Smallest noise level that is assumed of a cube on about [0, 1] (0.25 on the 0-255 scale): keeps whitening finite."""
@@ -34,10 +33,6 @@ _MOST = 0.3  # quantile of magnitudes that outliers on 70 % of the pixels leave 
 _INSIDE = 3.0  # levels within which a value of a residual counts as noise
 _ROUNDS = 6  # of the level by what lies within
 _SAMPLE = 1 << 14  # values of a band: the level of more is the same to half a percent
-_FLAT, _FLAT_WINDOW = 0.25, 5  # share of the 2x2 blocks that are the flattest, in a window of so many of them
-_FEWEST_BLOCKS = 64  # fewer say nothing
-_STEPS = 0.8  # of whole values; a level up to that is texture that was rounded: 0.4 to 0.75 of four clean scenes
-_OVERLAPPING = 2.25  # blocks that overlap say as much as one
 _MOST_ABSORBED = 0.8  # of the variance of the noise, that is made up for
 _UNEXPLAINED = 0.45  # share of the variance of a bad band that the others do not explain
 _COMPONENTS, _LEAST_COMPONENT = 8, 1e-4  # of other bands that explain a lost one: how many, and their least energy
@@ -231,59 +226,6 @@ def level_of_residual(
     return result if absorbed is None else result / (1.0 - absorbed.clamp(0.0, _MOST_ABSORBED)).sqrt()
 
 
-def level_of_flat_parts(
-    cube: Float[Tensor, "bands height width"], lost: Bool[Tensor, "bands height width"]
-) -> Float[Tensor, " bands"]:
-    """Standard deviation of the Gaussian noise of every band, from the diagonal details where the others are small.
-
-    Where noise is weak, texture is what :func:`noise_level` sees of a scene: 1.1 to 2.4 for noise of 1 (0-255 scale;
-    single bands of cave/validation, pavia_crop and remote_sensing_clean), 5.0 to 6.2 for noise of 5. In the flattest
-    quarter there is less of it: 1.0 to 1.5 and 4.8 to 5.4. In white noise the details of a block say nothing of each
-    other, so that the choice takes nothing away. Blocks of one value, as where a scale ends, are left out. What
-    rounding to whole steps adds is noise as well; a level below one step is taken for that alone.
-
-    Args:
-        cube: Noisy cube.
-        lost: Values that are no measurements; blocks with one are left out.
-
-    Returns:
-        One level per band, in the unit of the cube, with two of its standard errors on top: the most that it may be.
-        Infinite where too few blocks are left.
-
-    Example:
-        >>> texture = (torch.arange(80) % 2).float() * (torch.arange(60) < 40)[:, None]
-        >>> noise = 0.1 * torch.randn(1, 60, 80, generator=torch.Generator().manual_seed(0))
-        >>> level_of_flat_parts(texture + noise, torch.zeros(1, 60, 80, dtype=torch.bool)).numpy().round(2)
-        array([0.1], dtype=float32)
-    """
-    rough, diagonal = [], []
-    known = torch.where(lost, torch.nan, cube)
-    for down, across in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        image = known[:, down:, across:]
-        height, width = (length // 2 * 2 for length in image.shape[1:])
-        if not (height and width):
-            continue
-        above, below = image[:, 0:height:2, :width], image[:, 1:height:2, :width]
-        total, apart = above + below, above - below
-        details = (apart[..., ::2] - apart[..., 1::2]) / 2
-        others = (total[..., ::2] - total[..., 1::2]).square() + (apart[..., ::2] + apart[..., 1::2]).square()
-        left_out = others.isnan() | ((others == 0) & (details == 0))
-        texture, share = (_around(each) for each in (others.nan_to_num(), (~others.isnan()).to(others)))
-        rough.append(torch.where(left_out, torch.inf, texture / share).flatten(1))
-        diagonal.append(details.flatten(1))
-    levels = cube.new_full((len(cube),), torch.inf)
-    for band, (texture, details) in enumerate(zip(torch.cat(rough, 1), torch.cat(diagonal, 1), strict=True)):
-        order = texture[texture < torch.inf].sort().values
-        if len(order) >= _FEWEST_BLOCKS:
-            flat = details[texture <= order[int(_FLAT * len(order))]][None, None]
-            step = smallest_step(cube[band])
-            level = level_of_residual(flat, torch.zeros_like(flat, dtype=torch.bool))[0]
-            error = (_OVERLAPPING / (2 * flat.numel())) ** 0.5
-            rounding = step / 12.0**0.5
-            levels[band] = (1.0 + 2.0 * error) * level.clamp_min(rounding) if level > _STEPS * step else rounding
-    return levels
-
-
 def smallest_step(image: Float[Tensor, "height width"]) -> float:
     """Smallest difference of two values of a band: 1 of whole numbers, next to nothing of others.
 
@@ -292,11 +234,6 @@ def smallest_step(image: Float[Tensor, "height width"]) -> float:
         1.0
     """
     return float(np.diff(np.unique(image.cpu().numpy()), append=np.inf).min())
-
-
-def _around(images: Tensor) -> Tensor:
-    """Mean over a window, of what of it lies in the image."""
-    return F.avg_pool2d(images[None], _FLAT_WINDOW, 1, _FLAT_WINDOW // 2, count_include_pad=False)[0]
 
 
 def explained_by_others(

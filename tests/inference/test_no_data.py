@@ -173,6 +173,22 @@ def test_too_few_pixels_are_one_line(left):
         denoise(noisy, SMALL)
 
 
+@pytest.mark.parametrize(("bands", "size"), [(31, (1, 1)), (31, (1, 2)), (31, (3, 1)), (1, (1, 3))])
+def test_fewer_than_four_pixels_come_back_as_they_are(tmp_path, size, bands):
+    noisy = np.random.default_rng(0).integers(0, 9, (bands, *size)).astype(np.int16)
+    with pytest.warns(RuntimeWarning) as said:
+        denoised = denoise(noisy, SMALL, axes="bhw")
+    text = f"{size[0]} x {size[1]} pixels are too few to tell noise from scene: the cube comes back as it is"
+    assert [str(each.message) for each in said] == [text]
+    assert np.array_equal(denoised, noisy)
+    np.save(tmp_path / "a.npy", noisy)
+    with pytest.warns(RuntimeWarning, match=text):
+        done = denoise_file(tmp_path / "a.npy", tmp_path / "b.npy", SMALL, axes="bhw")
+    assert np.array_equal(np.load(tmp_path / "b.npy"), noisy)
+    assert done.warnings == (text,)
+    assert done.record["replaced"] is None
+
+
 @pytest.mark.parametrize("size", [(1, 52), (51, 1), (1, 4), (2, 2), (3, 5)])
 @pytest.mark.parametrize("bands", [1, 3, 24])
 def test_scan_lines_and_tiny_images_come_out_no_worse(size, bands):

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +40,9 @@ from torch.nn import functional as F
 
 from hsidenoise.signal.defects import (
     MOST_TOGETHER,
+    Dots,
     column_offsets,
+    glints,
     impulses,
     stands_out,
     trust,
@@ -49,9 +50,10 @@ from hsidenoise.signal.defects import (
     without_scene,
 )
 from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements, tell_replaced, together
-from hsidenoise.signal.noise_level import level_of_flat_parts, level_of_residual, noise_level, smallest_step
+from hsidenoise.signal.noise_level import level_of_residual, smallest_step
 from hsidenoise.signal.planes.basis import band_kernels, find_basis
 from hsidenoise.signal.planes.filter import threshold, wiener
+from hsidenoise.signal.planes.flat_parts import level_of_flat_parts
 from hsidenoise.signal.planes.non_local import non_local_bayes
 from hsidenoise.signal.spectral_wiener import spectral_wiener
 from hsidenoise.signal.tiling import plan
@@ -107,9 +109,9 @@ _ESTIMATE_RANK = 6  # dimensions that the robust estimate fits
 _ESTIMATE_MARGIN = 1.2  # by which the noise may be above what that estimate leaves, beside what it has taken
 _AT_FAULT = 2.0  # root mean square of a residual, over what a plain regression leaves, that is no outlier's
 _LEAST_SIGMA = 2e-4  # of the span of the scene: keeps whitening finite
+_LEAST_OF_OTHERS = 0.7  # of their share of the limit
+_MOSTLY = 0.5  # of what is off by so much, that the other bands show nothing of if it is hot pixels
 _MANY_BANDS = 31  # fewer do not tell an edge from an outlier, nor texture from noise
-_LEAST_CHANCE = np.log(1e-9)  # of a pixel, that noise alone takes it out of the scene
-_GLINT = 3.0  # spans from the middle of the scene, beyond which a spectrum is left as it is
 
 
 class PlaneEstimate(NamedTuple):
@@ -210,14 +212,14 @@ def _by_planes(
         low, span = _range(whole[alive])
         cube = (whole[alive] - low) / span
         gone = no_measurements(cube)
-        hit, common = impulses(cube, gone) if len(cube) < _MANY_BANDS else 2 * (torch.zeros_like(gone),)
-        glint = _glint(cube, gone | hit)
+        none = torch.zeros_like(gone)
+        dots = impulses(cube, gone) if len(cube) < _MANY_BANDS else Dots(none, none, ~none, none)
+        glint = glints(cube, gone | dots.hit)
         if glint.any() and not glint.all():
-            cube, gone, hit, common = (fill_invalid(each, ~glint) for each in (cube, gone, hit, common))
+            cube, gone, *filled = (fill_invalid(each, ~glint) for each in (cube, gone, *dots))
+            dots = Dots(*filled)
         told = None if sigma is None else (sigma[alive].to(cube) / span).clamp_min(_LEAST_SIGMA)
-        found = _denoise(
-            cube, gone, hit, common, told, None if improve is None else partial(improve, (low, span, alive))
-        )
+        found = _denoise(cube, gone, dots, told, None if improve is None else partial(improve, (low, span, alive)))
         keep = glint if mask is None else glint | ~mask
         denoised[alive] = torch.where(keep, noisy[alive], found.denoised * span + low)
         level[alive] = found.sigma * span
@@ -256,31 +258,15 @@ def _range(cube: Tensor) -> tuple[Tensor, Tensor]:
     return low, torch.maximum(high - low, spread)
 
 
-def _glint(cube: Tensor, lost: Tensor) -> Tensor:
-    """Pixels whose spectra lie far outside of the scene, in more bands than noise alone takes there."""
-    far = (((cube - 0.5).abs() > _GLINT) & ~lost).float().mean(0)
-    glint = far > 0.5
-    if glint.any():
-        reach = (_GLINT - 0.5) / np.maximum(noise_level(cube.cpu().numpy()), np.finfo(np.float32).tiny)
-        chance = float(np.mean([2.0 * NormalDist().cdf(-sigmas) for sigmas in reach]))
-        # less than 2 ** bands * chance ** (far bands)
-        glint &= far * np.log(max(chance, 1e-300)) + np.log(2.0) < _LEAST_CHANCE / len(cube)
-    return glint
-
-
 def _denoise(
     cube: Tensor,
     gone: Tensor,
-    hit: Tensor,
-    common: Tensor,
+    dots: Dots,
     told: Tensor | None,
     improve: Callable[..., Tensor | None] | None,
 ) -> PlaneEstimate:
-    """Denoise a cube on about [0, 1] without invalid pixels or constant bands, with impulses and what is gone.
-
-    Dots of the scene that are common to most of a few bands are no outliers.
-    """
-    lost = gone | hit
+    """Denoise a cube on about [0, 1] without invalid pixels or constant bands, with dots and what is gone."""
+    lost = gone | dots.hit
     filled = fill(cube, lost)
     estimate = spectral_wiener(filled[None], _ESTIMATE_ROUNDS, _ESTIMATE_OVERLAP)
     known, regression = estimate.robust[0].clone(), estimate.sigma[0]
@@ -292,11 +278,11 @@ def _denoise(
         # a fit of some dimensions has taken their share of the noise
         left = max(0.0, 1.0 - _ESTIMATE_RANK / len(cube)) ** 0.5
         most = _ESTIMATE_MARGIN * sigma / left if left else regression
-        sigma = torch.maximum(sigma, torch.minimum(regression, most)).minimum(limit)
+        sigma = _within(torch.maximum(sigma, torch.minimum(regression, most)), limit, lost)
     sigma = (sigma if told is None else told).clamp_min(_LEAST_SIGMA)
-    trusted, outliers = _trusted(residual, sigma, lost, regression, hit, common)
+    trusted, outliers = _trusted(residual, sigma, lost, regression, dots)
     known, absorbed = _by_regions(known + trusted, sigma)
-    again = partial(_again, cube, gone=gone, hit=hit, common=common, told=told, regression=regression, limit=limit)
+    again = partial(_again, cube, gone=gone, dots=dots, told=told, regression=regression, limit=limit)
     if shifted or outliers or bool(lost.any()):
         for _ in range(ROUNDS):
             _, _, trusted, sigma = again(known, absorbed)
@@ -335,34 +321,50 @@ def _residual(cube: Tensor, known: Tensor, lost: Tensor, absorbed: Tensor | None
     return residual, level_of_residual(residual, lost, absorbed), shifted
 
 
+def _within(sigma: Tensor, limit: Tensor, lost: Tensor) -> Tensor:
+    """Noise levels, none above its limit, or much farther below it than those of the other bands are.
+
+    Of few bands, one may be taken for what the others have in common, and as without any noise of its own. Impulses
+    raise the limit, so that it says nothing of a band with lost values but for what the most is.
+    """
+    if limit.isinf().any():
+        return sigma.minimum(limit)
+    share = (sigma / limit).clamp_max(1.0)
+    least = torch.where(lost.flatten(1).any(1), 0.0, _LEAST_OF_OTHERS * share.quantile(0.5))
+    return limit * share.maximum(least)
+
+
 def _level(residual: Tensor, lost: Tensor, _: Tensor) -> Tensor:
     return level_of_residual(residual, lost)[None]
 
 
-def _trusted(
-    residual: Tensor, sigma: Tensor, lost: Tensor, regression: Tensor, hit: Tensor, common: Tensor
-) -> tuple[Tensor, bool]:
+def _trusted(residual: Tensor, sigma: Tensor, lost: Tensor, regression: Tensor, dots: Dots) -> tuple[Tensor, bool]:
     """The residual, outliers drawn to zero in the bands that have them; whether any has."""
-    known = (~lost).sum((1, 2)).clamp_min(1)
-    away = (residual.abs() > FAR_SIGMAS * sigma[:, None, None]) & ~common
+    known, has = (~lost).sum((1, 2)).clamp_min(1), dots.hit.flatten(1).any(1)
+    away = (residual.abs() > FAR_SIGMAS * sigma[:, None, None]) & ~dots.common
     far = away.sum((1, 2)) / known
     # outliers would be left by a plain regression, too: where it leaves much less, the estimate is at fault
     at_fault = residual.square().sum((1, 2)) / known > (_AT_FAULT * regression).square()
     bad = far > FAR_SHARE
     if len(residual) < _MANY_BANDS:
-        bad &= hit.flatten(1).any(1)  # or the scene: these bands do not tell each other well
+        bad &= has  # or the scene: these bands do not tell each other well
     # few, but strong enough to be taken for directions of the scene
-    away = (residual.abs() > STRONG_SIGMAS * sigma[:, None, None]) & ~common
-    strong = (residual.square() * away).sum((1, 2)) / known > STRONG_ENERGY * sigma.square()
+    off = (residual.abs() > STRONG_SIGMAS * sigma[:, None, None]) & ~dots.common
+    away = off & dots.alone
+    whole, energy, strange = ((residual.square() * on).sum((1, 2)) / known for on in (off, away, away & ~dots.seen))
+    strong = (strange > STRONG_ENERGY * sigma.square()) & (strange > _MOSTLY * energy)
+    loud = ~strong & (far > FAR_SHARE) & (whole > STRONG_ENERGY * sigma.square())  # noise that grows with the signal
+    strong, away = strong | loud, torch.where(loud[:, None, None], off, away)
     if len(residual) < _MANY_BANDS:  # where more are away, the noise level is that of a scene without noise
-        strong &= (far <= FAR_SHARE) | (common.flatten(1).float().mean(1) < FAR_SHARE)
+        strong &= (far <= FAR_SHARE) | (dots.common.flatten(1).float().mean(1) < FAR_SHARE)
     if (strong & ~bad).any():
         bad |= strong & (torch.stack([together(band).max() for band in away]) < MOST_TOGETHER)
     bad &= ~at_fault
     if not bad.any():
         return residual, False
     weight = trust(residual[None], sigma[None], OUTLIER_SIGMAS)[0]
-    return torch.where(bad[:, None, None] & ~common, weight * residual, residual), True
+    drawn = bad[:, None, None] & ~dots.common & (dots.alone | (has | loud)[:, None, None])
+    return torch.where(drawn, weight * residual, residual), True
 
 
 def _again(
@@ -371,20 +373,19 @@ def _again(
     absorbed: Tensor,
     *,
     gone: Tensor,
-    hit: Tensor,
-    common: Tensor,
+    dots: Dots,
     told: Tensor | None,
     regression: Tensor,
     limit: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What is lost, the residual of a better estimate, what is trusted of it, and the noise level."""
-    lost, has = gone, hit.flatten(1).any(1)
+    lost, has = gone, dots.hit.flatten(1).any(1)
     if has.any():  # a better estimate knows better
         out = torch.stack([stands_out(*each) for each in zip((cube - known).abs(), gone, strict=True)])
-        lost = gone | (out & has[:, None, None] & ~common)
+        lost = gone | (out & has[:, None, None] & ~dots.common)
     residual, sigma, _ = _residual(cube, known, lost, absorbed)
-    sigma = (sigma.minimum(limit) if told is None else told).clamp_min(_LEAST_SIGMA)
-    return lost, residual, _trusted(residual, sigma, lost, regression, hit, common)[0], sigma
+    sigma = (_within(sigma, limit, lost) if told is None else told).clamp_min(_LEAST_SIGMA)
+    return lost, residual, _trusted(residual, sigma, lost, regression, dots)[0], sigma
 
 
 def _by_regions(cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
