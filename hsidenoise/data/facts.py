@@ -9,9 +9,10 @@ import numpy as np
 
 from hsidenoise.data.io import Cube
 from hsidenoise.data.layout import printable
+from hsidenoise.signal.bad_bands import bad_bands
 from hsidenoise.signal.lost_values import fill_gaps
 from hsidenoise.signal.mask import named_bands
-from hsidenoise.signal.noise_level import bad_bands, spread_of_most
+from hsidenoise.signal.noise_level import spread_of_most
 from hsidenoise.signal.survey import Survey, alike, residual_check, survey
 
 _BEYOND = 1e15  # whose square, summed over a cube, single precision holds, as that of its inverse

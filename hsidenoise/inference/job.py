@@ -31,9 +31,9 @@ from hsidenoise.inference.network import (
 from hsidenoise.inference.options import DenoiseOptions
 from hsidenoise.inference.tiles import run_tiles
 from hsidenoise.models.compiled import Compiled
+from hsidenoise.signal.bad_bands import bands_apart, explained_by_others
 from hsidenoise.signal.lost_values import fill_gaps, replaced_values
 from hsidenoise.signal.mask import Extremes, Mask, constant_bands, named_bands
-from hsidenoise.signal.noise_level import bands_apart, explained_by_others
 from hsidenoise.signal.pilot_filter import repeat_pilot_filter
 from hsidenoise.signal.scaling import Scaling, fit_scaling, floating, level_offsets
 from hsidenoise.signal.tiling import Tiling, tile_size

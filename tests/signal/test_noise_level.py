@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsidenoise.signal.noise_level import bad_bands, noise_level, spread_of_most
+from hsidenoise.signal.bad_bands import bad_bands
+from hsidenoise.signal.noise_level import noise_level, spread_of_most
 from hsidenoise.signal.planes.flat_parts import level_of_flat_parts
 
 
