@@ -125,7 +125,9 @@ def _alike(
         there = around[:, rows + row].unfold(2, side, 1)[:, :, columns]  # (planes, rows, columns, side)
         apart = (there - here).square_().sum(0)
         distances.append(apart.reshape(len(tops), patch, len(lefts), patch, side).sum((1, 3)))
-    nearest = torch.stack(distances, 2).flatten(2).flatten(0, 1).topk(count, largest=False, sorted=False).indices
+    apart = torch.stack(distances, 2).flatten(2).flatten(0, 1)
+    apart[:, apart.shape[1] // 2] = -1.0  # itself, where many are the same: each pixel is to be in a group
+    nearest = apart.topk(count, largest=False, sorted=False).indices
     down = tops.repeat_interleave(len(lefts))[:, None] + nearest // side - REACH
     right = lefts.repeat(len(tops))[:, None] + nearest % side - REACH
     return down * (width - patch + 1) + right

@@ -217,6 +217,12 @@ def test_texture_that_was_rounded_comes_back_if_a_tenth_of_a_picture_is_flat(rng
 
 
 @pytest.mark.parametrize("bands", [1, 3])
+def test_a_line_on_nothing_comes_back(bands):
+    clean = 0.3 + 0.4 * (np.arange(72) == 20) * np.ones((bands, 64, 1))
+    np.testing.assert_allclose(denoise_by_planes(tensor(clean)).denoised, clean, atol=1e-6)
+
+
+@pytest.mark.parametrize("bands", [1, 3])
 def test_rounding_alone_is_no_noise_to_take_away(rng, bands):
     blurred = gaussian_filter(rng.normal(0, 1, (bands, 72, 76)), (0, 1.5, 1.5))
     clean = 110 + np.where(np.arange(76) % 40 < 20, 60, 5) * blurred / blurred.std()
