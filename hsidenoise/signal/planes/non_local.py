@@ -53,7 +53,6 @@ _FEWEST = 32  # patches of a group that say something of its covariance
 _ROWS = 8  # of patches at a time: bounds the memory
 _AT_ONCE = 1 << 20  # values of groups at a time, about
 _EXACT = 100.0  # noise levels of a value off its group, from which single precision will not do
-_OUTSIDE = 1e6  # no patch of an image is like one that reaches out of it
 
 
 @torch.no_grad()
@@ -115,7 +114,7 @@ def _alike(
 ) -> Int64[Tensor, "patches group"]:
     """The patches around each that are most like it, by the number of their place in the image."""
     width = guide.shape[2]
-    around = F.pad(guide, (REACH, REACH, REACH, REACH), value=_OUTSIDE)
+    around = F.pad(guide, (REACH, REACH, REACH, REACH), value=torch.inf)  # no patch is like one that reaches out
     side = 2 * REACH + 1
     distances = []
     rows = (tops[:, None] + torch.arange(patch, device=tops.device)).flatten()

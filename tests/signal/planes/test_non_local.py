@@ -40,3 +40,9 @@ def test_a_scene_far_above_the_noise_comes_back(planes: int) -> None:
     """Single precision has no inverse there; 2 and 12 planes are the two forms of the matrix."""
     scene = noise(planes, 40, 40) * 1e5
     assert (non_local_bayes(scene, scene) - scene).abs().amax() < 1e-6 * scene.abs().amax()
+
+
+@pytest.mark.parametrize("level", [0.0, -1e6, 1e6])
+def test_no_patch_is_taken_from_outside_of_the_image(level: float) -> None:
+    guide = level + noise(2, 30, 40)
+    assert (non_local_bayes(guide, guide) - guide).abs().amax() < 3
