@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from hsidenoise.signal.scaling import Scaling
 
 
-_UNTOLD = 0.5  # of the noise before: a bound on what is left that says nothing
-
-
 class _Stop(Exception):  # noqa: N818 - nothing went wrong
     """A dry run ends here."""
 
@@ -172,11 +169,9 @@ def _print_quality(found: dict[str, Any]) -> None:
     if not found:
         return
     before, after = found["noise_before"], found["noise_after"]
-    left = f"at most {after['median']:.3g}"
-    if after["median"] > _UNTOLD * before["median"]:  # the bound is that of the scene's own detail
-        left = "too little to be told from the detail of the scene"
-    print(f"noise    {before['median']:.3g} before (median of bands); left of it: {left}")
-    print("         not the error: what the scene has lost is not in it")
+    left = "too little to be told from the detail of the scene" if after["median"] is None else f"{after['median']:.3g}"
+    print(f"noise    {before['median']:.3g} before (median of bands); left of it, from pixel to pixel: {left}")
+    print("         not the error: smooth noise that is left, and what the scene has lost, are not in it")
     print(
         f"residual largest autocorrelation {found['whiteness_most']:.2f}, largest correlation with the image "
         f"{found['eaten_most']:.2f}; about 0 if it is nothing but noise"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hsidenoise.signal.survey import Survey, alike, residual_check, survey
 _BEYOND = 1e15  # whose square, summed over a cube, single precision holds, as that of its inverse
 _FEWEST = 4  # pixels with data that the noise is estimated from
 _FEW = 200  # values of a band from which its noise level is known to a twentieth, 1 / sqrt(2 n)
+_UNTOLD = 0.5  # of the noise before: where more seems left, it is the scene's own detail
 # share of values that are filled from which the noise level is a tenth too low (31 and 20 bands, noise 0.05 of 1)
 _MANY_GAPS = 0.25
 
@@ -95,7 +97,8 @@ def describe(cube: Cube) -> dict[str, Any]:
 def residual_of(noisy: Cube, denoised: Cube, strength: float = 1.0) -> dict[str, Any]:
     """What was taken away from a cube, band by band, see :func:`hsidenoise.signal.survey.residual_check`.
 
-    A band without data has None in each list.
+    A band without data has None in each list. The noise after is that from pixel to pixel, None where it is not told
+    from the scene's own detail.
 
     Args:
         noisy: Noisy cube.
@@ -128,14 +131,14 @@ def residual_of(noisy: Cube, denoised: Cube, strength: float = 1.0) -> dict[str,
         return _numbers(whole)
 
     if structured:
-        warnings.warn(
-            f"what was taken away from {named_bands(structured)} (0-based) has a structure: it may be signal; look at "
-            "the residual, or take a smaller --strength",
-            stacklevel=2,
-        )
+        warnings.warn(structured_note(structured), stacklevel=2)
+    told = float(np.median(found.after)) <= _UNTOLD * float(np.median(found.before))
     return {
         "noise_before": {"median": float(np.median(found.before)) * unit, "per_band": each(found.before, unit)},
-        "noise_after": {"median": float(np.median(found.after)) * unit, "per_band": each(found.after, unit)},
+        "noise_after": {
+            "median": float(np.median(found.after)) * unit if told else None,
+            "per_band": each(np.where(found.after > _UNTOLD * found.before, np.nan, found.after), unit),
+        },
         "removed": each(found.removed, unit),
         "whiteness": each(found.whiteness),
         "whiteness_most": float(max(found.whiteness, key=abs)),
@@ -145,6 +148,19 @@ def residual_of(noisy: Cube, denoised: Cube, strength: float = 1.0) -> dict[str,
         "structured": list(structured),
         "contrast": found.contrast,
     }
+
+
+def structured_note(bands: Sequence[int]) -> str:
+    """What is said of bands whose residual has a structure.
+
+    Example:
+        >>> structured_note([3])[:34]
+        'what was taken away from band 3 (0'
+    """
+    return (
+        f"what was taken away from {named_bands(bands)} (0-based) has a structure: it may be signal; look at the "
+        "residual, or take a smaller --strength"
+    )
 
 
 def _usable(values: np.ndarray, unit: float) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hsidenoise.data.facts import residual_of
+from hsidenoise.data.facts import residual_of, structured_note
 from hsidenoise.data.io import Cube
 from hsidenoise.data.layout import times
 from hsidenoise.data.options import ReadOptions
@@ -68,6 +68,7 @@ def record_of(
     except MemoryError:  # no reason to lose the cube
         warnings.warn("too little memory is left to look at what was taken away", stacklevel=3)
         residual = {}
+    said = [structured_note(residual["structured"])] if residual.get("structured") else []
     replaced: dict[str, Any] | None = None
     if run.replaced is not None:
         count = int(run.replaced.sum())
@@ -89,7 +90,7 @@ def record_of(
         "reading": {key: str(value) if isinstance(value, Path) else value for key, value in vars(reading).items()},
         "device": str(run.device),
         "seconds": round(seconds, 2),
-        "warnings": list(run.warnings),
+        "warnings": [*run.warnings, *said],
         "replaced": replaced,
         "residual": residual,
     }

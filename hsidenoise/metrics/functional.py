@@ -22,6 +22,7 @@ References:
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ _K1, _K2 = 0.01, 0.03  # Wang et al. 2004, section III-C
 _UNIFORM_SIDE = 7  # the default of skimage.metrics.structural_similarity
 _GAUSSIAN_SIGMA = 1.5  # Wang et al. 2004: an 11x11 Gaussian window of 1.5 pixels
 _GAUSSIAN_SIDE = 11
+_BEYOND = 2.0  # data ranges from 0, from which a cube is in another unit
 
 
 def bandwise_psnr(
@@ -314,6 +316,9 @@ def evaluate(
             the data range is not positive, the protocol is unknown, the images are smaller than the SSIM window, or
             the valid pixels are none, hold no such window, or do not go with the protocol.
 
+    Warns:
+        UserWarning: If the clean cube lies far outside of [0, ``data_range``] and ``lowest`` is None.
+
     Example:
         >>> clean = np.linspace(0.0, 0.9, 2 * 8 * 9).reshape(2, 8, 9)
         >>> scores = evaluate(clean + 0.1, clean)
@@ -325,6 +330,13 @@ def evaluate(
     pixels = None if mask is None else torch.as_tensor(mask, dtype=torch.bool, device="cpu")
     x, y = _checked(_cube(denoised, "denoised", pixels), _cube(clean, "clean", pixels))
     found = evaluate_batch(x, y, data_range=data_range, protocol=protocol, lowest=lowest, mask=pixels)
+    known = y if pixels is None else y[pixels.expand_as(y)]
+    if lowest is None and known.abs().max() > _BEYOND * data_range:
+        warnings.warn(
+            f"the clean cube lies in {known.min():.4g} .. {known.max():.4g}, the scores are of cubes in "
+            f"[0, {data_range:g}]: scale both, or give data_range and lowest",
+            stacklevel=2,
+        )
     return Scores(**{name: float(value) for name, value in found.items()}, protocol=protocol)
 
 

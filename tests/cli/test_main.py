@@ -982,6 +982,7 @@ class TestDenoiseSaysAndRecords:
             warnings.simplefilter("always")
             assert main(["denoise", str(plain), "-o", str(tmp_path / "d.mat"), "--method", "eats"]) == 0
         assert "taken away from band 6 (0-based) has a structure" in capsys.readouterr().err
+        assert "from band 6 (0-based) has" in json.loads((tmp_path / "d.mat.json").read_text())["warnings"][-1]
 
     def test_inspect_ranks_bands(self, plain, capsys):
         content = scipy.io.loadmat(plain)

@@ -23,7 +23,8 @@ def test_a_band_without_data_and_any_unit_are_looked_at_too(rng):
     for unit in (1e-200, 1e200):
         scaled = residual_of(Cube(noisy * unit), Cube(clean * unit))
         assert scaled["noise_before"]["median"] == pytest.approx(plain["noise_before"]["median"] * unit, rel=1e-4)
-        assert scaled["noise_after"]["median"] == pytest.approx(plain["noise_after"]["median"] * unit, rel=1e-2)
+        # what seems left is detail of the scene, that of the noise cannot be told from it
+        assert scaled["noise_after"]["median"] is plain["noise_after"]["median"] is None
         assert scaled["whiteness"] == pytest.approx(plain["whiteness"], rel=1e-3)
 
 

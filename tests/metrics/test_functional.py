@@ -427,3 +427,10 @@ def test_what_has_axes_or_a_mask_of_its_own_is_refused():
     with pytest.raises(ValueError, match="mask is a DataArray: pass its bare values"):  # else x may count for y
         evaluate(denoised, clean, mask=array[..., 0] > 0)
     assert evaluate(np.ma.MaskedArray(denoised), clean) == evaluate(denoised, clean)
+
+
+def test_a_cube_in_counts_is_not_scored_in_silence():
+    denoised, clean = pair()
+    with pytest.warns(UserWarning, match=r"the scores are of cubes in \[0, 1\]"):
+        evaluate(denoised * 1e4, clean * 1e4)
+    evaluate(denoised * 1e4, clean * 1e4, data_range=1e4)
