@@ -83,6 +83,8 @@ def corrupt_file(
 ) -> CorruptedFile:
     """Write a noisy cube, its clean one and the noise level, as the published noisy sets do.
 
+    What holds no data has no say in the scaling and is NaN in both.
+
     Args:
         source: File with a clean cube, or folder of PNG; of a pair, the clean cube is taken.
         target: ``.mat`` file to write; not the source.
@@ -104,8 +106,16 @@ def corrupt_file(
     check_arrays_target(target)
     chosen = reading.by_name() | {"key": key or key_if_there(source, CLEAN_KEY)}
     cube = read_cube(source, **chosen, exact=True)
-    check_values(cube.values, str(source) if cube.layout is None else f"{source}: '{printable(cube.layout.key)}'")
+    name = str(source) if cube.layout is None else f"{source}: '{printable(cube.layout.key)}'"
+    check_values(cube.values, name, cube.mask)
     clean = _cropped(cube.values, options.crop, source)
+    valid = None if cube.mask is None else _cropped(cube.mask, options.crop, source)
+    if valid is not None:
+        if not valid.any():
+            raise ValueError(f"{source}: nothing in the crop of {options.crop} holds data; choose another, or none")
+        for kind in cube.not_data:
+            warnings.warn(f"{kind}; NaN in what is written", stacklevel=2)
+        clean = np.where(valid, clean, clean[valid].min())
     low, high = float(clean.min()), float(clean.max())
     if options.minmax:
         for found in find_extremes(clean).found:
@@ -118,6 +128,9 @@ def corrupt_file(
             warnings.warn(
                 f"{kind} on no band: it takes a third of the bands, and {len(clean)} are too few", stacklevel=2
             )
+    if valid is not None:
+        noisy, clean = (np.where(valid, values, np.float32(np.nan)) for values in (result.noisy, clean))
+        result = dataclasses.replace(result, noisy=noisy)
     write_arrays(target, published_arrays(result.noisy, clean, result.sigma, cube.wavelengths))
     sigma = result.sigma * 255
     return CorruptedFile(cube, (low, high), case, result, (float(sigma.min()), float(sigma.max())))

@@ -472,7 +472,14 @@ class TestPaths:
         scipy.io.savemat(tmp_path / "a.mat", {"cube": clean})
         scipy.io.savemat(tmp_path / "b.mat", {"cube": 1e9 + np.minimum(clean, 1)})
         done = run("corrupt", "a.mat", "n.mat", "--noise", "gaussian-5", cwd=tmp_path)
-        assert "1e+06 in 1 pixel of band 2: no measurement" in done.stderr
+        assert "1e+06 in 1 pixel of band 2: no measurement, it seems; NaN in what is written" in done.stderr
+        content = scipy.io.loadmat(tmp_path / "n.mat")
+        assert (
+            np.argwhere(np.isnan(content["input"])).tolist()
+            == np.argwhere(np.isnan(content["gt"])).tolist()
+            == [[3, 4, 2]]
+        )
+        assert np.nanmax(content["gt"]) == 1
         assert main(["corrupt", str(tmp_path / "b.mat"), str(tmp_path / "n.mat"), "--noise", "gaussian-5"]) == 0
         assert np.abs(scipy.io.loadmat(tmp_path / "n.mat")["gt"] - np.minimum(clean, 1)).max() < 1e-5
 

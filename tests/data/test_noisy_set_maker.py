@@ -17,8 +17,9 @@ from hsidenoise.cli import main as cli
 from hsidenoise.data.datasets import read_split
 from hsidenoise.data.formats.mat import write_mat
 from hsidenoise.data.formats.png import save_bands
-from hsidenoise.data.noisy_set_maker import MANIFEST, CaseFolder, make_noisy_set
+from hsidenoise.data.noisy_set_maker import MANIFEST, CaseFolder, corrupt_file, make_noisy_set
 from hsidenoise.data.noisy_sets import PUBLISHED_CASES, find_noisy_set, read_pair
+from hsidenoise.data.options import CorruptOptions
 from hsidenoise.data.scenes import read_clean
 from hsidenoise.noise.cases import NOISE_CASES, corrupt
 
@@ -401,3 +402,20 @@ class TestCommand:
         after = contents(tmp_path / "sets")
         assert len(after) == 1 + 27
         assert {name: after[name] for name in before} == before
+
+
+def test_what_holds_no_data_has_no_say_in_the_scaling_and_no_noise(tmp_path, rng):
+    values = rng.uniform(100, 300, (40, 30, 5)).astype(np.float32)
+    values[:, :8] = -9999
+    scipy.io.savemat(tmp_path / "a.mat", {"cube": values})
+    with pytest.warns(UserWarning, match="-9999 in 320 pixels of bands 0-4.*NaN in what is written"):
+        done = corrupt_file(tmp_path / "a.mat", tmp_path / "b.mat", CorruptOptions(noise="gaussian-30"))
+    assert done.value_range == pytest.approx((100, 300), abs=2)
+    found = scipy.io.loadmat(tmp_path / "b.mat")
+    for cube in (found["input"], found["gt"]):
+        assert np.isnan(cube[:, :8]).all()
+        assert np.isfinite(cube[:, 8:]).all()
+    np.testing.assert_allclose(
+        found["gt"][:, 8:], (values[:, 8:] - done.value_range[0]) / np.ptp(values[:, 8:]), atol=1e-5
+    )
+    assert np.std((found["input"] - found["gt"])[:, 8:]) == pytest.approx(30 / 255, rel=0.05)
