@@ -321,10 +321,14 @@ class _Job:
         run = self.of(np.flatnonzero(~apart)).whole(noisy[~apart], pixels, level=True, shared=True)
         values = noisy.astype(run.values.dtype)
         values[~apart] = run.values
+        run = run.within(values, np.flatnonzero(~apart))
         for band in [] if self.keep else np.flatnonzero(apart):
             one = slice(band, band + 1)
-            values[one] = self.of(np.array([band])).whole(noisy[one], pixels, level=True, shared=True).values
-        return dataclasses.replace(run, values=values)
+            alone = self.of(np.array([band])).whole(noisy[one], pixels, level=True, shared=True)
+            values[one] = alone.values
+            if run.replaced is not None and alone.replaced is not None:
+                run.replaced[one] = alone.replaced
+        return run
 
     def without_lost(self, noisy: np.ndarray, scaling: Scaling, pixels: np.ndarray | None) -> Run:
         """Denoise the bands that are not noise alone, and say of these what the others explain."""

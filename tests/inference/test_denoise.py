@@ -76,7 +76,7 @@ def cube(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 @given(
-    shape=st.tuples(st.integers(1, 70), st.integers(1, 60), st.integers(2, 50)),
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 60), st.integers(4, 50)),
     bands=st.integers(1, 40),
     tile=st.integers(8, 64),
     share=st.floats(0, 0.6),
