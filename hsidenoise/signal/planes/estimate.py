@@ -413,26 +413,24 @@ def _by_regions(cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 def _by_scene(cube: Tensor, guide: Tensor, sigma: Tensor, stride: int, share: float) -> tuple[Tensor, Tensor]:
     """Wiener filter in all planes that a guide has, with its energies; and the share of its noise that a band lacks."""
-    known, mean = _whitened(guide, sigma)
-    basis = _directions(known)
-    whitened = (cube - mean) / sigma[:, None, None]
-    planes, guides = ((basis.mT @ each.flatten(1)).reshape(-1, *cube.shape[1:]) for each in (whitened, known))
+    planes, guides, basis, mean = _in_planes(cube, guide, sigma)
     filtered, absorbed = wiener(planes, guides, block=BLOCK, stride=stride, turn=False, mean_noise=MEAN_NOISE)
     return _composed(filtered.lerp(guides, share), basis, mean, sigma), basis.square() @ absorbed
 
 
 def _by_groups(cube: Tensor, guide: Tensor, sigma: Tensor) -> Tensor:
     """Non-local Bayes in all planes that a guide has."""
-    known, mean = _whitened(guide, sigma)
-    basis = _directions(known)
-    whitened = (cube - mean) / sigma[:, None, None]
-    planes, guides = ((basis.mT @ each.flatten(1)).reshape(-1, *cube.shape[1:]) for each in (whitened, known))
+    planes, guides, basis, mean = _in_planes(cube, guide, sigma)
     return _composed(non_local_bayes(planes, guides), basis, mean, sigma)
 
 
-def _whitened(cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    mean = cube.mean((1, 2), keepdim=True)
-    return (cube - mean) / sigma[:, None, None], mean
+def _in_planes(cube: Tensor, guide: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A cube and its guide in all planes that the guide has; the basis and the mean that lead back."""
+    mean = guide.mean((1, 2), keepdim=True)
+    known, whitened = ((each - mean) / sigma[:, None, None] for each in (guide, cube))
+    basis = _directions(known)
+    planes, guides = ((basis.mT @ each.flatten(1)).reshape(-1, *cube.shape[1:]) for each in (whitened, known))
+    return planes, guides, basis, mean
 
 
 def _directions(whitened: Tensor) -> Tensor:
