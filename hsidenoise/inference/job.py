@@ -239,9 +239,9 @@ class _Job:
             return self.line(noisy, pixels)
         if not level and self.options.normalize == "auto" and (offsets := level_offsets(noisy)).any():
             return self.without_offsets(noisy, offsets, pixels)
-        if not shared and (apart := self.apart(noisy)).any():
-            return self.without_apart(noisy, apart, pixels)
         scaling = fit_scaling(noisy, self.options.normalize, Extremes(-np.inf, np.inf, ()))
+        if not shared and (apart := self.apart(noisy, scaling.lost)).any():
+            return self.without_apart(noisy, apart, pixels)
         if (far := scaling.hides(noisy)).any():
             loud = far.mean(axis=(1, 2)) > _MANY_HIDDEN
             loud[list(scaling.lost)] = False
@@ -305,9 +305,10 @@ class _Job:
             band[...] = np.where(band == before, noisy_band, band * each)
         return run
 
-    def apart(self, noisy: np.ndarray) -> np.ndarray:
-        """Bands that are not to be denoised with the others."""
+    def apart(self, noisy: np.ndarray, lost: tuple[int, ...]) -> np.ndarray:
+        """Bands that are not to be denoised with the others, beside those that are lost in noise."""
         pattern, noise = bands_apart(noisy)
+        noise[list(lost)] = False
         if noise.any():
             done = "left out and kept as it is" if self.keep else "what comes out is what the other bands say of it"
             self.note(f"noise alone, or nearly: {self.named(noise)}; {done}")

@@ -251,6 +251,14 @@ def test_bands_that_share_nothing_harm_no_others(real_crop, rng, kind):
         assert np.abs(denoised[others] - alone).mean() < 0.003
 
 
+def test_bands_of_noise_are_named_once(real_crop, rng):
+    noisy = np.concatenate([real_crop, real_crop[::-1]])[:, :40, :45]
+    noisy[4:7] = rng.normal(0, 50, noisy[4:7].shape)
+    with pytest.warns(RuntimeWarning) as said:
+        denoise(noisy, Identity())
+    assert [str(each.message).partition(";")[0] for each in said] == ["noise alone: bands 4-6"]
+
+
 def test_bands_of_noise_alone_harm_no_others(real_crop, rng):
     noisy = corrupt(real_crop, "gaussian-5", seed=0).noisy
     lost = [6, 7, 8, 20]
