@@ -173,9 +173,7 @@ def spread_of_most(residual: Float[np.ndarray, "bands height width"]) -> Float64
 
 
 def level_of_residual(
-    residual: Float[Tensor, "bands height width"],
-    lost: Bool[Tensor, "bands height width"],
-    absorbed: Float[Tensor, " bands"] | None = None,
+    residual: Float[Tensor, "bands height width"], lost: Bool[Tensor, "bands height width"]
 ) -> Float[Tensor, " bands"]:
     """Standard deviation of the Gaussian noise of every band, from what a denoised cube leaves of the noisy one.
 
@@ -185,7 +183,6 @@ def level_of_residual(
     Args:
         residual: Noisy cube minus a denoised one.
         lost: Values that are no measurements; they are left out.
-        absorbed: Share of the variance of the noise that the residual lacks, as the denoiser has let it pass.
 
     Returns:
         One level per band, in the unit of the residual; a band without any measurement gets the median of the others.
@@ -213,8 +210,17 @@ def level_of_residual(
         levels[band] = level
     if not np.isnan(levels).all():
         levels[np.isnan(levels)] = np.nanmedian(levels)
-    result = torch.from_numpy(np.nan_to_num(levels)).to(residual)
-    return result if absorbed is None else result / (1.0 - absorbed.clamp(0.0, _MOST_ABSORBED)).sqrt()
+    return torch.from_numpy(np.nan_to_num(levels)).to(residual)
+
+
+def with_absorbed(level: Float[Tensor, " bands"], absorbed: Float[Tensor, " bands"]) -> Float[Tensor, " bands"]:
+    """Level of the noise of each band, of that of a residual.
+
+    Args:
+        level: That of the residual.
+        absorbed: Share of the variance of the noise that the residual lacks, as the denoiser has let it pass.
+    """
+    return level / (1.0 - absorbed.clamp(0.0, _MOST_ABSORBED)).sqrt()
 
 
 def smallest_step(image: Float[Tensor, "height width"]) -> float:

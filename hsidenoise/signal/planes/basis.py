@@ -51,8 +51,20 @@ SHARED = 0.5
 _FEWEST = 3  # fewer bands are neither smooth nor rough
 _FEWEST_WEAK = 8
 _LEAST = 1e-3  # of the energy of a direction, that is its own and not noise's
-_JITTER = 1e-8
-_AT_ONCE = 1 << 21  # numbers
+
+
+class BandKernels(NamedTuple):
+    """How alike bands may be, each way as what it says of spectra divided by the noise level: independent energies.
+
+    Attributes:
+        energy: Energies of a spectrum of energy 1.
+        directions: Orthonormal directions that they belong to.
+        scale: Noise level of each band, over their mean.
+    """
+
+    energy: Float64[Tensor, "some bands"]
+    directions: Float64[Tensor, "some bands bands"]
+    scale: Float64[Tensor, " bands"]
 
 
 class PlaneBasis(NamedTuple):
@@ -70,14 +82,14 @@ class PlaneBasis(NamedTuple):
 def find_basis(
     cube: Float[Tensor, "bands height width"],
     sigma: Float[Tensor, " bands"],
-    kernels: Float64[Tensor, "some bands bands"],
+    kernels: BandKernels,
 ) -> PlaneBasis:
     """Find the directions in which noisy spectra vary more than noise does, one at least.
 
     Args:
         cube: Noisy cube in any unit.
         sigma: Noise level of each band, above 0, in the unit of the cube.
-        kernels: What :func:`band_kernels` gives for these bands.
+        kernels: What :func:`band_kernels` gives for these noise levels.
 
     Returns:
         The mean spectrum and the directions.
@@ -87,13 +99,14 @@ def find_basis(
         >>> spectrum = torch.linspace(0, 3, 50).sin()
         >>> clean = spectrum[:, None, None] * torch.rand(20, 30, generator=generator)
         >>> noisy = clean + 0.3 * torch.randn(clean.shape, generator=generator)
-        >>> mean, basis = find_basis(noisy, torch.full((50,), 0.3), band_kernels(50, noisy))
+        >>> sigma = torch.full((50,), 0.3)
+        >>> mean, basis = find_basis(noisy, sigma, band_kernels(sigma))
         >>> basis.shape, bool((basis[:, 0] @ spectrum / spectrum.norm()).abs() > 0.999)
         (torch.Size([50, 1]), True)
     """
     bands, count = len(cube), cube[0].numel()
     mean = cube.mean((1, 2))
-    scale = (sigma / sigma.mean()).double()
+    scale = kernels.scale
     flat = ((cube - mean[:, None, None]) / sigma[:, None, None]).flatten(1)
     covariance = (flat @ flat.mT / count).double()
     energy, directions = _above_noise(torch.eye(bands).to(scale), covariance, count, least=1)
@@ -106,30 +119,32 @@ def find_basis(
             part = torch.linalg.qr(part - directions @ (directions.mT @ part)).Q
             further = _above_noise(part, covariance, count)
             energy, directions = torch.cat([further[0], energy]), torch.cat([further[1], directions], 1)
-    # in the unit of the cube, where spectra are smooth, with the mean as one more of them
+    # smooth in the unit of the cube; the mean as one more of them
     excess = (energy - 1.0).clamp_min(_LEAST)
     level = (mean / sigma.mean()).double()
-    spectra = torch.cat([(scale[:, None] * directions * excess.sqrt()).mT, (level - level.mean())[None]])
+    spectra = torch.cat([(directions * excess.sqrt()).mT, ((level - level.mean()) / scale)[None]])
     variance = torch.cat([energy / excess, energy.new_ones(1)]) / count
-    spectra = _smooth(spectra, variance[:, None] * scale.square(), kernels)
-    basis = torch.linalg.qr((spectra[:-1] / scale).mT).Q
-    return PlaneBasis(((spectra[-1] + level.mean()) * sigma.mean()).to(mean), basis.to(mean))
+    spectra = _smooth(spectra, variance, kernels)
+    basis = torch.linalg.qr(spectra[:-1].mT).Q
+    return PlaneBasis(((spectra[-1] * scale + level.mean()) * sigma.mean()).to(mean), basis.to(mean))
 
 
-def band_kernels(bands: int, like: Tensor) -> Float64[Tensor, "some bands bands"]:
+def band_kernels(sigma: Float[Tensor, " bands"]) -> BandKernels:
     """How alike bands may be, by their distance: Matern kernels of order 3/2 with a rough part; rough alone the last.
 
     Args:
-        bands: Number of bands.
-        like: A tensor on the device in question.
+        sigma: Noise level of each band, above 0.
     """
-    position = torch.arange(bands, device=like.device, dtype=torch.float64)
-    apart, rough = (position[:, None] - position).abs() * 3.0**0.5, torch.eye(bands).to(position)
+    scale = (sigma / sigma.mean()).double()
+    position = torch.arange(len(sigma), device=sigma.device, dtype=torch.float64)
+    apart, rough = (position[:, None] - position).abs() * 3.0**0.5, torch.eye(len(sigma)).to(position)
     kernels = [
         ((1.0 + apart / length) * torch.exp(-apart / length)).lerp(rough, share)
         for length, share in product(LENGTHS, ROUGHNESS)
     ]
-    return torch.stack([*kernels, rough])
+    whitened = torch.stack([*kernels, rough]) / scale / scale[:, None]
+    energy, directions = torch.linalg.eigh(whitened)
+    return BandKernels(energy.clamp_min(0), directions, scale)
 
 
 def _above_noise(part: Tensor, covariance: Tensor, count: int, least: int = 0) -> tuple[Tensor, Tensor]:
@@ -144,26 +159,24 @@ def _above_noise(part: Tensor, covariance: Tensor, count: int, least: int = 0) -
     return energy[kept:], part @ turns[:, kept:]
 
 
-def _smooth(spectra: Tensor, noise: Tensor, kernels: Tensor) -> Tensor:
-    """The mean of the most likely Gaussian process behind each noisy spectrum (spectra, bands), given its variances."""
-    total = spectra.square().mean(1)
-    power = (total - noise.mean(1)).maximum(_LEAST * total).clamp_min(torch.finfo(total.dtype).tiny)
-    at_once = max(1, _AT_ONCE // kernels.numel())
-    parts = [slice(first, first + at_once) for first in range(0, len(spectra), at_once)]
-    likely = torch.cat([_likelihood(spectra[part], noise[part], power[part], kernels) for part in parts])
-    kernel = kernels[((1.0 - SHARED) * likely + SHARED * likely.sum(0)).argmax(1)]
-    factor = torch.linalg.cholesky(_covariance(noise, power, kernel))
-    smooth: Tensor = power[:, None] * (kernel @ torch.cholesky_solve(spectra[..., None], factor))[..., 0]
+def _smooth(spectra: Tensor, variance: Tensor, kernels: BandKernels) -> Tensor:
+    """The mean of the most likely Gaussian process behind each of some spectra, given the variance of its noise.
+
+    Args:
+        spectra: Spectra divided by the noise level, (spectra, bands).
+        variance: Of the noise of each, the same in all bands.
+        kernels: The processes.
+    """
+    plain = spectra * kernels.scale
+    total = plain.square().mean(1)
+    power = (total - variance * kernels.scale.square().mean()).maximum(_LEAST * total)
+    power = power.clamp_min(torch.finfo(total.dtype).tiny)
+    parts = spectra @ kernels.directions  # (kernels, spectra, bands)
+    signal = power[:, None] * kernels.energy[:, None]
+    both = signal + variance[:, None]
+    likely = -0.5 * (parts.square() / both + both.log()).sum(2)  # but for a constant
+    chosen = ((1.0 - SHARED) * likely + SHARED * likely.sum(1, keepdim=True)).argmax(0)
+    each = torch.arange(len(spectra), device=chosen.device)
+    shrunk = (parts * signal / both)[chosen, each]
+    smooth: Tensor = (kernels.directions[chosen] @ shrunk[..., None])[..., 0]
     return smooth
-
-
-def _likelihood(spectra: Tensor, noise: Tensor, power: Tensor, kernels: Tensor) -> Tensor:
-    """Logarithm of the likelihood of each spectrum with each kernel, but for a constant."""
-    factor = torch.linalg.cholesky(_covariance(noise[:, None], power[:, None], kernels))
-    whitened = torch.linalg.solve_triangular(factor, spectra[:, None, :, None], upper=False)[..., 0]
-    likely: Tensor = -0.5 * whitened.square().sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return likely
-
-
-def _covariance(noise: Tensor, power: Tensor, kernel: Tensor) -> Tensor:
-    return power[..., None, None] * kernel + torch.diag_embed(noise + _JITTER * power[..., None])

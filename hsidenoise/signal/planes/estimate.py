@@ -50,7 +50,7 @@ from hsidenoise.signal.defects import (
     without_scene,
 )
 from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements, tell_replaced, together
-from hsidenoise.signal.noise_level import level_of_residual, smallest_step
+from hsidenoise.signal.noise_level import level_of_residual, smallest_step, with_absorbed
 from hsidenoise.signal.planes.basis import band_kernels, find_basis
 from hsidenoise.signal.planes.filter import threshold, wiener
 from hsidenoise.signal.planes.flat_parts import level_of_flat_parts
@@ -309,10 +309,15 @@ def _denoise(
 def _residual(cube: Tensor, known: Tensor, lost: Tensor, absorbed: Tensor | None) -> tuple[Tensor, Tensor, bool]:
     """What an estimate leaves of a cube, lines that are off as a whole put back; the noise level; whether any was."""
     residual = torch.where(lost, 0.0, cube - known)
-    shifted = False
+    shifted, levels = False, list[Tensor]()  # of the residual as it is, once it was asked for
+
+    def level(_: Tensor) -> Tensor:
+        levels[:] = levels or [level_of_residual(residual, lost)]
+        return levels[0][None]
+
     for axis in (1, 2):  # columns, then rows
         lines = residual if axis == 1 else residual.mT
-        offset = column_offsets(lines[None], partial(_level, residual, lost))
+        offset = column_offsets(lines[None], level)
         if offset is None:
             continue
         if len(cube) < _MANY_BANDS:
@@ -320,7 +325,9 @@ def _residual(cube: Tensor, known: Tensor, lost: Tensor, absorbed: Tensor | None
         common = without_common(offset)[0].unsqueeze(axis)
         if common.any():
             residual, shifted = torch.where(lost, 0.0, residual - common), True
-    return residual, level_of_residual(residual, lost, absorbed), shifted
+            levels.clear()
+    found = level(residual)[0]
+    return residual, found if absorbed is None else with_absorbed(found, absorbed), shifted
 
 
 def _within(sigma: Tensor, limit: Tensor, lost: Tensor) -> Tensor:
@@ -334,10 +341,6 @@ def _within(sigma: Tensor, limit: Tensor, lost: Tensor) -> Tensor:
     share = (sigma / limit).clamp_max(1.0)
     least = torch.where(lost.flatten(1).any(1), 0.0, _LEAST_OF_OTHERS * share.quantile(0.5))
     return limit * share.maximum(least)
-
-
-def _level(residual: Tensor, lost: Tensor, _: Tensor) -> Tensor:
-    return level_of_residual(residual, lost)[None]
 
 
 def _trusted(residual: Tensor, sigma: Tensor, lost: Tensor, regression: Tensor, dots: Dots) -> tuple[Tensor, bool]:
@@ -398,7 +401,7 @@ def _by_regions(cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     taper = _ramp(height, cube)[:, None] * _ramp(width, cube)
     result, total, absorbed = torch.zeros_like(cube), torch.zeros_like(cube[0]), torch.zeros_like(sigma)
     overlap = min(OVERLAP, height - 1, width - 1)
-    kernels = band_kernels(bands, cube)
+    kernels = band_kernels(sigma)
     for top in plan(size[0], height, overlap):
         for left in plan(size[1], width, overlap):
             here = np.s_[:, top : top + height, left : left + width]

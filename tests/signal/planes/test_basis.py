@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hsidenoise.signal.planes.basis import band_kernels, find_basis
+from hsidenoise.signal.planes.basis import _smooth, band_kernels, find_basis
 
 BANDS, HEIGHT, WIDTH = 90, 20, 25
 
@@ -38,7 +38,7 @@ def test_smooth_spectra_lose_most_of_their_noise(uneven: bool) -> None:
     truth = spectra(2)
     sigma = torch.rand(BANDS, generator=torch.Generator().manual_seed(2)) + 0.2 if uneven else torch.full((BANDS,), 0.6)
     cube = noisy(scene(truth, torch.tensor([0.5, 0.3])), sigma)
-    found = find_basis(cube, sigma, band_kernels(BANDS, cube))
+    found = find_basis(cube, sigma, band_kernels(sigma))
     assert found.basis.shape == (BANDS, 2)
     torch.testing.assert_close(found.basis.mT @ found.basis, torch.eye(2), atol=1e-5, rtol=0)
     assert missed(found.basis, truth, sigma) < 0.3 * missed(plain(cube, sigma, 2), truth, sigma)
@@ -51,7 +51,7 @@ def test_a_jump_in_a_spectrum_stays() -> None:
     truth[40] -= 1.5  # a narrow absorption
     sigma = torch.full((BANDS,), 0.1)
     cube = noisy(scene(truth, torch.tensor([0.5])), sigma)
-    found = find_basis(cube, sigma, band_kernels(BANDS, cube)).basis[:, :1]
+    found = find_basis(cube, sigma, band_kernels(sigma)).basis[:, :1]
     found = found * (found.mT @ truth) / found.square().sum()
     assert abs(float(found[40] - truth[40])) < 0.05
     assert missed(found / found.norm(), truth, sigma) < 1.5 * missed(plain(cube, sigma, 1), truth, sigma)
@@ -61,7 +61,7 @@ def test_rough_spectra_are_left_as_they_are() -> None:
     truth = torch.randn(BANDS, 2, generator=torch.Generator().manual_seed(3))
     sigma = torch.full((BANDS,), 0.3)
     cube = noisy(scene(truth, torch.tensor([0.5, 0.3])), sigma)
-    found = find_basis(cube, sigma, band_kernels(BANDS, cube)).basis
+    found = find_basis(cube, sigma, band_kernels(sigma)).basis
     assert found.shape == (BANDS, 2)
     assert missed(found, truth, sigma) < 1.05 * missed(plain(cube, sigma, 2), truth, sigma)
 
@@ -73,21 +73,21 @@ def test_a_weak_direction_is_found_among_the_smooth_ones() -> None:
     largest = torch.linalg.eigvalsh(flat @ flat.mT / flat.shape[1])[-1]
     assert largest < (1 + (BANDS / (HEIGHT * WIDTH)) ** 0.5) ** 2 + 0.0005 * BANDS  # no more than noise may have
     # one direction there always is, of noise here; the true one beside it
-    assert missed(find_basis(cube, sigma, band_kernels(BANDS, cube)).basis, truth, sigma) < 0.3
+    assert missed(find_basis(cube, sigma, band_kernels(sigma)).basis, truth, sigma) < 0.3
     assert missed(plain(cube, sigma, 2), truth, sigma) > 0.5
 
 
 def test_noise_alone_has_one_direction() -> None:
     sigma = torch.full((BANDS,), 2.0)
     cube = noisy(torch.full((BANDS, HEIGHT, WIDTH), 5.0), sigma)
-    assert find_basis(cube, sigma, band_kernels(BANDS, cube)).basis.shape == (BANDS, 1)
+    assert find_basis(cube, sigma, band_kernels(sigma)).basis.shape == (BANDS, 1)
 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 7, 8, 9])
 def test_few_bands(bands: int) -> None:
     sigma = torch.linspace(0.1, 0.2, bands)
     cube = noisy(scene(spectra(1, bands), torch.tensor([1.0])), sigma)
-    found = find_basis(cube, sigma, band_kernels(bands, cube))
+    found = find_basis(cube, sigma, band_kernels(sigma))
     assert found.mean.shape == (bands,)
     assert 1 <= found.basis.shape[1] <= bands
     assert found.basis.isfinite().all()
@@ -96,6 +96,34 @@ def test_few_bands(bands: int) -> None:
 def test_the_unit_does_not_matter() -> None:
     sigma = torch.linspace(0.2, 0.4, BANDS)
     cube = noisy(scene(spectra(2), torch.tensor([0.5, 0.3])), sigma)
-    one, other = (find_basis(factor * cube, factor * sigma, band_kernels(BANDS, cube)) for factor in (1.0, 2.0**20))
+    one, other = (find_basis(factor * cube, factor * sigma, band_kernels(factor * sigma)) for factor in (1.0, 2.0**20))
     torch.testing.assert_close(other.mean, 2.0**20 * one.mean)
     torch.testing.assert_close(other.basis @ other.basis.mT, one.basis @ one.basis.mT, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_spectra_are_smoothed_by_the_most_likely_process(uneven: bool) -> None:
+    """The slow and obvious way: the matrices of each process in the unit of the cube."""
+    bands, variance = 30, torch.tensor([0.05, 0.4], dtype=torch.float64)
+    scale = torch.rand(bands, generator=torch.Generator().manual_seed(2)) + 0.2 if uneven else torch.ones(bands)
+    kernels = band_kernels(scale)
+    noise = variance[:, None] * kernels.scale.square()
+    plain = spectra(2, bands).mT.double() + noise.sqrt() * torch.randn(
+        2, bands, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    )
+    likely, smooth = [], []
+    for energy, directions in zip(kernels.energy, kernels.directions, strict=True):
+        kernel = kernels.scale[:, None] * (directions * energy) @ directions.mT * kernels.scale
+        torch.testing.assert_close(kernel.diagonal(), torch.ones(bands).double())
+        each = []
+        for spectrum, level in zip(plain, noise, strict=True):
+            signal = (spectrum.square().mean() - level.mean()) * kernel
+            both = signal + level.diag()
+            each.append(-0.5 * (spectrum @ both.inverse() @ spectrum + both.logdet()))
+            smooth.append(signal @ both.inverse() @ spectrum)
+        likely.append(torch.stack(each))
+    best = (0.5 * torch.stack(likely) + 0.5 * torch.stack(likely).sum(1, keepdim=True)).argmax(0)
+    expected = torch.stack([smooth[2 * int(which) + number] for number, which in enumerate(best)])
+    found = _smooth(plain / kernels.scale, variance, kernels) * kernels.scale
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, plain, atol=0.1)

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter, median_filter
 from hsidenoise.classical.methods import run_baseline
 from hsidenoise.noise.cases import corrupt
 from hsidenoise.signal.defects import without_scene
-from hsidenoise.signal.noise_level import level_of_residual
+from hsidenoise.signal.noise_level import level_of_residual, with_absorbed
 from hsidenoise.signal.planes.estimate import denoise_by_planes
 
 
@@ -51,7 +51,7 @@ def test_the_noise_level_of_many_bands_is_right_to_five_percent():
 def test_the_level_of_a_residual_is_made_up_for_what_was_absorbed(rng):
     noise = tensor(rng.normal(0, 0.1, (2, 80, 90)))
     none = torch.zeros_like(noise, dtype=torch.bool)
-    left = level_of_residual(0.8 * noise, none, torch.tensor([0.36, 0.36]))
+    left = with_absorbed(level_of_residual(0.8 * noise, none), torch.tensor([0.36, 0.36]))
     np.testing.assert_allclose(left.numpy(), 0.1, rtol=0.03)
     noise[0, ::2] = 1.0
     lost = noise == 1.0
