@@ -93,8 +93,8 @@ def read_cube(
         exact: Whether to keep the values as they are stored: as float64 where float32 would round them (float64,
             integers of 32 bits or more), also if they are constant.
         nodata: The value that stands for no data; the one that the file names if None.
-        mask: Where there is data: a variable of the file, or another file, nonzero where a pixel (or value) holds data;
-            None for the mask that a GeoTIFF may have.
+        mask: Where there is data: a variable of the file, another file, or a variable of that (``FILE:/VARIABLE``),
+            nonzero where a pixel (or value) holds data; None for the mask that a GeoTIFF may have.
         bad_bands: Bands without data, see :func:`hsidenoise.signal.mask.find_mask`.
 
     Returns:

@@ -38,7 +38,8 @@ class ReadOptions:
     )
     mask: str | None = option(
         None,
-        "where there is data: a variable of the file, or another file, nonzero for valid pixels",
+        "where there is data: a variable of the file, another file, or one of its variables (FILE:/VARIABLE), nonzero "
+        "for valid pixels",
         metavar="VARIABLE|FILE",
     )
     bad_bands: str = option(

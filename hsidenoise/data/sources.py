@@ -60,7 +60,7 @@ def read_beside(
 
     Args:
         path: File of the cube.
-        mask: Variable of it, or another file.
+        mask: Variable of it, or another file, perhaps with ``:/`` and the name of a variable behind it.
         layout: How the cube lies in its file.
         shape: (bands, height, width).
         what: What it is, for messages; in a file of several arrays also its name.
@@ -75,14 +75,16 @@ def read_beside(
     own = [item.name for item in list_variables(path)]
     if str(mask) in own:
         source, name = path, str(mask)
-    elif Path(mask).is_file():
-        source = Path(mask)
+    elif locate(mask)[0].is_file():
+        source, asked = locate(mask)
         found = [item.name for item in list_variables(source) if math.prod(item.shape) > 1]
-        if len(found) != 1 and what not in found:
+        fitting = [each for each in found if each.strip("/") == (asked or what).strip("/")]
+        if not fitting and (asked or len(found) != 1):
             raise ValueError(
-                f"{mask} holds {', '.join(found) or 'no array'}; a file of a {what} has one, or one named {what}"
+                f"{source} holds {', '.join(found) or 'no array'}; a file of a {what} has one, one named {what}, or "
+                f"the one that is named behind it, as in {source}:/NAME"
             )
-        name = what if what in found else found[0]
+        name = (fitting or found)[0]
     else:
         raise ValueError(f"the {what} '{mask}' is neither a variable of it ({', '.join(own)}) nor a file")
     stored = format_of(source).load_variable(source, name)
@@ -193,7 +195,7 @@ def check_other(
         ValueError: If it is.
     """
     files = format_of(source).files(source)
-    others = [Path(each) for each in read if isinstance(each, str | Path) and Path(each).is_file()]
+    others = [path for path, _ in (locate(each) for each in read if isinstance(each, str | Path)) if path.is_file()]
     inside = source.resolve()
     for each in (Path(target), *(targets or ())):
         if source.is_dir() and inside in each.resolve().parents:

@@ -67,7 +67,8 @@ class DenoiseOptions:
     noise: Any = option(
         None,
         "noise level, in the unit of the cube, where it is known: of each band, or of each pixel; a variable of the "
-        "file, or another file (in Python also a number or an array); estimated if absent",
+        "file, another file, or one of its variables, FILE:/VARIABLE (in Python also a number or an array); estimated "
+        "if absent",
         metavar="FILE|VARIABLE",
     )
     progress: bool = option(False, "show a progress bar on standard error")

@@ -227,7 +227,7 @@ class HCANetBRA(MixingUNet):
         spread: Float[Tensor, "batch planes"],
         basis: Float[Tensor, "batch bands planes"],
     ) -> Float[Tensor, "batch bands height width"]:
-        """Denoise with the filters' work at hand: all that is learnt, and what guides the last round of the filters.
+        """Denoise with the filters' work at hand: all that is learnt, and the guide of the non-local filter behind it.
 
         Args:
             denoised: The parts of ``estimate(noisy)``, in their order (:class:`PlaneInputs`).

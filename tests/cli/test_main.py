@@ -911,7 +911,7 @@ class TestDenoiseSaysAndRecords:
         files = (plain, tmp_path / "level.mat", tmp_path / "mask.mat")
         before = [file.read_bytes() for file in files]
         out = str(tmp_path / "out.mat")
-        read = ["--noise", str(tmp_path / "level.mat"), "--mask", str(tmp_path / "mask.mat")]
+        read = ["--noise", str(tmp_path / "level.mat"), "--mask", f"{tmp_path / 'mask.mat'}:/mask"]
         for options in (
             ["-o", out, "--save-noise", str(plain)],
             ["-o", out, "--save-noise", out],

@@ -268,7 +268,7 @@ def test_bad_input_is_one_line_with_the_path(tmp_path, content, choice, message,
 
 
 @pytest.mark.parametrize("axes", ["hwb", "bhw", "whb"])
-@pytest.mark.parametrize("where", ["variable", "file", "cube", "bands", "on its side"])
+@pytest.mark.parametrize("where", ["variable", "file", "variable of a file", "cube", "bands", "on its side"])
 def test_a_mask_is_a_variable_or_a_file(tmp_path, axes, where):
     rng = np.random.default_rng(0)
     cube, mask = rng.random((3, 7, 5)), rng.random((7, 5)) < 0.7
@@ -287,6 +287,9 @@ def test_a_mask_is_a_variable_or_a_file(tmp_path, axes, where):
     else:
         given = str(tmp_path / "m.mat")
         scipy.io.savemat(given, {"m": image.T if where == "on its side" else image})
+        if where == "variable of a file":
+            scipy.io.savemat(given, {"other": 1 - image, "m": image})
+            given += ":/m"
     scipy.io.savemat(tmp_path / "a.mat", arrays)
     read = read_cube(tmp_path / "a.mat", key="a", axes=axes, mask=given)
     assert np.array_equal(read.mask, np.broadcast_to(mask != 0, cube.shape))
@@ -294,6 +297,9 @@ def test_a_mask_is_a_variable_or_a_file(tmp_path, axes, where):
     scipy.io.savemat(tmp_path / "a.mat", {"a": cube.transpose(order), "m": np.ones((2, 2))})
     with pytest.raises(ValueError, match="the mask 'm' is 2x2; the cube has 3 bands of 7x5 pixels"):
         read_cube(tmp_path / "a.mat", key="a", axes=axes, mask="m")
+    if where == "variable of a file":
+        with pytest.raises(ValueError, match=r"m.mat holds other, m; .* as in .*m.mat:/NAME"):
+            read_cube(tmp_path / "a.mat", key="a", axes=axes, mask=given[: -len("m")] + "none")
 
 
 def test_no_file_and_no_mat_file(tmp_path):
