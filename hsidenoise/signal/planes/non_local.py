@@ -128,7 +128,7 @@ def _alike(
     around = (around - around.mean((0, 1))).flatten(0, 1)
     here = torch.tensor([top * (right - left) + at - left for top in tops for at in lefts], device=around.device)
     apart = torch.addmm(around.square().sum(1), around[here], around.T, alpha=-2)
-    apart[torch.arange(len(here)), here] = -torch.inf  # itself, where many are the same
+    apart[torch.arange(len(here), device=here.device), here] = -torch.inf  # itself, where many are the same
     nearest = apart.topk(count, largest=False, sorted=False).indices
     return nearest // (right - left) * width + nearest % (right - left) + left
 
