@@ -307,3 +307,13 @@ def test_what_cannot_be_denoised_is_refused():
 def test_a_mask_of_another_size_is_refused(unchecked):
     with pytest.raises(ValueError, match="mask of shape"):
         denoise_by_planes(torch.zeros(3, 4, 5), torch.ones(5, 4, dtype=torch.bool))
+
+
+def test_a_network_starts_from_what_the_filters_alone_give() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.rand(40, 1, 1, generator=generator) * (torch.arange(48.0) / 5).sin() * torch.ones(50, 1)
+    cube = clean + 0.1 * torch.randn(clean.shape, generator=generator)
+    seen = []
+    alone = denoise_by_planes(cube, improve=seen.append).denoised
+    torch.testing.assert_close(alone, seen[0].denoised * seen[0].span + seen[0].low)
+    torch.testing.assert_close(alone, denoise_by_planes(cube).denoised)

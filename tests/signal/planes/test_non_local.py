@@ -46,3 +46,11 @@ def test_a_scene_far_above_the_noise_comes_back(planes: int) -> None:
 def test_no_patch_is_taken_from_outside_of_the_image(level: float) -> None:
     guide = level + noise(2, 30, 40)
     assert (non_local_bayes(guide, guide) - guide).abs().amax() < 3
+
+
+def test_the_share_of_the_guide() -> None:
+    guide = 5 * noise(3, 40, 30, seed=1)
+    none, half, whole = (non_local_bayes(guide + noise(3, 40, 30), guide, share) for share in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(whole, guide)
+    torch.testing.assert_close(half, (none + guide) / 2)
+    assert (none - guide).abs().amax() > 0.1
