@@ -239,10 +239,14 @@ def _wiener(noisy: Tensor) -> tuple[Tensor, Tensor]:
     floor = SIGMA_FLOOR**2
     # a floor on the diagonal: constant or repeated bands leave the covariance singular
     ridge = 1e-3 * floor * torch.eye(bands, dtype=torch.float64, device=noisy.device)
-    inverse, singular = torch.linalg.inv_ex(covariance + ridge)
+    # one by one: a batch of matrices of 150 bands and more hangs after torch.set_num_threads
+    # (https://github.com/pytorch/pytorch/issues/141358)
+    inverses, found = zip(*(torch.linalg.inv_ex(each + ridge) for each in covariance), strict=True)
+    inverse, singular = torch.stack(inverses), torch.stack(found)
     if singular.any():  # a value so large that beside its square the ridge is nothing
         scale = covariance.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
-        wider = torch.linalg.inv_ex(covariance + ridge + 1e-9 * scale * torch.eye(bands, device=noisy.device)).inverse
+        wider = covariance + ridge + 1e-9 * scale * torch.eye(bands, device=noisy.device)
+        wider = torch.stack([torch.linalg.inv_ex(each).inverse for each in wider])
         inverse = torch.where((singular != 0)[:, None, None], wider, inverse)
     unexplained = 1.0 / inverse.diagonal(dim1=1, dim2=2)
     variance = unexplained

@@ -1,6 +1,8 @@
 """The spectral Wiener estimate against a slow second implementation, and what may be expected of it."""
 
 import math
+import subprocess
+import sys
 from importlib import import_module
 
 import numpy as np
@@ -469,6 +471,15 @@ def test_the_unit_does_not_matter_above_the_floor():
     noisy = gaussian(low_rank(3, 12, 30, 40), 0.1)
     for plane, scaled in zip(spectral_wiener(noisy), spectral_wiener(1000 * noisy), strict=True):
         torch.testing.assert_close(scaled / 1000, plane, rtol=1e-3, atol=1e-4)
+
+
+def test_a_number_of_threads_may_be_set():
+    program = (
+        "import torch; torch.set_num_threads(2)\n"
+        "from hsidenoise.signal.spectral_wiener import spectral_wiener\n"
+        "assert spectral_wiener(torch.rand(2, 200, 20, 20)).plain.isfinite().all()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_no_gradient_and_the_input_is_left_alone():
