@@ -54,7 +54,7 @@ from hsidenoise.signal.noise_level import level_of_residual, smallest_step, with
 from hsidenoise.signal.planes.basis import band_kernels, find_basis
 from hsidenoise.signal.planes.filter import threshold, wiener
 from hsidenoise.signal.planes.flat_parts import level_of_flat_parts
-from hsidenoise.signal.planes.non_local import GUIDE_SHARE, non_local_bayes
+from hsidenoise.signal.planes.non_local import GAP, GUIDE_SHARE, non_local_bayes
 from hsidenoise.signal.spectral_wiener import spectral_wiener
 from hsidenoise.signal.tiling import plan
 
@@ -93,6 +93,10 @@ NETWORK_SHARE = 0.3
 gaussian-30, non-iid and mixture of four scenes): 0.1 gains 0.01 dB, but loses 0.02 on CAVE, and up to 0.002 in SSIM and
 0.003 in SAM there; 0.5 loses 0.02."""
 
+GUIDE_GAP = 3
+"""Pixels between one patch that a group is sought for and the next, where a network follows. Twelve cells (gaussian-10,
+gaussian-50 and mixture of four scenes): 1 takes two thirds more time and loses 0.01 dB, 2 gains 0.01, 4 loses 0.03."""
+
 ROUNDS = 1
 """Coarse rounds before a cube with defects is denoised by regions again. Six cells: two gain 0.003 dB; not to denoise
 by regions again loses 0.34 dB."""
@@ -108,6 +112,10 @@ STRONG_SIGMAS, STRONG_ENERGY = 10.0, 0.5
 pixels. At 0.2 % of the values, up to 6 ranges, the error of the others is 1.1 to 2.9 times that without them, 1.8 to
 5.7 without this rule (abu-urban-2, superballs, 40 bands). Superballs, chart_and_stuffed_toy, pavia_crop and MUUFL stay
 the same under gaussian-5, deadline, impulse and mixture."""
+
+FEW_SHIFTED = 0.002
+"""Share of the lines of all bands that may be shifted without all beginning anew; put back they are. With 3 to 14 lines
+(gaussian-15 of four scenes) beginning anew gains 0.03 dB, nothing on the lines themselves, in a fifth more time."""
 
 _REGION_BANDS = 31
 _ESTIMATE_ROUNDS, _ESTIMATE_OVERLAP = 2, 0.25  # six cells: four rounds and half the overlap lose 0.01 dB
@@ -289,7 +297,7 @@ def _denoise(
     trusted, outliers = _trusted(residual, sigma, lost, regression, dots)
     known, absorbed = _by_regions(known + trusted, sigma)
     again = partial(_again, cube, gone=gone, dots=dots, told=told, regression=regression, limit=limit)
-    if shifted or outliers or bool(lost.any()):
+    if shifted > FEW_SHIFTED or outliers or bool(lost.any()):
         for _ in range(ROUNDS):
             _, _, trusted, sigma = again(known, absorbed)
             known, absorbed = _by_scene(known + trusted, known, sigma, COARSE, COARSE_SHARE)
@@ -298,10 +306,11 @@ def _denoise(
     lost, residual, trusted, sigma = again(known, absorbed)
     denoised, absorbed = _by_scene(known + trusted, known, sigma, STRIDE, PILOT_SHARE)
     level = _residual(cube, denoised, lost, absorbed)[1] if told is None else sigma
-    denoised = _by_groups(known + trusted, denoised, lost, sigma, GUIDE_SHARE)
+    gap = GAP if improve is None else GUIDE_GAP
+    denoised = _by_groups(known + trusted, denoised, lost, sigma, GUIDE_SHARE, gap)
     better = None if improve is None else improve(known, residual, trusted, sigma, lost, denoised)
     if better is not None:
-        denoised = _by_groups(known + trusted, better, lost, sigma, NETWORK_SHARE)
+        denoised = _by_groups(known + trusted, better, lost, sigma, NETWORK_SHARE, GAP)
     replaced = lost | ((trusted != residual) & (residual.abs() > FAR_SIGMAS * sigma[:, None, None]))
     step = torch.tensor([smallest_step(band) if few else 0.0 for band in cube]).to(cube)
     rounded = limit < 0.3 * step  # by its level, that of rounding alone: there is nothing to take away
@@ -311,10 +320,10 @@ def _denoise(
     return PlaneEstimate(denoised, sigma, lost, replaced)
 
 
-def _residual(cube: Tensor, known: Tensor, lost: Tensor, absorbed: Tensor | None) -> tuple[Tensor, Tensor, bool]:
-    """What an estimate leaves of a cube, lines that are off as a whole put back; the noise level; whether any was."""
+def _residual(cube: Tensor, known: Tensor, lost: Tensor, absorbed: Tensor | None) -> tuple[Tensor, Tensor, float]:
+    """What an estimate leaves of a cube, shifted lines put back; the noise level; the share of the lines that were."""
     residual = torch.where(lost, 0.0, cube - known)
-    shifted, levels = False, list[Tensor]()  # of the residual as it is, once it was asked for
+    shifted, levels = 0.0, list[Tensor]()  # of the residual as it is, once it was asked for
 
     def level(_: Tensor) -> Tensor:
         levels[:] = levels or [level_of_residual(residual, lost)]
@@ -329,7 +338,8 @@ def _residual(cube: Tensor, known: Tensor, lost: Tensor, absorbed: Tensor | None
             offset = without_scene(offset, lines[None], (cube if axis == 1 else cube.mT)[None])
         common = without_common(offset)[0].unsqueeze(axis)
         if common.any():
-            residual, shifted = torch.where(lost, 0.0, residual - common), True
+            residual = torch.where(lost, 0.0, residual - common)
+            shifted += float((common != 0).float().mean())
             levels.clear()
     found = level(residual)[0]
     return residual, found if absorbed is None else with_absorbed(found, absorbed), shifted
@@ -428,10 +438,10 @@ def _by_scene(cube: Tensor, guide: Tensor, sigma: Tensor, stride: int, share: fl
     return _composed(filtered.lerp(guides, share), basis, mean, sigma), basis.square() @ absorbed
 
 
-def _by_groups(cube: Tensor, guide: Tensor, lost: Tensor, sigma: Tensor, share: float) -> Tensor:
+def _by_groups(cube: Tensor, guide: Tensor, lost: Tensor, sigma: Tensor, share: float, gap: int) -> Tensor:
     """Non-local Bayes in all planes that a guide has, which stands for what is lost."""
     planes, guides, basis, mean = _in_planes(torch.where(lost, guide, cube), guide, sigma)
-    return _composed(non_local_bayes(planes, guides, share), basis, mean, sigma)
+    return _composed(non_local_bayes(planes, guides, share, gap), basis, mean, sigma)
 
 
 def _in_planes(cube: Tensor, guide: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

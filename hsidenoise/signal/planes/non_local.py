@@ -63,6 +63,7 @@ def non_local_bayes(
     planes: Float[Tensor, "planes height width"],
     guide: Float[Tensor, "planes height width"],
     share: float = GUIDE_SHARE,
+    gap: int = GAP,
 ) -> Float[Tensor, "planes height width"]:
     """Wiener-filter groups of patches that look alike, each with the covariance that a guide has there.
 
@@ -70,6 +71,7 @@ def non_local_bayes(
         planes: Images with Gaussian noise of standard deviation 1, those with most of the scene last.
         guide: What is known of them without noise.
         share: Share of the guide in the result.
+        gap: Pixels between one patch that a group is sought for and the next.
 
     Returns:
         Denoised images; the guide itself if they are too small for a group.
@@ -82,7 +84,7 @@ def non_local_bayes(
     """
     count, height, width = planes.shape
     patch = max(PATCH, math.ceil(math.sqrt(VALUES / count)))
-    down, across = (_starts(length, patch) for length in (height, width))
+    down, across = (_starts(length, patch, gap) for length in (height, width))
     # in a corner, a quarter of the places around are inside
     group = min(GROUP, (min(REACH, height - patch) + 1) * (min(REACH, width - patch) + 1))
     if min(height, width) < patch or group < _FEWEST:
@@ -114,10 +116,10 @@ def non_local_bayes(
     return torch.where(votes > 0, (total / votes).lerp(guide, share), guide)
 
 
-def _starts(length: int, patch: int) -> list[int]:
+def _starts(length: int, patch: int, gap: int) -> list[int]:
     """Where the patches that a group is sought for begin along an axis, from its beginning to its end."""
     last = max(0, length - patch)
-    return [*range(0, last, patch + GAP), last]
+    return [*range(0, last, patch + gap), last]
 
 
 def _alike(

@@ -314,6 +314,7 @@ def test_a_network_starts_from_what_the_filters_alone_give() -> None:
     clean = torch.rand(40, 1, 1, generator=generator) * (torch.arange(48.0) / 5).sin() * torch.ones(50, 1)
     cube = clean + 0.1 * torch.randn(clean.shape, generator=generator)
     seen = []
-    alone = denoise_by_planes(cube, improve=seen.append).denoised
-    torch.testing.assert_close(alone, seen[0].denoised * seen[0].span + seen[0].low)
-    torch.testing.assert_close(alone, denoise_by_planes(cube).denoised)
+    start = denoise_by_planes(cube, improve=seen.append).denoised
+    torch.testing.assert_close(start, seen[0].denoised * seen[0].span + seen[0].low)
+    alone, by_start = ((each - clean).square().mean().sqrt() for each in (denoise_by_planes(cube).denoised, start))
+    assert alone < by_start < 1.1 * alone  # of fewer groups
