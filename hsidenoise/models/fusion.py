@@ -41,6 +41,7 @@ LOCAL_MAPS = 9
 """Maps per channel of a head that the local branch fuses q, k and v into (released code; one per tap of 3x3)."""
 NORM_FLOOR = 1e-12
 """Smallest norm that q and k are divided by (that of torch.nn.functional.normalize)."""
+_POSITIONS, _FEWEST_PARTS = 4, 6  # of the spectral axis, convolved together on a CPU; fewer parts gain nothing
 
 
 class ConvAttentionFusion(nn.Module):
@@ -227,8 +228,8 @@ class SpectralConv(nn.Module):
     """3x3x3 convolution over height, width and the channel axis, as one two-dimensional convolution.
 
     The channels are read as a line of ``channels / features`` positions with ``features`` numbers each. The small
-    kernel is laid out along the diagonal of a banded channels x channels kernel: the same numbers as a 3-D convolution,
-    by the routines that a CPU is best at.
+    kernel is laid out along the diagonal of a banded channels x channels kernel, or of those of parts of the line: the
+    same numbers as a 3-D convolution, by the routines that a processor is best at.
 
     Args:
         channels: Channels in and out, a multiple of ``features``.
@@ -244,12 +245,7 @@ class SpectralConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         line = channels // features
-        # neighbours[t] places tap t: position p looks at p + t - 1. Filled, as torch.diag without memory (`load_model`)
-        # is written in Python and loads a compiler first, a second of every command.
-        neighbours = torch.zeros(3, line, line)
-        for tap in range(3):
-            neighbours[tap].diagonal(tap - 1).fill_(1)
-        self.register_buffer("neighbours", neighbours, persistent=False)
+        self.register_buffer("neighbours", _bands(line, line, -1), persistent=False)
         self.line, self.features = line, features
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
@@ -257,9 +253,29 @@ class SpectralConv(nn.Module):
         channels = self.line * self.features
         neighbours = cast(Tensor, self.neighbours).to(self.weight.dtype)
         taps = self.weight.reshape(len(self.bias), 3, self.features, 3, 3)  # (out, tap, in, height, width)
+        bias = self.bias.repeat(self.line)
+        parts = self.line // _POSITIONS
+        if parts >= _FEWEST_PARTS and self.line % _POSITIONS == 0 and in_pieces(x):  # most of the banded kernel is zero
+            part = torch.einsum("tpq,otiyx->poqiyx", _bands(_POSITIONS, _POSITIONS + 2, 0).to(taps), taps)
+            kernel = part.reshape(channels // parts, -1, 3, 3).repeat(parts, 1, 1, 1)
+            pixels = F.pad(x.permute(0, 2, 3, 1), (self.features, self.features))
+            seen = pixels.unfold(3, kernel.shape[1], channels // parts).flatten(3).permute(0, 3, 1, 2)
+            return F.conv2d(seen, kernel, bias, padding=1, groups=parts)
         banded = torch.einsum("tpq,otiyx->poqiyx", neighbours, taps)
         kernel = banded.reshape(channels, channels, 3, 3)  # (out, in, height, width)
-        return nn.functional.conv2d(x, kernel, self.bias.repeat(self.line), padding=1)
+        return F.conv2d(x, kernel, bias, padding=1)
+
+
+def _bands(rows: int, columns: int, first: int) -> Float[Tensor, "3 rows columns"]:
+    """Which tap places what: row p looks at column p + first + tap.
+
+    Filled, as torch.diag without memory (`load_model`) is written in Python and loads a compiler first, a second of
+    every command.
+    """
+    taps = torch.zeros(3, rows, columns)
+    for tap in range(3):
+        taps[tap].diagonal(tap + first).fill_(1)
+    return taps
 
 
 class LocalBranch(nn.Module):

@@ -31,7 +31,8 @@ NORMAL_MEDIAN = 0.6745
 RIDGE = 1e-6  # on a correlation matrix: bands may repeat each other exactly
 _MOST = 0.3  # quantile of magnitudes that outliers on 70 % of the pixels leave alone
 _INSIDE = 3.0  # levels within which a value of a residual counts as noise
-_ROUNDS = 6  # of the level by what lies within
+_ROUNDS = 6  # of the level by what lies within, at most
+_SETTLED = 1e-3  # change of the level, over it, after which there are no more
 SAMPLE = 1 << 14  # values of a band: the level of more is the same to half a percent
 _MOST_ABSORBED = 0.8  # of the variance of the noise, that is made up for
 
@@ -206,7 +207,11 @@ def level_of_residual(
         level = float(np.partition(known, rank)[rank]) / normal_quantile(_MOST)
         for _ in range(_ROUNDS):
             inside = known[known <= _INSIDE * level]
-            level = float(np.sqrt(np.mean(np.square(inside), dtype=np.float64) / variance)) if inside.size else level
+            if not inside.size:
+                break
+            last, level = level, float(np.sqrt(np.mean(np.square(inside), dtype=np.float64) / variance))
+            if abs(level - last) <= _SETTLED * level:
+                break
         levels[band] = level
     if not np.isnan(levels).all():
         levels[np.isnan(levels)] = np.nanmedian(levels)

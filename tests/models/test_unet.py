@@ -1,5 +1,7 @@
 """The U of HCANetBRA: its spectral convolution against conv3d, what it promises of sizes and switches, and training."""
 
+from unittest import mock
+
 import jaxtyping
 import pytest
 import torch
@@ -66,6 +68,15 @@ def test_spectral_convolution_is_conv3d(channels, features):
         rtol=0,
         atol=1e-11,
     )
+
+
+def test_spectral_convolution_in_parts_is_conv3d():
+    torch.manual_seed(0)
+    module = SpectralConv(96, 4).double()
+    x = torch.randn(2, 96, 5, 6, dtype=torch.float64)
+    with torch.no_grad(), mock.patch("hsidenoise.models.fusion.F.conv2d", wraps=F.conv2d) as convolution:
+        torch.testing.assert_close(module(x), convolution_3d(module, x), rtol=0, atol=1e-12)
+    assert convolution.call_args.kwargs["groups"] == 6
 
 
 def test_spectral_convolution_reaches_only_its_neighbours():
