@@ -10,7 +10,7 @@ filters saw and found, and adds what they missed:
   where there is little noise there is little to add.
 
 Inside it is HCANet's U with bi-level routing attention (:class:`hsidenoise.models.unet.MixingUNet`), by default
-on the two lower levels.
+on the lowest level.
 
 References:
     Hu et al., "Hybrid Convolutional and Attention Network for Hyperspectral Image Denoising", IEEE GRSL 2024.
@@ -154,8 +154,8 @@ class HCANetBRA(MixingUNet):
         heads: Sequence[int] = (1, 2, 4),
         region_size: int = 8,
         topk: int = 4,
-        expansion: float = 2.0,
-        attention: str | Sequence[str] = ("none", "bra", "bra"),
+        expansion: float = 1.0,
+        attention: str | Sequence[str] = ("none", "none", "bra"),
         local: str = "spectral",
         feed_forward: str = "multiscale",
     ) -> None:
