@@ -90,7 +90,7 @@ def test_a_network_with_another_attention_starts_from_what_both_have(file):
     before = {name: value.clone() for name, value in other.state_dict().items()}
     saved = load_model(file).state_dict()
     with pytest.warns(
-        UserWarning, match=r"small\.safetensors: weights of .* arrays start .*, 4 anew, and 18 are left out"
+        UserWarning, match=r"small\.safetensors: weights of .* arrays start .*, 4 anew, and 6 are left out"
     ):
         start_from(other, file)
     anew = {name for name in before if name not in saved}
