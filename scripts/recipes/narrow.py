@@ -14,12 +14,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hsidenoise import corrupt, load_model
 from hsidenoise.data.scenes import read_clean
 from hsidenoise.models import create_model
+from hsidenoise.models.hcanet_bra import HCANetBRA
 from hsidenoise.models.unet import CAMixingBlock
 from hsidenoise.models.weights import read_header, save_weights
 from hsidenoise.signal.planes.estimate import denoise_by_planes
@@ -37,12 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--attention", nargs=3, required=True, help="of each level: bra, channel or none")
     parser.add_argument("--clean", nargs="+", type=Path, required=True, help="clean scenes, of those trained on")
     given = parser.parse_args(arguments)
-    wide = load_model(given.weights)
-    narrow = create_model("hcanet-bra", **{**wide.config, "expansion": given.expansion, "attention": given.attention})
+    try:
+        wide = load_model(given.weights)
+        if not isinstance(wide, HCANetBRA) or not 0 < given.expansion <= wide.config["expansion"]:
+            raise ValueError(f"expects HCANet-BRA, and an expansion up to its own; {given.weights} is {wide.config}")
+        narrow = create_model(
+            "hcanet-bra", **{**wide.config, "expansion": given.expansion, "attention": given.attention}
+        )
+        if any(name not in wide.state_dict() for name in narrow.state_dict()):
+            raise ValueError(f"{given.attention}: attention that {given.weights} does not have")
+        scenes = [read_clean(path)[:, -SIDE:, -SIDE:] for path in given.clean]
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     blocks, thin = ([block for block in each.modules() if isinstance(block, CAMixingBlock)] for each in (wide, narrow))
     for block, other in zip(blocks, thin, strict=True):
         block.attention = block.attention if other.attention is not None else None
-    statistics = products(wide, [block.feed_forward for block in blocks], given.clean)
+    statistics = products(wide, [block.feed_forward for block in blocks], scenes)
     there, here = wide.state_dict(), narrow.state_dict()
     narrow.load_state_dict({**here, **{name: there[name] for name in here if here[name].shape == there[name].shape}})
     for block, other, energy in zip(blocks, thin, statistics, strict=True):
@@ -54,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 _OWN = ("format", "model", "config")
 
 
-def products(network: nn.Module, parts: list[nn.Module], scenes: Sequence[Path]) -> list[Tensor]:
+def products(network: nn.Module, parts: list[nn.Module], scenes: Sequence[np.ndarray]) -> list[Tensor]:
     """Second moments of what each feed-forward network makes before its last map, (width, width)."""
     found = [torch.zeros(()).double() for _ in parts]
 
@@ -64,8 +76,7 @@ def products(network: nn.Module, parts: list[nn.Module], scenes: Sequence[Path])
 
     for number, part in enumerate(parts):
         part.project_out.register_forward_pre_hook(lambda _, inputs, number=number: keep(number, inputs))
-    for scene in scenes:
-        clean = read_clean(scene)[:, -SIDE:, -SIDE:]
+    for clean in scenes:
         for case in CASES:
             noisy = torch.from_numpy(corrupt(clean, case, seed=1).noisy)
             denoise_by_planes(noisy, improve=torch.enable_grad()(network.improve))  # with gradients, not in pieces

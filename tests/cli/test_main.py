@@ -31,6 +31,16 @@ from hsidenoise.noise.cases import NOISE_CASES, corrupt
 SAMPLE = ROOT / "data" / "samples" / "superballs.mat"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="of GNU's OpenMP")
+def test_threads_do_not_wait_busily_for_long():
+    program = "import sys; from hsidenoise.cli.main import main; main(['corrupt', '--list']); import torch"
+    asked = {"OMP_DISPLAY_ENV": "verbose"}
+    for chosen in ({}, {"GOMP_SPINCOUNT": "7"}):
+        environment = {name: value for name, value in os.environ.items() if "GOMP" not in name} | asked | chosen
+        said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment).stderr
+        assert f"GOMP_SPINCOUNT = '{chosen.get('GOMP_SPINCOUNT', '2000')}'" in said
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,10 +111,18 @@ def test_spread_of_most_survives_a_majority_of_outliers(rng):
     assert spread_of_most(residual)[1] < 0.3
 
 
-@pytest.mark.parametrize(("sigma", "least", "most"), [(0, 0.28, 0.6), (1, 0.98, 1.15), (5, 4.9, 5.4)])
+def test_level_of_flat_parts_is_that_of_all_brightnesses(rng):
+    clean = np.repeat([100.0, 400.0, 900.0], 40)[:, None] * np.ones(100)
+    image = torch.from_numpy(rng.poisson(clean).astype(np.float32))[None]
+    found = level_of_flat_parts(image, torch.zeros_like(image, dtype=torch.bool))
+    assert found.item() == pytest.approx(clean.mean() ** 0.5, rel=0.06)
+
+
+@pytest.mark.parametrize(("sigma", "least", "most"), [(0, 0.28, 0.6), (1, 0.98, 1.15)])
 def test_level_of_flat_parts_sees_past_texture_saturation_and_lost_values(rng, sigma, least, most):
     rows, columns = np.mgrid[:128, :130]
-    clean = 100 + 0.3 * columns + rng.integers(0, 40, rows.shape) * (rows < 90)  # texture on most of it
+    texture = 3.0 * scipy.ndimage.uniform_filter(rng.integers(0, 40, rows.shape).astype(float), 3)
+    clean = 100 + 0.3 * columns + texture * (rows < 90)  # on most of it
     image = np.rint(clean + rng.normal(0, sigma, clean.shape))
     image[:20] = 255
     lost = rng.random(clean.shape) < 0.02

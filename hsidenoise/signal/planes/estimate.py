@@ -51,7 +51,7 @@ from hsidenoise.signal.defects import (
 )
 from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements, tell_replaced, together
 from hsidenoise.signal.noise_level import level_of_residual, smallest_step, with_absorbed
-from hsidenoise.signal.planes.basis import band_kernels, find_basis
+from hsidenoise.signal.planes.basis import BandKernels, band_kernels, find_basis
 from hsidenoise.signal.planes.filter import threshold, wiener
 from hsidenoise.signal.planes.flat_parts import level_of_flat_parts
 from hsidenoise.signal.planes.non_local import GAP, GUIDE_SHARE, non_local_bayes
@@ -113,14 +113,13 @@ pixels. At 0.2 % of the values, up to 6 ranges, the error of the others is 1.1 t
 5.7 without this rule (abu-urban-2, superballs, 40 bands). Superballs, chart_and_stuffed_toy, pavia_crop and MUUFL stay
 the same under gaussian-5, deadline, impulse and mixture."""
 
-FEW_SHIFTED = 0.002
-"""Share of the lines of all bands that may be shifted without all beginning anew; put back they are. With 3 to 14 lines
-(gaussian-15 of four scenes) beginning anew gains 0.03 dB, nothing on the lines themselves, in a fifth more time."""
+SAME = 0.05
+"""Noise levels by which a value may change before its region is denoised again. Where one to three lines of four scenes
+are shifted, to do all regions again gains 0.01 dB in up to a fifth more time."""
 
 _REGION_BANDS = 31
-# Of the robust estimate: six cells lose 0.01 dB by four rounds and half the overlap. Of many bands, one round does as
-# well (24 cells: 40.56 dB both); 8 bands of superballs under mixture lose 0.8 dB by it.
-_FEW_ROUNDS, _MANY_ROUNDS, _ESTIMATE_OVERLAP = 2, 1, 0.12
+# Of the robust estimate: six cells lose 0.01 dB by four rounds and half the overlap; one round leaves stripes.
+_ESTIMATE_ROUNDS, _ESTIMATE_OVERLAP = 2, 0.12
 _ESTIMATE_RANK = 6  # dimensions that the robust estimate fits
 _ESTIMATE_MARGIN = 1.2  # by which the noise may be above what that estimate leaves, beside what it has taken
 _AT_FAULT = 2.0  # root mean square of a residual, over what a plain regression leaves, that is no outlier's
@@ -284,8 +283,7 @@ def _denoise(
     """Denoise a cube on about [0, 1] without invalid pixels or constant bands, with dots and what is gone."""
     lost = gone | dots.hit
     filled = fill(cube, lost)
-    rounds = _FEW_ROUNDS if len(cube) < _MANY_BANDS else _MANY_ROUNDS
-    estimate = spectral_wiener(filled[None], rounds, _ESTIMATE_OVERLAP)
+    estimate = spectral_wiener(filled[None], _ESTIMATE_ROUNDS, _ESTIMATE_OVERLAP)
     known, regression = estimate.robust[0].clone(), estimate.sigma[0]
     few = told is None and len(cube) < _MANY_BANDS
     limit = level_of_flat_parts(cube, lost) if few else torch.full_like(regression, torch.inf)
@@ -298,14 +296,15 @@ def _denoise(
         sigma = _within(torch.maximum(sigma, torch.minimum(regression, most)), limit, lost)
     sigma = (sigma if told is None else told).clamp_min(_LEAST_SIGMA)
     trusted, outliers = _trusted(residual, sigma, lost, regression, dots)
-    known, absorbed = _by_regions(known + trusted, sigma)
+    regions = _Regions()
+    known, absorbed = regions.denoise(known + trusted, sigma)
     again = partial(_again, cube, gone=gone, dots=dots, told=told, regression=regression, limit=limit)
-    if shifted > FEW_SHIFTED or outliers or bool(lost.any()):
+    if shifted or outliers or bool(lost.any()):
         for _ in range(ROUNDS):
             _, _, trusted, sigma = again(known, absorbed)
             known, absorbed = _by_scene(known + trusted, known, sigma, COARSE, COARSE_SHARE)
         _, _, trusted, sigma = again(known, absorbed)
-        known, absorbed = _by_regions(known + trusted, sigma)
+        known, absorbed = regions.denoise(known + trusted, sigma)
     lost, residual, trusted, sigma = again(known, absorbed)
     denoised, absorbed = _by_scene(known + trusted, known, sigma, STRIDE, PILOT_SHARE)
     level = _residual(cube, denoised, lost, absorbed)[1] if told is None else sigma
@@ -323,10 +322,10 @@ def _denoise(
     return PlaneEstimate(denoised, sigma, lost, replaced)
 
 
-def _residual(cube: Tensor, known: Tensor, lost: Tensor, absorbed: Tensor | None) -> tuple[Tensor, Tensor, float]:
-    """What an estimate leaves of a cube, shifted lines put back; the noise level; the share of the lines that were."""
+def _residual(cube: Tensor, known: Tensor, lost: Tensor, absorbed: Tensor | None) -> tuple[Tensor, Tensor, bool]:
+    """What an estimate leaves of a cube, lines that are off as a whole put back; the noise level; whether any was."""
     residual = torch.where(lost, 0.0, cube - known)
-    shifted, levels = 0.0, list[Tensor]()  # of the residual as it is, once it was asked for
+    shifted, levels = False, list[Tensor]()  # of the residual as it is, once it was asked for
 
     def level(_: Tensor) -> Tensor:
         levels[:] = levels or [level_of_residual(residual, lost)]
@@ -341,8 +340,7 @@ def _residual(cube: Tensor, known: Tensor, lost: Tensor, absorbed: Tensor | None
             offset = without_scene(offset, lines[None], (cube if axis == 1 else cube.mT)[None])
         common = without_common(offset)[0].unsqueeze(axis)
         if common.any():
-            residual = torch.where(lost, 0.0, residual - common)
-            shifted += float((common != 0).float().mean())
+            residual, shifted = torch.where(lost, 0.0, residual - common), True
             levels.clear()
     found = level(residual)[0]
     return residual, found if absorbed is None else with_absorbed(found, absorbed), shifted
@@ -411,27 +409,44 @@ def _again(
     return lost, residual, _trusted(residual, sigma, lost, regression, dots)[0], sigma
 
 
-def _by_regions(cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Threshold and Wiener filter in the planes of each region; and the share of its noise that each band lacks."""
-    bands, *size = cube.shape
-    side = max(REGION, round(REGION * (bands / _REGION_BANDS) ** 0.5))
-    height, width = (min(side, length) for length in size)
-    taper = _ramp(height, cube)[:, None] * _ramp(width, cube)
-    result, total, absorbed = torch.zeros_like(cube), torch.zeros_like(cube[0]), torch.zeros_like(sigma)
-    overlap = min(OVERLAP, height - 1, width - 1)
-    kernels = band_kernels(sigma)
-    for top in plan(size[0], height, overlap):
-        for left in plan(size[1], width, overlap):
-            here = np.s_[:, top : top + height, left : left + width]
-            spectrum, basis = find_basis(cube[here], sigma, kernels)
-            mean = spectrum[:, None, None]
-            whitened = (cube[here] - mean) / sigma[:, None, None]
-            planes = (basis.mT @ whitened.flatten(1)).reshape(-1, height, width)
-            filtered, share = wiener(planes, threshold(planes, stride=REGION_STRIDE), stride=REGION_STRIDE)
-            result[here] += taper * _composed(filtered, basis, mean, sigma)
-            total[here[1:]] += taper
-            absorbed += (basis.square() @ share) * taper.sum()
-    return result / total, absorbed / total.sum()
+class _Regions:
+    """Threshold and Wiener filter in the planes of each region; what none has changed is not done twice."""
+
+    def __init__(self) -> None:
+        self.seen: Tensor | None = None
+        self.found: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+
+    def denoise(self, cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The scene as the regions find it; and the share of its noise that each band lacks."""
+        bands, *size = cube.shape
+        side = max(REGION, round(REGION * (bands / _REGION_BANDS) ** 0.5))
+        height, width = (min(side, length) for length in size)
+        taper = _ramp(height, cube)[:, None] * _ramp(width, cube)
+        result, total, absorbed = torch.zeros_like(cube), torch.zeros_like(cube[0]), torch.zeros_like(sigma)
+        overlap = min(OVERLAP, height - 1, width - 1)
+        kernels = band_kernels(sigma)
+        changed = None if self.seen is None else ((cube - self.seen).abs() > SAME * sigma[:, None, None]).any(0)
+        for top in plan(size[0], height, overlap):
+            for left in plan(size[1], width, overlap):
+                here = np.s_[:, top : top + height, left : left + width]
+                if changed is None or changed[here[1:]].any():
+                    self.found[top, left] = _region(cube[here], sigma, kernels)
+                planes, share, basis, mean, level = self.found[top, left]
+                result[here] += taper * _composed(planes, basis, mean, level)
+                total[here[1:]] += taper
+                absorbed += (basis.square() @ share) * taper.sum()
+        self.seen = cube
+        return result / total, absorbed / total.sum()
+
+
+def _region(cube: Tensor, sigma: Tensor, kernels: BandKernels) -> tuple[Tensor, ...]:
+    """Filtered planes of a region, the share of noise that each lacks, and what makes a cube of them."""
+    spectrum, basis = find_basis(cube, sigma, kernels)
+    mean = spectrum[:, None, None]
+    whitened = (cube - mean) / sigma[:, None, None]
+    planes = (basis.mT @ whitened.flatten(1)).reshape(-1, *cube.shape[1:])
+    filtered, share = wiener(planes, threshold(planes, stride=REGION_STRIDE), stride=REGION_STRIDE)
+    return filtered, share, basis, mean, sigma
 
 
 def _by_scene(cube: Tensor, guide: Tensor, sigma: Tensor, stride: int, share: float) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from hsidenoise.signal.noise_level import level_of_residual, smallest_step
+from hsidenoise.signal.noise_level import SAMPLE, level_of_residual, smallest_step
 
+_CLASSES, _CLASS_WINDOW = 3, 7  # of brightness, in the mean of so many pixels each way
 _FLAT, _FLAT_WINDOW = (0.25, 0.1, 0.05), 5  # share of the 2x2 blocks that are the flattest, in a window of so many
 _ROUGH = 1.5  # energy of their other details, as noise has it: 0.9 to 1.4 of photon noise, 1.4 to 4 of noise in texture
 _FEWEST_BLOCKS = 64  # fewer say nothing
@@ -29,6 +30,11 @@ def level_of_flat_parts(
     is dark. Blocks of one value, as where a scale ends, are left out. What rounding to whole steps adds is noise as
     well; a level below one step is taken for that alone.
 
+    Since the noise of photons is stronger where it is bright, this is done for the dark, the middle and the bright
+    third of the pixels, and the level is the root mean square: under photon noise (100 counts at the brightest) 1 to
+    20 bands of superballs and chart_and_stuffed_toy gain 1.5 to 9 dB by it, pavia_crop stays as it is; Gaussian noise
+    of 1 (0-255 scale) loses up to 0.1 dB.
+
     Args:
         cube: Noisy cube.
         lost: Values that are no measurements; blocks with one are left out.
@@ -43,7 +49,20 @@ def level_of_flat_parts(
         >>> level_of_flat_parts(texture + noise, torch.zeros(1, 60, 80, dtype=torch.bool)).numpy().round(2)
         array([0.1], dtype=float32)
     """
-    rough, other, diagonal = [], [], []
+    bright = _around(torch.where(lost, 0.0, cube), _CLASS_WINDOW) / _around((~lost).to(cube), _CLASS_WINDOW)
+    sample = bright.flatten(1).nan_to_num()
+    sample = sample[:, :: sample.shape[1] // SAMPLE | 1].sort().values
+    bounds = sample.T[[part * sample.shape[1] // _CLASSES for part in range(1, _CLASSES)]]
+    kind = (bright > bounds[:, :, None, None]).sum(0)
+    levels = torch.stack([_level_where(cube, lost | (kind != each), rough=torch.inf) for each in range(_CLASSES)])
+    found = levels.isfinite()
+    mean = (torch.where(found, levels, 0.0).square().sum(0) / found.sum(0)).sqrt()
+    return mean if found.any(0).all() else torch.where(found.any(0), mean, _level_where(cube, lost))
+
+
+def _level_where(cube: Tensor, lost: Tensor, rough: float = 1.0) -> Tensor:
+    """The same for what is not lost, whatever its brightness; so many times it where all of it is texture."""
+    around, other, diagonal = [], [], []
     known = torch.where(lost, torch.nan, cube)
     for down, across in ((0, 0), (0, 1), (1, 0), (1, 1)):
         image = known[:, down:, across:]
@@ -55,12 +74,12 @@ def level_of_flat_parts(
         details = (apart[..., ::2] - apart[..., 1::2]) / 2
         others = (total[..., ::2] - total[..., 1::2]).square() + (apart[..., ::2] + apart[..., 1::2]).square()
         left_out = others.isnan() | ((others == 0) & (details == 0))
-        texture, share = (_around(each) for each in (others.nan_to_num(), (~others.isnan()).to(others)))
-        rough.append(torch.where(left_out, torch.inf, texture / share).flatten(1))
+        texture, share = (_around(each, _FLAT_WINDOW) for each in (others.nan_to_num(), (~others.isnan()).to(others)))
+        around.append(torch.where(left_out, torch.inf, texture / share).flatten(1))
         other.append(others.flatten(1) / 8.0)
         diagonal.append(details.flatten(1))
     levels = cube.new_full((len(cube),), torch.inf)
-    blocks = zip(*(torch.cat(each, 1) for each in (rough, other, diagonal)), strict=True)
+    blocks = zip(*(torch.cat(each, 1) for each in (around, other, diagonal)), strict=True)
     for band, (texture, others, details) in enumerate(blocks):
         order = texture[texture < torch.inf].sort().values
         if len(order) >= _FEWEST_BLOCKS:
@@ -70,12 +89,14 @@ def level_of_flat_parts(
                 level = level_of_residual(details[flat][None, None], torch.zeros_like(flat[flat][None, None]))[0]
                 if level == 0 or others[flat].mean() < _ROUGH * level.square() or flat.sum() < _FEWEST_BLOCKS:
                     break
+            else:
+                level = rough * level
             error = (_OVERLAPPING / (2 * float(flat.sum()))) ** 0.5
             rounding = step / 12.0**0.5
             levels[band] = (1.0 + 2.0 * error) * level.clamp_min(rounding) if level > _STEPS * step else rounding
     return levels
 
 
-def _around(images: Tensor) -> Tensor:
+def _around(images: Tensor, window: int) -> Tensor:
     """Mean over a window, of what of it lies in the image."""
-    return F.avg_pool2d(images[None], _FLAT_WINDOW, 1, _FLAT_WINDOW // 2, count_include_pad=False)[0]
+    return F.avg_pool2d(images[None], window, 1, window // 2, count_include_pad=False)[0]
