@@ -32,7 +32,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -51,29 +50,15 @@ from hsidenoise.signal.defects import (
 )
 from hsidenoise.signal.lost_values import fill, fill_gaps, fill_invalid, no_measurements, tell_replaced, together
 from hsidenoise.signal.noise_level import level_of_residual, smallest_step, with_absorbed
-from hsidenoise.signal.planes.basis import BandKernels, band_kernels, find_basis
-from hsidenoise.signal.planes.filter import threshold, wiener
+from hsidenoise.signal.planes.filter import wiener
 from hsidenoise.signal.planes.flat_parts import level_of_flat_parts
 from hsidenoise.signal.planes.non_local import GAP, GUIDE_SHARE, non_local_bayes
+from hsidenoise.signal.planes.regions import Regions, composed
 from hsidenoise.signal.spectral_wiener import spectral_wiener
-from hsidenoise.signal.tiling import plan
 
 # Chosen on cave/validation (centre 256 x 256), pavia_crop and MUUFL (cleaned by a truncated SVD), PSNR. "Six cells":
 # gaussian-30 and mixture of one CAVE scene, gaussian-70 and impulse of the other, gaussian-5 of MUUFL, mixture of
 # pavia_crop: 39.88 dB in the mean.
-
-REGION = 40
-"""Side in pixels of a region with planes of its own, for up to 31 bands; it grows with the root of the bands, for which
-more pixels must speak. Twelve cells (gaussian-30, non-iid, mixture of four scenes): 64 loses 0.19 dB, 48 loses 0.06, 32
-gains 0.03 in one fifth more time."""
-
-OVERLAP = 12
-"""Pixels by which regions overlap at least. Twelve cells (gaussian-5, gaussian-30 and mixture of four scenes): 16 is as
-good, 8 loses 0.02 dB."""
-
-REGION_STRIDE = 2
-"""Distance of the blocks of 8 pixels in a region. Six cells (gaussian-5, gaussian-30 and mixture of superballs and
-pavia_crop): 1 gains 0.006 dB and makes the whole take a third more time, 4 loses 0.05."""
 
 LEAST_ENERGY = 0.002
 """Energy from which a plane of the whole scene is kept in the second round; 0.01 loses 0.05 dB."""
@@ -113,11 +98,6 @@ pixels. At 0.2 % of the values, up to 6 ranges, the error of the others is 1.1 t
 5.7 without this rule (abu-urban-2, superballs, 40 bands). Superballs, chart_and_stuffed_toy, pavia_crop and MUUFL stay
 the same under gaussian-5, deadline, impulse and mixture."""
 
-SAME = 0.05
-"""Noise levels by which a value may change before its region is denoised again. Where one to three lines of four scenes
-are shifted, to do all regions again gains 0.01 dB in up to a fifth more time."""
-
-_REGION_BANDS = 31
 # Of the robust estimate: six cells lose 0.01 dB by four rounds and half the overlap; one round leaves stripes.
 _ESTIMATE_ROUNDS, _ESTIMATE_OVERLAP = 2, 0.12
 _ESTIMATE_RANK = 6  # dimensions that the robust estimate fits
@@ -296,7 +276,7 @@ def _denoise(
         sigma = _within(torch.maximum(sigma, torch.minimum(regression, most)), limit, lost)
     sigma = (sigma if told is None else told).clamp_min(_LEAST_SIGMA)
     trusted, outliers = _trusted(residual, sigma, lost, regression, dots)
-    regions = _Regions()
+    regions = Regions()
     known, absorbed = regions.denoise(known + trusted, sigma)
     again = partial(_again, cube, gone=gone, dots=dots, told=told, regression=regression, limit=limit)
     if shifted or outliers or bool(lost.any()):
@@ -305,6 +285,7 @@ def _denoise(
             known, absorbed = _by_scene(known + trusted, known, sigma, COARSE, COARSE_SHARE)
         _, _, trusted, sigma = again(known, absorbed)
         known, absorbed = regions.denoise(known + trusted, sigma)
+    del regions  # as much as the cube, and more
     lost, residual, trusted, sigma = again(known, absorbed)
     denoised, absorbed = _by_scene(known + trusted, known, sigma, STRIDE, PILOT_SHARE)
     level = _residual(cube, denoised, lost, absorbed)[1] if told is None else sigma
@@ -409,57 +390,17 @@ def _again(
     return lost, residual, _trusted(residual, sigma, lost, regression, dots)[0], sigma
 
 
-class _Regions:
-    """Threshold and Wiener filter in the planes of each region; what none has changed is not done twice."""
-
-    def __init__(self) -> None:
-        self.seen: Tensor | None = None
-        self.found: dict[tuple[int, int], tuple[Tensor, ...]] = {}
-
-    def denoise(self, cube: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The scene as the regions find it; and the share of its noise that each band lacks."""
-        bands, *size = cube.shape
-        side = max(REGION, round(REGION * (bands / _REGION_BANDS) ** 0.5))
-        height, width = (min(side, length) for length in size)
-        taper = _ramp(height, cube)[:, None] * _ramp(width, cube)
-        result, total, absorbed = torch.zeros_like(cube), torch.zeros_like(cube[0]), torch.zeros_like(sigma)
-        overlap = min(OVERLAP, height - 1, width - 1)
-        kernels = band_kernels(sigma)
-        changed = None if self.seen is None else ((cube - self.seen).abs() > SAME * sigma[:, None, None]).any(0)
-        for top in plan(size[0], height, overlap):
-            for left in plan(size[1], width, overlap):
-                here = np.s_[:, top : top + height, left : left + width]
-                if changed is None or changed[here[1:]].any():
-                    self.found[top, left] = _region(cube[here], sigma, kernels)
-                planes, share, basis, mean, level = self.found[top, left]
-                result[here] += taper * _composed(planes, basis, mean, level)
-                total[here[1:]] += taper
-                absorbed += (basis.square() @ share) * taper.sum()
-        self.seen = cube
-        return result / total, absorbed / total.sum()
-
-
-def _region(cube: Tensor, sigma: Tensor, kernels: BandKernels) -> tuple[Tensor, ...]:
-    """Filtered planes of a region, the share of noise that each lacks, and what makes a cube of them."""
-    spectrum, basis = find_basis(cube, sigma, kernels)
-    mean = spectrum[:, None, None]
-    whitened = (cube - mean) / sigma[:, None, None]
-    planes = (basis.mT @ whitened.flatten(1)).reshape(-1, *cube.shape[1:])
-    filtered, share = wiener(planes, threshold(planes, stride=REGION_STRIDE), stride=REGION_STRIDE)
-    return filtered, share, basis, mean, sigma
-
-
 def _by_scene(cube: Tensor, guide: Tensor, sigma: Tensor, stride: int, share: float) -> tuple[Tensor, Tensor]:
     """Wiener filter in all planes that a guide has, with its energies; and the share of its noise that a band lacks."""
     planes, guides, basis, mean = _in_planes(cube, guide, sigma)
     filtered, absorbed = wiener(planes, guides, block=BLOCK, stride=stride, turn=False, mean_noise=MEAN_NOISE)
-    return _composed(filtered.lerp(guides, share), basis, mean, sigma), basis.square() @ absorbed
+    return composed(filtered.lerp(guides, share), basis, mean, sigma), basis.square() @ absorbed
 
 
 def _by_groups(cube: Tensor, guide: Tensor, lost: Tensor, sigma: Tensor, share: float, gap: int) -> Tensor:
     """Non-local Bayes in all planes that a guide has, which stands for what is lost."""
     planes, guides, basis, mean = _in_planes(torch.where(lost, guide, cube), guide, sigma)
-    return _composed(non_local_bayes(planes, guides, share, gap), basis, mean, sigma)
+    return composed(non_local_bayes(planes, guides, share, gap), basis, mean, sigma)
 
 
 def _in_planes(cube: Tensor, guide: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -477,13 +418,3 @@ def _directions(whitened: Tensor) -> Tensor:
     energy, directions = torch.linalg.eigh((flat @ flat.mT / flat.shape[1]).double())
     kept: Tensor = directions[:, min(-1, -int((energy > LEAST_ENERGY).sum())) :].to(whitened)
     return kept
-
-
-def _composed(planes: Tensor, basis: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
-    bands = (basis @ planes.flatten(1)).reshape(-1, *planes.shape[1:])
-    return mean + sigma[:, None, None] * bands
-
-
-def _ramp(length: int, like: Tensor) -> Tensor:
-    rising = torch.arange(1, length + 1, device=like.device, dtype=like.dtype)
-    return torch.minimum(rising, rising.flip(0)).clamp(max=OVERLAP)

@@ -1,8 +1,11 @@
 """Denoising by the planes of a cube: noise level, units, masks, defects, few bands."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, median_filter
@@ -11,7 +14,9 @@ from hsidenoise.classical.methods import run_baseline
 from hsidenoise.noise.cases import corrupt
 from hsidenoise.signal.defects import without_scene
 from hsidenoise.signal.noise_level import level_of_residual, with_absorbed
+from hsidenoise.signal.planes import regions as regions_of
 from hsidenoise.signal.planes.estimate import denoise_by_planes
+from hsidenoise.signal.planes.regions import Regions
 
 
 def tensor(cube):
@@ -318,3 +323,39 @@ def test_a_network_starts_from_what_the_filters_alone_give() -> None:
     torch.testing.assert_close(start, seen[0].denoised * seen[0].span + seen[0].low)
     alone, by_start = ((each - clean).square().mean().sqrt() for each in (denoise_by_planes(cube).denoised, start))
     assert alone < by_start < 1.1 * alone  # of fewer groups
+
+
+@pytest.mark.parametrize("bands", [3, 8, 20])
+def test_photon_noise_is_as_strong_as_where_it_is_bright(bands: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shade = 0.1 + torch.linspace(0, 1, 90)[:, None].square() * torch.ones(80)
+    clean = 200 * (0.5 + torch.rand(bands, 1, 1, generator=generator)) * shade
+    noisy = torch.poisson(clean, generator=generator)
+    found = denoise_by_planes(noisy)
+    assert (found.denoised - clean).square().mean() < 0.3 * (noisy - clean).square().mean()
+    assert (found.sigma > 0.7 * (noisy - clean).square().mean((1, 2)).sqrt()).all()
+
+
+def test_stripes_in_a_few_of_many_bands_are_taken_away() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shares = F.interpolate(torch.rand(1, 3, 9, 9, generator=generator), size=(64, 64), mode="bilinear")[0]
+    clean = torch.einsum("bs,shw->bhw", torch.rand(40, 3, generator=generator), shares) / 3
+    noisy = clean + 0.06 * torch.randn(clean.shape, generator=generator)
+    noisy[10:13] += 0.1 * torch.randn(3, 1, 64, generator=generator)
+    left = denoise_by_planes(noisy).denoised - clean
+    assert left[10:13].square().mean().sqrt() < 0.095  # 0.11 if they are not found
+
+
+def test_only_regions_that_changed_are_denoised_again() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cube, sigma = torch.randn(40, 100, 100, generator=generator), torch.ones(40)
+    regions = Regions()
+    first, _ = regions.denoise(cube, sigma)
+    other = cube.clone()
+    other[7, 3, 4] += 9
+    with mock.patch.object(regions_of, "_region", wraps=regions_of._region) as again:
+        second, _ = regions.denoise(other, sigma)
+    assert again.call_count == 1
+    whole, _ = Regions().denoise(other, sigma)
+    torch.testing.assert_close(second, whole)
+    assert not torch.equal(first, second)
