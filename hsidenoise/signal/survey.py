@@ -216,9 +216,10 @@ def _of_all_brightnesses(
             ]
             for details, texture in views
         ]
-        (grown, usual), (most, _) = ((math.sqrt(np.mean(np.square(each[:-1]))), each[-1]) for each in levels)
+        (grown, usual), (most, flattest) = ((math.sqrt(np.mean(np.square(each[:-1]))), each[-1]) for each in levels)
         if grown > _LEAST_GROWTH * usual > 0:
-            sigma[band] = max(sigma[band], math.hypot(grown / usual * sigma[band], most) / math.sqrt(2))
+            least = min(sigma[band], flattest)
+            sigma[band] = max(sigma[band], math.hypot(grown / usual * least, most) / math.sqrt(2))
     return sigma
 
 

@@ -46,7 +46,7 @@ def level_of_flat_parts(
     Example:
         >>> texture = (torch.arange(80) % 2).float() * (torch.arange(60) < 40)[:, None]
         >>> noise = 0.1 * torch.randn(1, 60, 80, generator=torch.Generator().manual_seed(0))
-        >>> level_of_flat_parts(texture + noise, torch.zeros(1, 60, 80, dtype=torch.bool)).numpy().round(2)
+        >>> level_of_flat_parts(texture + noise, torch.zeros(1, 60, 80, dtype=torch.bool)).numpy().round(1)
         array([0.1], dtype=float32)
     """
     bright = _around(torch.where(lost, 0.0, cube), _CLASS_WINDOW) / _around((~lost).to(cube), _CLASS_WINDOW)
