@@ -4,7 +4,11 @@ import csv
 import json
 
 import pytest
+import torch
 from command_line import ROOT, run_script
+
+from hsidenoise.models import create_model
+from hsidenoise.models.weights import load_model, save_weights
 
 
 def script(name, *arguments):
@@ -28,6 +32,30 @@ def test_speed_of_the_released_formulations_and_ours(tmp_path):
         assert 0 < ours["shortest"] <= ours["seconds"]
         assert f"| {network} | {job} | {size} | float32 |" in printed
     assert 1e-5 < rows["hcanet", "forward", 16, "bfloat16"]["difference"] < 0.05  # not the same output twice
+
+
+def test_narrower_weights_do_nearly_the_same(tmp_path):
+    """Where half of the products are copies of the others, nothing is lost with them."""
+    torch.manual_seed(0)
+    size = {"planes": 3, "dim": 8, "num_blocks": (0, 0, 1), "num_refinement_blocks": 0, "heads": (1, 1, 1)}
+    wide = create_model("hcanet-bra", **size, expansion=2.0, attention=("none", "none", "none")).eval()
+    network = wide.middle[0].feed_forward
+    with torch.no_grad():  # the second half of the products of the one block is the first once more
+        for third in network.project_in.weight.chunk(3):
+            third[32:] = third[:32]
+        for view in (network.dwconv1, network.dwconv2, network.dwconv3):
+            view.weight[32:] = view.weight[:32]
+    save_weights(tmp_path / "wide.safetensors", wide, name="hcanet-bra")
+    path, scene = ROOT / "scripts" / "recipes" / "narrow.py", ROOT / "data" / "samples" / "superballs.mat"
+    for attention, status in (("none", 0), ("bra", 2)):
+        words = ("--expansion", 1, "--attention", "none", "none", attention, "--clean", scene)
+        done = run_script(path, tmp_path / "wide.safetensors", tmp_path / f"{attention}.safetensors", *words)
+        assert done.returncode == status, done.stderr
+    assert not (tmp_path / "bra.safetensors").exists()
+    narrow = load_model(tmp_path / "none.safetensors")
+    x = torch.randn(1, 32, 20, 20)
+    torch.testing.assert_close(narrow.middle[0].feed_forward(x), network(x), rtol=1e-2, atol=1e-3)
+    assert narrow.config["expansion"] == 1
 
 
 def test_the_attention_learns_inside_another_network():
