@@ -32,8 +32,7 @@ _STRIPE = 0.5  # noise levels by which a line is off
 # bands and pixels of a group of its own: half of a cube of 31 bands, a hundredth of a small one
 _FEWEST_ALIKE, _FEWEST_PIXELS = 8, 400
 # Parts of fewer bands by brightness, and how much more noise they have in the mean from which it grows. Noise like the
-# root of the signal in 3 to 11 bands of remote_sensing_clean: the worst band is off by 10 % in the mean, 20 % without;
-# superballs, 1 to 8 bands: 0.76 to 0.96 of what it is, 0.23 to 0.85 without.
+# root of the signal in superballs, 1 to 8 bands: 0.67 to 0.90 of what it is, 0.35 to 0.82 without.
 _MANY_BANDS, _PARTS, _FEWEST_IN_PART, _FLAT, _LEAST_GROWTH, _FEWEST_REGRESSED = 31, 20, 150, 0.25, 1.03, 4
 _CHANCE = 1e-4  # share of values that chance puts there, about
 # ratio of two estimates, over its median, from which the finer one has followed the noise: with stripes, without
@@ -218,8 +217,7 @@ def _of_all_brightnesses(
         ]
         (grown, usual), (most, flattest) = ((math.sqrt(np.mean(np.square(each[:-1]))), each[-1]) for each in levels)
         if grown > _LEAST_GROWTH * usual > 0:
-            least = min(sigma[band], flattest)
-            sigma[band] = max(sigma[band], math.hypot(grown / usual * least, most) / math.sqrt(2))
+            sigma[band] = max(sigma[band], math.hypot(grown / usual * min(sigma[band], flattest), most) / math.sqrt(2))
     return sigma
 
 

@@ -28,6 +28,7 @@ from hsidenoise.signal.planes.estimate import denoise_by_planes
 
 CASES = ("gaussian-10", "gaussian-50", "mixture")
 SIDE = 128
+OWN = ("format", "model", "config")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,11 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     narrow.load_state_dict({**here, **{name: there[name] for name in here if here[name].shape == there[name].shape}})
     for block, other, energy in zip(blocks, thin, statistics, strict=True):
         take(block.feed_forward, other.feed_forward, energy)
-    header = {name: value for name, value in read_header(given.weights).items() if name not in _OWN}
-    save_weights(given.output, narrow, name="hcanet-bra", metadata=header)
-
-
-_OWN = ("format", "model", "config")
+    kept = {name: text for name, text in read_header(given.weights).items() if name not in OWN and "val/" not in name}
+    save_weights(given.output, narrow, name="hcanet-bra", metadata=kept)
 
 
 def products(network: nn.Module, parts: list[nn.Module], scenes: Sequence[np.ndarray]) -> list[Tensor]:

@@ -314,7 +314,7 @@ def test_a_mask_of_another_size_is_refused(unchecked):
         denoise_by_planes(torch.zeros(3, 4, 5), torch.ones(5, 4, dtype=torch.bool))
 
 
-def test_a_network_starts_from_what_the_filters_alone_give() -> None:
+def test_a_network_starts_from_nearly_what_the_filters_alone_give() -> None:
     generator = torch.Generator().manual_seed(0)
     clean = torch.rand(40, 1, 1, generator=generator) * (torch.arange(48.0) / 5).sin() * torch.ones(50, 1)
     cube = clean + 0.1 * torch.randn(clean.shape, generator=generator)
